@@ -1,1 +1,173 @@
-//! Placeholder; replaced in the first commit.
+//! The daemon's memory: one SQLite file with sandboxes, leases and the build cache.
+//!
+//! One process owns it (an exclusive lock beside the file says so), one connection writes it, and every
+//! call is short and synchronous: an async caller goes through `spawn_blocking`. Big bytes never come
+//! here; layers and image configs live in the image store, command output nowhere.
+//!
+//! Rows carry the API's own JSON ([`berth_types`]) next to the columns that are searched. A row's
+//! `revision` grows with every write of the whole store, so that a change feed can be added without a new format.
+//!
+//! Fails with [`Error`]; a store of a newer schema is refused, never guessed at.
+//!
+//! Start reading at [`Store::open`] and `schema.sql`.
+
+mod cache;
+mod leases;
+mod sandboxes;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+
+pub use leases::LeaseRow;
+pub use sandboxes::SandboxRow;
+
+/// Schema that this code reads and writes; see `schema.sql`.
+const SCHEMA_VERSION: i64 = 1;
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Opening or creating the file failed.
+    #[error("cannot open the database {path}")]
+    Open {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The lock file beside the database could not be made.
+    #[error("cannot open the lock file {path}")]
+    LockFile {
+        /// The lock file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another daemon has this data directory.
+    #[error("another daemon uses {path}")]
+    InUse {
+        /// The lock file that it holds.
+        path: PathBuf,
+    },
+    /// The file was written by a newer Berth.
+    #[error("the database has schema {found}, this Berth knows up to {known}")]
+    NewerSchema {
+        /// Version in the file.
+        found: i64,
+        /// Newest version this code knows.
+        known: i64,
+    },
+    /// A statement failed.
+    #[error("cannot {operation} in the database")]
+    Query {
+        /// What was being done.
+        operation: &'static str,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A row's JSON is not what this version writes.
+    #[error("cannot read {what} from the database")]
+    Corrupt {
+        /// Which row.
+        what: String,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The open store. Calls are serialised.
+#[derive(Debug)]
+pub struct Store {
+    connection: Mutex<Connection>,
+    /// Held for as long as the store is open; the kernel drops it with the process.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the database in `dir`, making it when it is not there.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when another process has it open, [`Error::NewerSchema`] when a newer Berth wrote it.
+    pub fn open(dir: &Path) -> Result<Store, Error> {
+        let lock = lock(&dir.join("berth.lock"))?;
+        let path = dir.join("berth.db");
+        let open = |source| Error::Open { path: path.clone(), source };
+        let connection = Connection::open(&path).map_err(open)?;
+        // WAL with NORMAL: a crash of the daemon loses nothing, a power cut at most the last
+        // transactions; the sandboxes they spoke of are gone then too.
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(open)?;
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(open)?;
+        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open)?;
+        if found > SCHEMA_VERSION {
+            return Err(Error::NewerSchema { found, known: SCHEMA_VERSION });
+        }
+        if found == 0 {
+            connection.execute_batch(include_str!("schema.sql")).map_err(open)?;
+            connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(open)?;
+        }
+        Ok(Store { connection: Mutex::new(connection), _lock: lock })
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A panic while the lock was held left SQLite itself consistent: transactions roll back.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lock(path: &Path) -> Result<File, Error> {
+    let on = |source| Error::LockFile { path: path.to_owned(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(on)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(on(source)),
+    }
+}
+
+fn query(operation: &'static str) -> impl Fn(rusqlite::Error) -> Error {
+    move |source| Error::Query { operation, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Store::open(dir.path()).unwrap();
+        assert!(matches!(Store::open(dir.path()), Err(Error::InUse { .. })));
+        drop(first);
+        Store::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        let raw = Connection::open(dir.path().join("berth.db")).unwrap();
+        raw.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+        drop(raw);
+        assert!(matches!(Store::open(dir.path()), Err(Error::NewerSchema { .. })));
+    }
+
+    #[test]
+    fn an_old_file_is_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = Connection::open(dir.path().join("berth.db")).unwrap();
+        raw.execute_batch(include_str!("../tests/fixtures/schema-1.sql")).unwrap();
+        drop(raw);
+        let store = Store::open(dir.path()).unwrap();
+        let rows = store.sandboxes().unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].sandbox.name, "fixture");
+        assert_eq!(store.cached("step", "k").unwrap().as_deref(), Some("v"));
+    }
+}
