@@ -20,6 +20,16 @@ pub struct ArchiveIn {
     pub keep_ids: bool,
 }
 
+/// Answer to `PUT /v1/sandboxes/{id}/archive`: what was not unpacked, entry by entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct ArchiveReport {
+    /// Entries that would have left the target or that the target does not allow, each `name: why`.
+    pub refused: Vec<String>,
+    /// Entries of kinds that are never unpacked (FIFOs, sockets, devices), by name.
+    pub skipped: Vec<String>,
+}
+
 /// Query of `GET /v1/sandboxes/{id}/archive`: a tar of `path`.
 ///
 /// A directory's entries are named relative to it; a file is one entry under its base name. FIFOs, sockets and

@@ -57,6 +57,17 @@ pub struct PullImage {
     pub auth: Option<BasicAuth>,
 }
 
+/// Body of `POST /v1/images/push`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PushImage {
+    /// `registry/name:tag`: the image of the local store that is pushed, and where to.
+    pub reference: String,
+    /// For a registry that wants them; the daemon's own configuration otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<BasicAuth>,
+}
+
 /// When a pull asks the registry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
