@@ -177,3 +177,11 @@ pub struct Lease {
     /// When it runs out, RFC 3339.
     pub expires_at: String,
 }
+
+/// Body of `PUT /v1/sandboxes/{id}/lease`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetLease {
+    /// Lease to live under; `null` to live until deleted.
+    pub lease: Option<String>,
+}
