@@ -1,0 +1,1 @@
+//! Placeholder; the guest's engineer fills it.
