@@ -1,2 +1,42 @@
-//! Placeholder.
-fn main() {}
+//! `berth`: the daemon, the command line, and the helper that makes sandboxes, in one executable.
+
+mod config;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use berth_cli::{Action, Cli, Context};
+use clap::Parser;
+
+/// The sandbox's first process, as a static executable; see `build.rs`.
+static GUEST: &[u8] = include_bytes!(env!("BERTH_GUEST"));
+
+fn main() -> ExitCode {
+    // Before anything else, while this process is surely single-threaded: the launcher forks.
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == berth_jail::LAUNCHER_ARG) {
+        return berth_jail::launcher_main();
+    }
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the runtime: {error}");
+            return ExitCode::from(70);
+        }
+    };
+    let context = Context { binary: own_path(), local_doctor: serve::local_doctor };
+    match cli.action() {
+        Action::Serve(args) => runtime.block_on(serve::serve(args)),
+        Action::OpenApi => {
+            print!("{}", berth_daemon::openapi_document());
+            ExitCode::SUCCESS
+        }
+        Action::Client(cli) => runtime.block_on(berth_cli::run(cli, context)),
+    }
+}
+
+/// Path by which this executable can be started again.
+fn own_path() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"))
+}

@@ -1,0 +1,113 @@
+//! `berth serve`: put the daemon together, run it, take it apart.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use berth_cli::ServeArgs;
+use berth_daemon::Address;
+use berth_node::Node;
+use berth_types::system::DoctorReport;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+
+/// An embedded daemon costs some 50 ms to start again, so it need not linger.
+const EMBEDDED_IDLE: Duration = Duration::from_secs(120);
+
+/// Exit code for a machine or configuration that does not allow it (sysexits(3), EX_CONFIG).
+const EXIT_CONFIG: u8 = 78;
+
+/// Runs the daemon until it is told to stop.
+pub(crate) async fn serve(args: ServeArgs) -> ExitCode {
+    start_logging();
+    if args.embedded {
+        // The command that started us must not take us along with its terminal. Fails only for a process
+        // group's leader, which is then not in its parent's group anyway.
+        let _ = rustix::process::setsid();
+    }
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}
+
+fn start_logging() {
+    let filter = EnvFilter::try_from_env("BERTH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+async fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let config = Config::load(args.config.as_deref())?;
+    let data_dir = args.data_dir.or(config.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
+    let host = args.host.or(config.host).unwrap_or_else(|| "unix:///run/berth/berth.sock".to_owned());
+    let address = Address::parse(&host)?;
+    refuse_unfit_machine()?;
+    make_private(&data_dir)?;
+
+    let node = Node::start(berth_node::Options {
+        data_dir: data_dir.clone(),
+        guest: crate::GUEST,
+        registry: config.registry,
+        network_range: config.network.range,
+    })
+    .await
+    .context("cannot start the daemon")?;
+
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    let idle_exit = args.idle_exit.map(Duration::from_secs).or(args.embedded.then_some(EMBEDDED_IDLE));
+    let options = berth_daemon::Options { address: address.clone(), idle_exit, data_dir };
+    let served = berth_daemon::serve(node.clone(), options, stop, || tracing::info!(%address, "serving")).await;
+    node.shutdown().await;
+    served?;
+    tracing::info!("ended");
+    Ok(())
+}
+
+fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// Layers and socket are root's own: what is in an image may be secret.
+fn make_private(dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700))
+        .with_context(|| format!("cannot make {} private", dir.display()))
+}
+
+/// Fails with every reason and what to do about it when sandboxes cannot run here.
+fn refuse_unfit_machine() -> anyhow::Result<()> {
+    let unfit: Vec<String> = berth_node::local_doctor()
+        .checks
+        .into_iter()
+        .filter(|check| check.status == berth_types::system::CheckStatus::Fail)
+        .map(|check| {
+            let hint = check.hint.map(|hint| format!(" (hint: {hint})")).unwrap_or_default();
+            format!("{}: {}{hint}", check.name, check.found)
+        })
+        .collect();
+    anyhow::ensure!(unfit.is_empty(), "sandboxes cannot run on this machine: {}", unfit.join("; "));
+    Ok(())
+}
+
+/// The checks that need no daemon, for `berth doctor`.
+pub(crate) fn local_doctor() -> DoctorReport {
+    berth_node::local_doctor()
+}

@@ -1,0 +1,40 @@
+//! Request bodies and queries, with Berth's own errors when they are not what they should be.
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use crate::App;
+use crate::reply::{Failure, user_error};
+
+/// Longest JSON body, in bytes. An exec's environment may be megabytes.
+const MAX_JSON: usize = 32 << 20;
+
+/// A JSON body.
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &App) -> Result<Self, Failure> {
+        let bytes = axum::body::to_bytes(request.into_body(), MAX_JSON)
+            .await
+            .map_err(|error| user_error("bad_body", format!("cannot read the request's body: {error}")))?;
+        let value = serde_json::from_slice(&bytes)
+            .map_err(|error| user_error("bad_body", format!("the request's body is not valid: {error}")))?;
+        Ok(Json(value))
+    }
+}
+
+/// The query string.
+pub(crate) struct Query<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, Failure> {
+        let query = axum::extract::Query::try_from_uri(&parts.uri)
+            .map_err(|error| user_error("bad_query", format!("the request's query is not valid: {error}")))?;
+        Ok(Query(query.0))
+    }
+}

@@ -1,0 +1,33 @@
+//! The OpenAPI document, made from the handlers themselves.
+
+use utoipa::OpenApi;
+
+use crate::{archive, exec, fs, images, leases, sandboxes, system};
+
+/// Berth's HTTP API. Bodies of execs and archives are streams; see each route.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Berth", description = "Sandboxes for agent evaluation.", license(name = "Apache-2.0")),
+    paths(
+        system::version, system::doctor, system::shutdown,
+        leases::create, leases::renew, leases::delete,
+        sandboxes::create, sandboxes::list, sandboxes::show, sandboxes::delete, sandboxes::set_lease,
+        exec::start, exec::kill,
+        archive::put, archive::get, fs::call,
+        images::list, images::show, images::remove, images::pull, images::push, images::import,
+        images::bootstrap, images::build,
+    ),
+    components(schemas(
+        berth_types::exec::ExecEvent, berth_types::image::BuildFailure, berth_types::image::BuildImage,
+        berth_types::progress::Progress,
+    ))
+)]
+struct Document;
+
+/// The document as JSON, with a trailing newline, as it is checked in.
+pub fn document() -> String {
+    // The document is built from constants; it always serialises.
+    let mut text = Document::openapi().to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}

@@ -1,0 +1,33 @@
+//! The daemon itself.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use berth_types::API_VERSION;
+use berth_types::system::{DoctorReport, Version};
+
+use crate::App;
+
+/// What this daemon is.
+#[utoipa::path(get, path = "/v1/version", tag = "system", responses((status = 200, body = Version)))]
+pub(crate) async fn version(State(app): State<App>) -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        api: API_VERSION.to_owned(),
+        pid: std::process::id(),
+        data_dir: app.data_dir.display().to_string(),
+    })
+}
+
+/// Whether this machine is fit, check by check.
+#[utoipa::path(get, path = "/v1/doctor", tag = "system", responses((status = 200, body = DoctorReport)))]
+pub(crate) async fn doctor(State(app): State<App>) -> Json<DoctorReport> {
+    Json(app.node.doctor().await)
+}
+
+/// Ends the daemon; its sandboxes end with it.
+#[utoipa::path(post, path = "/v1/shutdown", tag = "system", responses((status = 202, description = "it will end")))]
+pub(crate) async fn shutdown(State(app): State<App>) -> StatusCode {
+    app.stop.cancel();
+    StatusCode::ACCEPTED
+}

@@ -1,0 +1,117 @@
+//! What can run a sandbox: the seam between the node and containers, microVMs, or a fake.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::Error;
+use crate::guest::Guest;
+
+/// What a driver needs to know to start one sandbox.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StartSpec {
+    /// The sandbox's id; names its directories and cgroups.
+    pub id: String,
+    /// Host name inside.
+    pub hostname: String,
+    /// Layers of the root file system by name, the topmost first. Empty for an empty root.
+    pub layers: Vec<String>,
+    /// Whether it reaches the internet; loopback only otherwise.
+    pub public_network: bool,
+    /// Limits.
+    pub limits: Limits,
+    /// Paths of this machine to mount into it.
+    pub binds: Vec<Bind>,
+    /// Whether set-uid bits and file capabilities are without effect inside.
+    pub no_new_privileges: bool,
+}
+
+/// Limits on what a sandbox may use; absent means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Limits {
+    /// Processor time, in cores.
+    pub cpus: Option<f64>,
+    /// Memory, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+/// A path of this machine that a sandbox sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// Absolute path on this machine.
+    pub source: PathBuf,
+    /// Absolute path inside.
+    pub target: PathBuf,
+    /// Whether it can only be read inside.
+    pub read_only: bool,
+}
+
+/// Starts sandboxes of one kind.
+pub trait Driver: Send + Sync + 'static {
+    /// Starts a sandbox and returns when its guest answers. Dropping the future gives back what was made.
+    fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, Error>>;
+
+    /// Whether writable disk can be limited.
+    fn enforces_storage(&self) -> bool;
+
+    /// Resolves when everything of sandboxes that have ended is gone from this machine.
+    fn settled(&self) -> BoxFuture<'_, ()>;
+
+    /// Gives back what the driver itself holds on this machine; call it when no sandbox is left.
+    fn shutdown(&self) -> BoxFuture<'_, ()>;
+}
+
+/// One sandbox that was started.
+pub trait Machine: Send + Sync + 'static {
+    /// The connection to its first process.
+    fn guest(&self) -> &Guest;
+
+    /// Resolves when its first process is gone, whatever the cause, with what is known of it.
+    fn died(&self) -> BoxFuture<'_, Death>;
+
+    /// Ends it: when this returns no process of it is left; disk and network are freed soon after.
+    fn stop(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Ends it and hands over its writable layer, for a build to keep.
+    fn take_disk(&self) -> BoxFuture<'_, Result<Disk, Error>>;
+}
+
+/// Why a sandbox's first process is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// How many processes the kernel has killed in it for want of memory.
+    pub oom_kills: u64,
+    /// How the first process ended, in words.
+    pub how: String,
+}
+
+impl std::fmt::Display for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.how)?;
+        if self.oom_kills > 0 {
+            write!(f, "; the kernel had killed {} of its processes for want of memory", self.oom_kills)?;
+        }
+        Ok(())
+    }
+}
+
+/// The writable layer of a sandbox that has ended. Dropping it frees what is left of it.
+pub struct Disk {
+    upper: PathBuf,
+    _rest: Box<dyn Send + Sync>,
+}
+
+impl Disk {
+    /// A layer at `upper`; `rest` is dropped with it.
+    pub fn new(upper: PathBuf, rest: Box<dyn Send + Sync>) -> Disk {
+        Disk { upper, _rest: rest }
+    }
+
+    /// The layer, an overlayfs upper directory; it may be renamed away.
+    pub fn upper(&self) -> &std::path::Path {
+        &self.upper
+    }
+}
