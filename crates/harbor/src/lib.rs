@@ -1,1 +1,2 @@
-//! Placeholder; replaced in the first commit.
+//! Harbor's task format, run natively.
+pub mod task;
