@@ -1,0 +1,626 @@
+"""Berth as an environment of Harbor: ``harbor run … -e berth.harbor:BerthEnvironment``.
+
+What it is for: running one Harbor trial's environment in one Berth sandbox. What it refuses, at construction: compose tasks,
+allow-lists, GPUs, Windows, volumes, unknown ``--ek`` keys; it declares only what the daemon has. How it fails: the classes
+carry the names that Harbor's retry and grading table knows, so that a failure of the platform is never graded as the
+agent's. Start reading at :meth:`BerthEnvironment.start` and :meth:`BerthEnvironment.exec`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import functools
+import inspect
+import posixpath
+import re
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NoReturn, cast, override
+
+from harbor.environments.base import BaseEnvironment, ExecResult, SandboxBuildFailedError
+from harbor.environments.capabilities import EnvironmentCapabilities, EnvironmentResourceCapabilities
+from harbor.environments.definition import (
+    COMPOSE_FILE_NAME,
+    require_agent_environment_definition,
+    should_upload_environment_dir,
+    should_use_prebuilt_docker_image,
+)
+from harbor.utils.path_filter import filter_paths_by_patterns
+
+from berth import _endpoint, models
+from berth._async import AsyncClient, AsyncSandbox, settle, split_target
+from berth._lease import process_lease
+from berth._sync import Client
+from berth._tar import Report
+from berth.errors import BerthError, BuildFailed, NotFound
+
+PULL_POLICIES = ("missing", "always", "never")
+STARTUP_TIMEOUT_SEC = 120.0
+"""Seconds that a sandbox may take from its image to running, by default."""
+
+_REAP_TIMEOUT = 30.0
+"""Seconds that cleaning up waits for the daemon."""
+
+_WRITABLE_BY_ALL = 0o777
+_OUTPUT_TAIL = 50
+_OWN_KEYS = ("host", "mode", "no_new_privileges", "pull", "startup_timeout_sec")
+
+EnvironmentPath = str | PurePath
+
+
+class RuntimeRequestError(Exception):
+    """The platform failed, not the task: Harbor's table maps this name to "sandbox failed, retry, do not grade"."""
+
+
+class BerthEnvironment(BaseEnvironment):
+    """One Berth sandbox, as Harbor's environment."""
+
+    def __init__(
+        self,
+        *args: Any,
+        host: str | None = None,
+        pull: str = "missing",
+        no_new_privileges: bool | str | None = None,
+        startup_timeout_sec: float | str = STARTUP_TIMEOUT_SEC,
+        mode: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """See Harbor's base class for the rest.
+
+        Args:
+            host: The daemon, as ``BERTH_HOST`` has it; that, or the embedded daemon, when absent.
+            pull: When a ``docker_image`` is looked up in its registry: ``missing``, ``always`` or ``never``.
+            no_new_privileges: Whether set-uid programs lose their effect; the daemon decides by the image when absent.
+            startup_timeout_sec: Limit for making the sandbox, once its image is there; 0 means none.
+            mode: Only ``auto``, for commands that were written for providers with several modes.
+        """
+        _refuse_unknown_keys(kwargs)
+        if mode != "auto":
+            raise ValueError(f"--ek mode={mode!r} is not supported; berth has one mode, 'auto'")
+        self._pull = _one_of("pull", pull, PULL_POLICIES)
+        self._no_new_privileges = (
+            None if no_new_privileges is None else _boolean("no_new_privileges", no_new_privileges)
+        )
+        self._startup_timeout_sec = _seconds("startup_timeout_sec", startup_timeout_sec)
+        self._host = _checked_host(host)
+        self._client: AsyncClient | None = None
+        self._sandbox: AsyncSandbox | None = None
+        self._creating: asyncio.Task[AsyncSandbox] | None = None
+        super().__init__(*args, **kwargs)
+        self._user_mounts = [_bind_mount(mount, self._host) for mount in self._host_mounts]
+
+    # ---------------------------------------------------------------------------------------- what it is and can do
+
+    @staticmethod
+    @override
+    def type() -> str:
+        return "berth"
+
+    @property
+    @override
+    def capabilities(self) -> EnvironmentCapabilities:
+        return EnvironmentCapabilities(disable_internet=True)
+
+    @classmethod
+    @override
+    def resource_capabilities(cls) -> EnvironmentResourceCapabilities:
+        return EnvironmentResourceCapabilities(cpu_limit=True, memory_limit=True, fractional_cpus=True)
+
+    @override
+    def _validate_definition(self) -> None:
+        compose = self.environment_dir / COMPOSE_FILE_NAME
+        if compose.exists():
+            raise ValueError(f"{compose}: berth does not run docker-compose tasks")
+        require_agent_environment_definition(self.environment_dir, docker_image=self.task_env_config.docker_image)
+
+    @classmethod
+    @override
+    def preflight(cls) -> None:
+        # Preflight does not see --ek; a daemon named there is checked when the first trial starts.
+        if any(argument.startswith("host=") for argument in sys.argv):
+            return
+        try:
+            with Client() as client:
+                client.version()
+        except BerthError as error:
+            raise SystemExit(f"berth: {error}") from None
+
+    # -------------------------------------------------------------------------------------------------- start, stop
+
+    @override
+    async def start(self, force_build: bool) -> None:
+        try:
+            with _infrastructure("start the environment"):
+                await self._start(force_build)
+        except BaseException:
+            # Whatever was made so far has no owner when this fails or is cancelled.
+            await settle(self._reap(), _REAP_TIMEOUT)
+            raise
+
+    async def _start(self, force_build: bool) -> None:
+        self._client = AsyncClient(self._host)
+        image = await self._image(force_build)
+        self._sandbox = await self._create(image)
+        info = self._sandbox.info
+        self.logger.debug(f"berth: sandbox {info.name} ({info.id}) runs {image}, ready in {info.start_ms or 0:.0f} ms")
+        if info.shell is not None and posixpath.basename(info.shell) != "bash":
+            self.logger.debug(f"berth: the image has no bash; commands run in {info.shell}")
+        if info.shell is None:
+            self.logger.warning("berth: the image has no shell; commands of the task and of Harbor cannot run in it")
+        if self._effective_storage_mb is not None and not info.storage_enforced:
+            self.logger.warning(
+                f"berth: storage_mb={self._effective_storage_mb} is not enforced by the daemon's disk engine"
+            )
+        await self._make_log_dirs()
+        await self._upload_environment_dir_after_start()
+
+    async def _image(self, force_build: bool) -> str:
+        """The id of the image to run: built from the task's Dockerfile, or pulled."""
+        reference = self.task_env_config.docker_image
+        prebuilt = should_use_prebuilt_docker_image(
+            self.environment_dir, docker_image=reference, force_build=force_build
+        )
+        began = time.monotonic()
+        try:
+            if prebuilt and reference is not None:
+                policy = "always" if force_build else self._pull
+                image = await self._connected.pull_image(
+                    reference, policy=cast(models.PullPolicy, policy), on_progress=self._log_progress
+                )
+                self.logger.debug(
+                    f"berth: image resolution: {reference} -> {image.id} (pull={policy}, {time.monotonic() - began:.2f} s)"
+                )
+                return image.id
+            built = await self._connected.build_image(
+                self.environment_dir, tags=[self._tag()], no_cache=force_build, on_progress=self._log_progress
+            )
+        except BerthError as error:
+            if error.is_infrastructure:
+                raise
+            raise SandboxBuildFailedError(_build_failure(error, self.environment_dir)) from error
+        hit = "hit" if built.cached_steps == built.steps else "miss"
+        self.logger.debug(
+            f"berth: image resolution: key={built.content_key} {hit} steps={built.steps} cached={built.cached_steps}"
+            f" -> {built.image.id} ({time.monotonic() - began:.2f} s)"
+        )
+        return built.image.id
+
+    def _tag(self) -> str:
+        return f"harbor/{_slug(self.environment_name, 'task').lower()}:latest"
+
+    def _log_progress(self, progress: models.Progress) -> None:
+        match progress.what:
+            case "step":
+                cached = " (cached)" if progress.cached else ""
+                self.logger.info(f"berth: step {progress.step}/{progress.steps}: {progress.instruction}{cached}")
+            case "message":
+                self.logger.info(f"berth: {progress.text}")
+            case "output" if progress.text:
+                self.logger.debug(f"berth: build output: {progress.text.rstrip()}")
+
+    async def _create(self, image: str) -> AsyncSandbox:
+        client = self._connected
+        lease = await asyncio.to_thread(process_lease, await client.endpoint())
+        # A task of its own: when this is cancelled, what the daemon made of the request must still be learned.
+        self._creating = asyncio.create_task(
+            client.create_sandbox(
+                image,
+                name=f"{_slug(self.session_id, 'harbor')[:54]}-{secrets.token_hex(4)}",
+                labels={"harbor.session": self.session_id, "harbor.task": self.environment_name},
+                lease=lease,
+                resources=models.Resources(
+                    cpus=self._effective_cpus,
+                    memory_mb=self._effective_memory_mb,
+                    storage_mb=self._effective_storage_mb,
+                ),
+                network="no-network" if self._network_disabled else "public",
+                env=self._startup_env(),
+                workdir=self.task_env_config.workdir,
+                mounts=self._user_mounts,
+                no_new_privileges=self._no_new_privileges,
+            )
+        )
+        try:
+            async with asyncio.timeout(self._startup_timeout_sec or None):
+                return await asyncio.shield(self._creating)
+        except TimeoutError as error:
+            raise RuntimeRequestError(
+                f"the sandbox was not ready within startup_timeout_sec={self._startup_timeout_sec:g}"
+            ) from error
+
+    async def _make_log_dirs(self) -> None:
+        # A file or socket mounted by the user is there already, and is no directory.
+        ready = {mount.target for mount in self._user_mounts if not Path(mount.source).is_dir()}
+        made = await self.ensure_dirs([t for t in self._mount_targets(writable_only=True) if t not in ready])
+        if made is not None and made.return_code != 0:
+            raise RuntimeRequestError(f"cannot make the log directories: {made.stderr}")
+
+    @override
+    async def _upload_environment_dir_after_start(self) -> None:
+        # As the base, but the daemon knows the working directory, so no shell is needed to ask for it.
+        image = self.task_env_config.docker_image
+        if self._enable_environment_dir_upload and should_upload_environment_dir(
+            self.environment_dir, docker_image=image
+        ):
+            workdir = self._running.info.workdir
+            self.logger.debug(f"Uploading environment/ to {workdir}")
+            await self.upload_dir(self.environment_dir, workdir)
+
+    @override
+    async def stop(self, delete: bool) -> None:
+        if delete or self._sandbox is None:
+            await settle(self._reap(), _REAP_TIMEOUT)
+        else:
+            await settle(self._keep(self._sandbox), _REAP_TIMEOUT)
+
+    async def _keep(self, sandbox: AsyncSandbox) -> None:
+        client = sandbox.client
+        try:
+            await client.set_lease(sandbox.id, None)
+            endpoint = await client.endpoint()
+            prefix = "" if endpoint.host == _endpoint.DEFAULT_HOST else f"BERTH_HOST={shlex.quote(endpoint.host)} "
+            self.logger.info(
+                f"berth: the sandbox is kept; attach with: {prefix}berth sandbox exec {sandbox.name} -- sh"
+            )
+        except Exception as error:
+            self.logger.warning(f"berth: could not keep the sandbox {sandbox.name} beyond this process: {error}")
+        finally:
+            self._sandbox = self._creating = self._client = None
+            await client.aclose()
+
+    async def _reap(self) -> None:
+        """Deletes whatever was made. Never raises: the lease deletes what cannot be reached now."""
+        client, creating = self._client, self._creating
+        self._sandbox = self._creating = self._client = None
+        if client is None:
+            return
+        try:
+            if creating is not None:
+                sandbox = await creating
+                await sandbox.delete()
+        except BerthError as error:
+            self.logger.debug(f"berth: nothing deleted: {error}")
+        except Exception:
+            self.logger.warning("berth: could not delete the sandbox; its lease will", exc_info=True)
+        finally:
+            with contextlib.suppress(Exception):
+                await client.aclose()
+
+    # --------------------------------------------------------------------------------------------------------- exec
+
+    @override
+    async def exec(
+        self,
+        command: str,
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        timeout_sec: int | None = None,
+        user: str | int | None = None,
+    ) -> ExecResult:
+        # Environment and callback are scoped to the caller's task and must be asked for here.
+        with _infrastructure("run a command"):
+            result = await self._running.exec(
+                command,
+                cwd=cwd,
+                env=self._merge_env(env),
+                user=self._user(user),
+                timeout=timeout_sec,
+                on_output=self._output_callback(),
+            )
+        return _exec_result(result, timeout_sec)
+
+    def _user(self, user: str | int | None) -> str | None:
+        resolved = self._resolve_user(user)
+        return None if resolved is None else str(resolved)
+
+    # -------------------------------------------------------------------------------------------------------- files
+
+    @override
+    async def upload_file(self, source_path: Path | str, target_path: str) -> None:
+        sandbox, target = self._running, self._absolute(target_path)
+        with _infrastructure(f"upload {source_path} to {target}"):
+            found = await sandbox.stat(target)
+            is_dir = found is not None and found.kind == "dir"
+            directory, name = split_target(target, Path(source_path).name, is_dir)
+            self._log_report(await sandbox.client.upload_file(sandbox.id, source_path, directory, name), target)
+
+    @override
+    async def upload_dir(self, source_dir: Path | str, target_dir: str) -> None:
+        target = self._absolute(target_dir)
+        with _infrastructure(f"upload {source_dir} to {target}"):
+            self._log_report(await self._running.upload_dir(source_dir, target), target)
+
+    @override
+    async def download_file(self, source_path: str, target_path: Path | str) -> None:
+        source, target = self._absolute(source_path), Path(target_path)
+        if target.is_dir():
+            target /= posixpath.basename(source)
+        with _infrastructure(f"download {source}"):
+            await self._running.download_file(source, target)
+
+    @override
+    async def download_dir(self, source_dir: str, target_dir: Path | str) -> None:
+        await self._download(source_dir, target_dir, [])
+
+    @override
+    async def download_dir_with_exclusions(
+        self, *, source_dir: str, target_dir: Path | str, exclude: list[str]
+    ) -> None:
+        await self._download(source_dir, target_dir, exclude)
+
+    async def _download(self, source_dir: str, target_dir: Path | str, exclude: Sequence[str]) -> None:
+        source = self._absolute(source_dir)
+        with _infrastructure(f"download {source}"):
+            report = await self._running.download_dir(source, target_dir, exclude=exclude)
+        self._log_report(report, source)
+
+    @override
+    async def download_dir_filtered(
+        self,
+        *,
+        source_dir: str,
+        target_dir: Path | str,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        protect: Sequence[str] | None = None,
+    ) -> None:
+        sandbox, source, target = self._running, self._absolute(source_dir), Path(target_dir)
+
+        def selected(path: str) -> bool:
+            chosen = filter_paths_by_patterns([path], include=include, exclude=exclude)
+            return bool(chosen) or path in (protect or ())
+
+        with _infrastructure(f"download {source}"):
+            report = await sandbox.client.download_dir(sandbox.id, source, target, select=selected)
+            # A selected name of a file whose first name was not selected has its content there.
+            for name, _ in report.unlinked:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                await sandbox.download_file(posixpath.join(source, name), target / name)
+        self._log_report(report, source)
+        if not report.extracted and not report.unlinked:
+            self.logger.warning(
+                f"No files in {source_dir!r} matched include={include} exclude={exclude}; downloading nothing"
+            )
+
+    def _log_report(self, report: Report | models.ArchiveReport, path: str) -> None:
+        if report.refused:
+            shown = "; ".join(report.refused[:10])
+            self.logger.warning(f"berth: {path}: {len(report.refused)} entries were refused: {shown}")
+
+    # ------------------------------------------------------------------------------------------ paths and directories
+
+    @override
+    async def is_dir(self, path: str, user: str | int | None = None) -> bool:
+        return await self._kind(path, user) == "dir"
+
+    @override
+    async def is_file(self, path: str, user: str | int | None = None) -> bool:
+        return await self._kind(path, user) == "file"
+
+    async def _kind(self, path: str, user: str | int | None) -> str | None:
+        sandbox = self._running
+        with _infrastructure(f"look at {path}"):
+            try:
+                found = await sandbox.stat(self._absolute(path), self._user(user) or sandbox.info.user or None)
+            except BerthError as error:
+                if error.is_infrastructure or error.code == "sandbox_not_found":
+                    raise
+                return None
+        return found.kind if found else None
+
+    @override
+    async def ensure_dirs(self, dirs: Sequence[EnvironmentPath], *, chmod: bool = True) -> ExecResult | None:
+        if not dirs:
+            return None
+        if not chmod and not self._is_root():
+            # The directories then belong to that user, as with the base's `mkdir -p`.
+            return await super().ensure_dirs(dirs, chmod=chmod)
+        return await self._directories("make", self._paths(dirs), _WRITABLE_BY_ALL if chmod else None)
+
+    @override
+    async def empty_dirs(self, dirs: Sequence[EnvironmentPath], *, chmod: bool = True) -> ExecResult | None:
+        if not dirs:
+            return None
+        return await self._directories("empty", self._paths(dirs), _WRITABLE_BY_ALL if chmod else None)
+
+    @override
+    async def reset_dirs(
+        self,
+        *,
+        remove_dirs: Sequence[EnvironmentPath],
+        create_dirs: Sequence[EnvironmentPath],
+        chmod_dirs: Sequence[EnvironmentPath] | None = None,
+    ) -> ExecResult:
+        removed, made, opened = self._paths(remove_dirs), self._paths(create_dirs), self._paths(chmod_dirs or ())
+        if not set(opened) <= set(made):
+            return await super().reset_dirs(remove_dirs=remove_dirs, create_dirs=create_dirs, chmod_dirs=chmod_dirs)
+        result = await self._directories("remove", removed)
+        for paths, mode in (([path for path in made if path not in opened], None), (opened, _WRITABLE_BY_ALL)):
+            if result.return_code == 0:
+                result = await self._directories("make", paths, mode)
+        return result
+
+    async def _directories(self, action: str, paths: list[str], mode: int | None = None) -> ExecResult:
+        """One call for all paths; what a shell command would have failed at is a result, as with the base."""
+        sandbox = self._running
+        with _infrastructure(f"{action} directories"):
+            try:
+                if paths and action == "remove":
+                    await sandbox.client.remove(sandbox.id, paths)
+                elif paths and action == "empty":
+                    await sandbox.client.empty(sandbox.id, paths, mode)
+                elif paths:
+                    await sandbox.client.mkdir(sandbox.id, paths, mode)
+            except BerthError as error:
+                if error.is_infrastructure or error.code == "sandbox_not_found":
+                    raise
+                return ExecResult(stdout="", stderr=f"{error}\n", return_code=1)
+        return ExecResult(stdout="", stderr="", return_code=0)
+
+    def _paths(self, paths: Sequence[EnvironmentPath]) -> list[str]:
+        return [self._absolute(path.as_posix() if isinstance(path, PurePath) else path) for path in paths]
+
+    def _absolute(self, path: EnvironmentPath) -> str:
+        return posixpath.join(self._running.info.workdir or "/", str(path))
+
+    def _is_root(self) -> bool:
+        return (self._user(None) or self._running.info.user or "root").partition(":")[0] in {"root", "0"}
+
+    @property
+    def _running(self) -> AsyncSandbox:
+        if self._sandbox is None:
+            raise RuntimeError("the environment has not been started, or has been stopped")
+        return self._sandbox
+
+    @property
+    def _connected(self) -> AsyncClient:
+        if self._client is None:
+            raise RuntimeError("the environment has not been started, or has been stopped")
+        return self._client
+
+
+# --------------------------------------------------------------------------------------------------- results, errors
+
+
+def _exec_result(result: models.ExecResult, timeout_sec: float | None) -> ExecResult:
+    notes = []
+    if result.reason == "timed_out":
+        notes.append(f"command timed out after {timeout_sec} seconds; everything it started was killed")
+    elif result.message:
+        notes.append(result.message)
+    stderr = result.stderr
+    for note in notes:
+        stderr += f"{'' if not stderr or stderr.endswith('\n') else '\n'}{note}\n"
+    return ExecResult(stdout=result.stdout, stderr=stderr, return_code=result.exit_code)
+
+
+@contextlib.contextmanager
+def _infrastructure(action: str) -> Iterator[None]:
+    """Turns the client's errors into the classes whose names Harbor's table knows."""
+    try:
+        yield
+    except BerthError as error:
+        _raise_for_harbor(action, error)
+    except TimeoutError as error:
+        # Harbor takes a TimeoutError for the end of its own budget.
+        raise RuntimeRequestError(f"cannot {action}: {error or 'timed out'}") from error
+
+
+def _raise_for_harbor(action: str, error: BerthError) -> NoReturn:
+    text = f"cannot {action}: {error}"
+    if isinstance(error, NotFound) and error.code == "path_not_found":
+        raise FileNotFoundError(text) from error
+    if error.kind == "user":
+        raise ValueError(text) from error
+    raise RuntimeRequestError(f"{text} [{error.code}]") from error
+
+
+def _build_failure(error: BerthError, environment_dir: Path) -> str:
+    """The message for a task that has no usable image, with all that a task's author needs."""
+    if not isinstance(error, BuildFailed) or not isinstance(error.details, Mapping):
+        return f"{environment_dir}: {error}"
+    try:
+        failure = models.BuildFailure.from_json(error.details)
+    except TypeError:
+        return f"{environment_dir}: {error}"
+    ended = "" if failure.exit_code is None else f" with exit code {failure.exit_code}"
+    tail = failure.output_tail[-_OUTPUT_TAIL:]
+    lines = [
+        f"{environment_dir}: step {failure.step} of {failure.steps} failed{ended}"
+        f" ({failure.file}, line {failure.line}): {failure.instruction}",
+        str(error),
+    ]
+    if tail:
+        lines += [f"last {len(tail)} lines of its output:", *tail]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- input
+
+
+@functools.cache
+def _harbor_keys() -> frozenset[str]:
+    parameters = inspect.signature(BaseEnvironment.__init__).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return frozenset(named - {"self"} | {"suppress_override_warnings"})
+
+
+def _refuse_unknown_keys(kwargs: Mapping[str, Any]) -> None:
+    """Harbor's base class swallows unknown keys, so a mistyped one would go unnoticed."""
+    unknown = sorted(set(kwargs) - _harbor_keys())
+    if not unknown:
+        return
+    texts = []
+    for key in unknown:
+        near = difflib.get_close_matches(key, [*_OWN_KEYS, "auto_mounting"], n=1)
+        texts.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    raise ValueError(f"unknown --ek key {', '.join(texts)}; valid keys are {', '.join(_OWN_KEYS)}")
+
+
+def _one_of(key: str, value: object, choices: Sequence[str]) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"--ek {key}={value!r} is not valid{meant}; it takes {', '.join(choices)}")
+
+
+def _boolean(key: str, value: bool | str) -> bool:
+    if isinstance(value, bool):
+        return value
+    match str(value).strip().lower():
+        case "true" | "yes" | "on" | "1":
+            return True
+        case "false" | "no" | "off" | "0":
+            return False
+    raise ValueError(f"--ek {key}={value!r} is not valid; it takes true or false")
+
+
+def _seconds(key: str, value: float | str) -> float:
+    try:
+        seconds = -1.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"--ek {key}={value!r} is not valid; it takes a number of seconds")
+    return seconds
+
+
+def _checked_host(host: object) -> str | None:
+    if host is None:
+        return None
+    if not isinstance(host, str):
+        raise ValueError(f"--ek host={host!r} is not valid; it takes an address such as unix:///run/berth/berth.sock")
+    try:
+        return _endpoint.parse_host(host).host
+    except BerthError as error:
+        raise ValueError(f"--ek host: {error}") from error
+
+
+def _bind_mount(mount: Mapping[str, Any], host: str | None) -> models.Mount:
+    """The daemon's mount for a user's, or a refusal: nothing of a mount is ever dropped in silence."""
+    kind, source, target = mount.get("type"), str(mount.get("source", "")), str(mount.get("target", ""))
+    if kind != "bind":
+        raise ValueError(f"mount of {target}: type {kind!r} is not supported by berth; 'bind' is")
+    endpoint = _endpoint.configured(host)
+    if endpoint is not None and not endpoint.is_local:
+        raise ValueError(f"mount of {target}: the daemon at {endpoint.host} cannot mount paths of this machine")
+    source = str(Path(source).expanduser())
+    if not posixpath.isabs(source) or not posixpath.isabs(target):
+        raise ValueError(f"mount of {target}: source {source!r} and target must be absolute paths")
+    # SELinux labels and the (never made) host path ask for nothing that the daemon would have to do.
+    other = set(mount) - {"type", "source", "target", "read_only", "bind"}
+    other |= {f"bind.{key}" for key in set(mount.get("bind") or {}) - {"selinux", "create_host_path"}}
+    if other:
+        raise ValueError(f"mount of {target}: berth does not know {', '.join(sorted(other))}")
+    return models.Mount(source=source, target=target, read_only=bool(mount.get("read_only", False)))
+
+
+def _slug(text: str, default: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or default
