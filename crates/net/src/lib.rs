@@ -1,1 +1,66 @@
-//! Placeholder; replaced in the first commit.
+//! Networks of sandboxes: a namespace for each, and for those that may, a way out of it.
+//!
+//! ```text
+//!   sandbox's namespace            the host                                   the world
+//!   ┌──────────────────┐  veth    ┌──────────────────────────────────┐
+//!   │ lo, eth0 x/32  ──┼──────────┼─ bth<instance>-<n>   route x/32  │
+//!   │ default via      │          │        │                         │
+//!   │   169.254.1.1    │          │   table inet berth_<instance>    │
+//!   └──────────────────┘          │        │ masquerade              ├── uplink ──▶
+//!                                 └────────┴─────────────────────────┘
+//! ```
+//!
+//! A [`Network`] belongs to one daemon, named by its *instance*; every name that it leaves in the host's tables carries
+//! that instance, so several daemons share a machine and a crashed one's leavings are found again. It hands out
+//! [`Slot`]s. No bridge: each sandbox has a route of its own, so sandboxes have no link in common. Neither side asks for
+//! the other's hardware address (both neighbour entries are permanent), so `proxy_arp`, `arp_ignore` and `rp_filter`
+//! of the host do not matter.
+//!
+//! # What a sandbox may reach
+//!
+//! * [`Mode::NoNetwork`]: its own loopback (IPv4 and IPv6), which is all that its namespace holds.
+//! * [`Mode::Public`]: what the host can reach by IPv4, private networks included, as the host's own address; but not
+//!   the host itself, no other sandbox (of any instance), and not 169.254.0.0/16 (metadata services), of which only port
+//!   53 of the resolvers in use is open. Nobody but the host can start a connection to a sandbox. There is no IPv6:
+//!   it is switched off on `eth0` and dropped on the host.
+//!
+//! # What it refuses
+//!
+//! A configured range that overlaps anything the host routes to or has an address in ([`Error::RangeOverlaps`]); and,
+//! when the machine cannot do `public` (no `nft`, no right to use it, no free range), every public slot, with the reason
+//! ([`Refusal`]): a mode never turns into another one. `no-network` works without any of these.
+//!
+//! # What it changes on the host, and what it cannot
+//!
+//! `net.ipv4.ip_forward` is switched on and stays on, as another program may have come to need it meanwhile. Rules of
+//! other firewalls stay as they are, and nftables lets any table drop a packet, whatever ours accepts: where a forward
+//! chain drops by default (Docker, ufw and firewalld set that up), public sandboxes have no way out until the interfaces
+//! `bth*` are let through there. [`Network::warnings`] names such chains; those of the legacy iptables are not seen.
+//! The host's resolvers and MTU are read once, at the start.
+//!
+//! # How it fails
+//!
+//! [`Error`] for what was asked, [`Refusal`] for what the machine cannot do. Nothing half-made stays: a link lives as long
+//! as its [`Slot`], whatever became of the call that asked for it.
+//!
+//! Start reading at [`Network::start`], then [`ruleset`] (pure) and [`range`] (pure).
+
+mod addresses;
+mod error;
+mod names;
+mod netlink;
+mod network;
+mod nft;
+pub mod range;
+mod resolver;
+pub mod ruleset;
+mod slot;
+mod worker;
+
+#[cfg(test)]
+mod world_tests;
+
+pub use berth_types::sandbox::NetworkMode as Mode;
+pub use error::{Error, Refusal};
+pub use network::{Network, Options};
+pub use slot::Slot;

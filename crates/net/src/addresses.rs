@@ -1,0 +1,132 @@
+//! Which addresses of a range are in use, and which rest.
+//!
+//! A freed address rests for a minute: its late packets, and connections that a peer still believes in, must not reach
+//! the next sandbox. Pure: the clock comes in.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+
+use crate::names::MAX_SLOTS;
+
+/// How long a freed address is not handed out again.
+pub(crate) const REST: Duration = Duration::from_secs(60);
+
+/// The addresses of one range.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    range: Ipv4Net,
+    /// Where to look next: round the range, so that the longest unused come first.
+    next: u32,
+    in_use: BTreeSet<u32>,
+    resting: VecDeque<(Instant, u32)>,
+    resting_set: BTreeSet<u32>,
+}
+
+impl Addresses {
+    /// All addresses of `range` but its first and last, which some programs take for a network's and a broadcast's.
+    pub(crate) fn new(range: Ipv4Net) -> Self {
+        let (in_use, resting, resting_set) = Default::default();
+        Self { range, next: 1, in_use, resting, resting_set }
+    }
+
+    /// The range.
+    pub(crate) fn range(&self) -> Ipv4Net {
+        self.range
+    }
+
+    /// How many are in use and how many rest.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.in_use.len(), self.resting.len())
+    }
+
+    /// Takes a free address: its number in the range and itself.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<(u32, Ipv4Addr)> {
+        self.wake(now);
+        let last = self.last();
+        let free = |n: &u32| !self.in_use.contains(n) && !self.resting_set.contains(n);
+        let number = (self.next..=last).chain(1..self.next).find(free)?;
+        self.in_use.insert(number);
+        self.next = if number >= last { 1 } else { number + 1 };
+        Some((number, self.address(number)))
+    }
+
+    /// Gives address `number` back; it rests from `now` on.
+    pub(crate) fn give_back(&mut self, number: u32, now: Instant) {
+        if self.in_use.remove(&number) {
+            self.resting.push_back((now, number));
+            self.resting_set.insert(number);
+        }
+    }
+
+    fn wake(&mut self, now: Instant) {
+        while let Some(&(since, number)) = self.resting.front() {
+            if now.saturating_duration_since(since) < REST {
+                break;
+            }
+            self.resting.pop_front();
+            self.resting_set.remove(&number);
+        }
+    }
+
+    fn last(&self) -> u32 {
+        let hosts = 1u32 << (32 - u32::from(self.range.prefix_len()));
+        (hosts - 2).min(MAX_SLOTS - 1)
+    }
+
+    fn address(&self, number: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.range.network()) + number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_address_rests_a_minute() {
+        let start = Instant::now();
+        let mut addresses = Addresses::new("10.0.0.4/30".parse().unwrap());
+        assert_eq!(addresses.take(start), Some((1, Ipv4Addr::new(10, 0, 0, 5))));
+        assert_eq!(addresses.take(start), Some((2, Ipv4Addr::new(10, 0, 0, 6))));
+        assert_eq!(addresses.take(start), None);
+        addresses.give_back(1, start);
+        assert_eq!(addresses.counts(), (1, 1));
+        assert_eq!(addresses.take(start + REST - Duration::from_millis(1)), None);
+        assert_eq!(addresses.take(start + REST), Some((1, Ipv4Addr::new(10, 0, 0, 5))));
+    }
+
+    #[test]
+    fn the_longest_unused_address_comes_first() {
+        let start = Instant::now();
+        let mut addresses = Addresses::new("10.0.0.0/29".parse().unwrap());
+        for _ in 0..3 {
+            let (number, _) = addresses.take(start).unwrap();
+            addresses.give_back(number, start);
+        }
+        assert_eq!(addresses.take(start + 2 * REST).unwrap().0, 4);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_address_is_handed_out_twice(steps in proptest::collection::vec((0u8..3, 0u64..50), 1..200)) {
+            let mut now = Instant::now();
+            let mut addresses = Addresses::new("10.0.0.0/28".parse().unwrap());
+            let mut held: Vec<u32> = Vec::new();
+            for (what, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                match what {
+                    0 if !held.is_empty() => addresses.give_back(held.remove(0), now),
+                    _ => if let Some((number, address)) = addresses.take(now) {
+                        proptest::prop_assert!(!held.contains(&number));
+                        proptest::prop_assert!(addresses.range().contains(&address));
+                        held.push(number);
+                    },
+                }
+                proptest::prop_assert_eq!(addresses.counts().0, held.len());
+            }
+        }
+    }
+}

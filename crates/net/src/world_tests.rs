@@ -1,0 +1,361 @@
+//! Everything with real packets, in worlds made for each test: a namespace that plays the host, and one upstream of it
+//! with servers in it. The machine's own tables are never touched.
+//!
+//! ```text
+//!   sandboxes ── host: up0 203.0.113.1 ── upstream: eth0 203.0.113.2, 169.254.169.254
+//! ```
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use berth_sys::netns;
+
+use crate::netlink::{Netlink, Veth};
+use crate::{Error, Mode, Network, Options, Slot};
+
+const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const UPSTREAM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const PATIENCE: Duration = Duration::from_secs(2);
+const UPLINK_MTU: u32 = 1380;
+
+struct World {
+    host: OwnedFd,
+    upstream: OwnedFd,
+}
+
+impl World {
+    /// A world, or none (and says so) where the test cannot have one.
+    fn new() -> Option<Self> {
+        if let Err(error) = crate::nft::list_chains() {
+            println!("SKIP: network tests need nft and the right to use it: {error}");
+            return None;
+        }
+        let make = || netns::create(Netlink::open).expect("a namespace");
+        let ((host, mut host_link), (upstream, mut upstream_link)) = (make(), make());
+        let veth = Veth {
+            name: "up0",
+            mac: [2, 0, 0, 0, 0, 1],
+            peer_name: "eth0",
+            peer_mac: [2, 0, 0, 0, 0, 2],
+            peer_netns: upstream.as_fd(),
+            mtu: UPLINK_MTU,
+        };
+        host_link.add_veth(&veth).unwrap();
+        for (netlink, name, own, other) in
+            [(&mut host_link, "up0", HOST, UPSTREAM), (&mut upstream_link, "eth0", UPSTREAM, HOST)]
+        {
+            netlink.loopback_up().unwrap();
+            let index = netlink.index_of(name).unwrap();
+            netlink.add_address(index, format!("{own}/24").parse().unwrap()).unwrap();
+            if name == "eth0" {
+                netlink.add_address(index, METADATA.into()).unwrap();
+            }
+            netlink.link_up(index).unwrap();
+            // Upstream routes back to the sandboxes: what keeps it out of them must be the ruleset.
+            netlink.add_default_route(index, other).unwrap();
+        }
+        Some(Self { host, upstream })
+    }
+
+    /// Runs `body` on a thread that is on the host of this world.
+    fn on_host(&self, body: impl AsyncFnOnce() + Send) {
+        let run = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+            runtime.block_on(body());
+            Ok(())
+        };
+        netns::run_in(self.host.as_fd(), run).unwrap();
+    }
+
+    fn host_links(&self) -> Vec<String> {
+        let links = netns::run_in(self.host.as_fd(), || Netlink::open()?.links()).unwrap();
+        links.into_iter().map(|l| l.name).collect()
+    }
+
+    fn tables(&self) -> String {
+        self.nft(&["list", "tables"])
+    }
+
+    fn nft(&self, args: &[&str]) -> String {
+        let run = || Command::new("/usr/sbin/nft").args(args).output();
+        let output = netns::run_in(self.host.as_fd(), run).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+fn options(instance: &str) -> Options {
+    Options { instance: instance.to_owned(), range: None, nameservers: vec![METADATA] }
+}
+
+/// Serves TCP in `netns` until the process ends: tells each client the address that it was seen with.
+fn serve(netns: BorrowedFd<'_>, address: (Ipv4Addr, u16)) {
+    let listener = netns::run_in(netns, || TcpListener::bind(address)).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, peer)) = listener.accept() {
+            let _ = stream.write_all(peer.ip().to_string().as_bytes());
+        }
+    });
+}
+
+/// Connects from `netns`; the address that the server saw.
+fn ask(netns: BorrowedFd<'_>, to: impl Into<IpAddr>, port: u16) -> io::Result<String> {
+    let to = SocketAddr::new(to.into(), port);
+    netns::run_in(netns, || {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut seen = String::new();
+        stream.read_to_string(&mut seen)?;
+        Ok(seen)
+    })
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !holds() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn address(slot: &Slot) -> Ipv4Addr {
+    slot.address().expect("a public slot")
+}
+
+#[test]
+fn public_reaches_upstream_as_the_host_and_no_network_reaches_nothing() {
+    let Some(world) = World::new() else { return };
+    serve(world.upstream.as_fd(), (UPSTREAM, 7000));
+    world.on_host(async || {
+        let network = Network::start(options("t1")).await.unwrap();
+        let public = network.attach(Mode::Public).await.unwrap();
+        assert_eq!(ask(public.netns(), UPSTREAM, 7000).unwrap(), HOST.to_string());
+        assert_eq!(public.resolv_conf(), format!("nameserver {METADATA}\n"));
+        assert!(network.public().unwrap().contains(&address(&public)));
+
+        let alone = network.attach(Mode::NoNetwork).await.unwrap();
+        let error = ask(alone.netns(), UPSTREAM, 7000).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable);
+        assert_eq!((alone.address(), alone.resolv_conf(), alone.mode()), (None, "", Mode::NoNetwork));
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn a_sandbox_has_the_uplinks_mtu_loopback_of_both_kinds_and_no_ipv6_beyond() {
+    let Some(world) = World::new() else { return };
+    world.on_host(async || {
+        let network = Network::start(options("t2")).await.unwrap();
+        let slot = network.attach(Mode::Public).await.unwrap();
+        let links = netns::run_in(slot.netns(), || Netlink::open()?.links()).unwrap();
+        let eth0 = links.iter().find(|l| l.name == "eth0").unwrap();
+        assert_eq!(eth0.mtu, UPLINK_MTU);
+        serve(slot.netns(), (Ipv4Addr::LOCALHOST, 7000));
+        assert_eq!(ask(slot.netns(), Ipv4Addr::LOCALHOST, 7000).unwrap(), "127.0.0.1");
+        let v6 = |file: &str| {
+            let path = format!("/proc/sys/net/ipv6/conf/{file}/disable_ipv6");
+            netns::run_in(slot.netns(), || std::fs::read_to_string(&path))
+        };
+        match v6("eth0") {
+            Ok(off) => assert_eq!((off.trim(), v6("lo").unwrap().trim()), ("1", "0")),
+            Err(error) => println!("SKIP: this kernel has no IPv6 to switch off: {error}"),
+        }
+        let host_link = slot.link().unwrap();
+        let path = format!("/proc/sys/net/ipv6/conf/{host_link}/disable_ipv6");
+        assert!(std::fs::read_to_string(path).map_or(true, |off| off.trim() == "1"));
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn sandboxes_reach_neither_each_other_nor_the_host_nor_metadata() {
+    let Some(world) = World::new() else { return };
+    serve(world.host.as_fd(), (Ipv4Addr::UNSPECIFIED, 7001));
+    serve(world.upstream.as_fd(), (METADATA, 80));
+    serve(world.upstream.as_fd(), (METADATA, 53));
+    world.on_host(async || {
+        let network = Network::start(options("t3")).await.unwrap();
+        let a = network.attach(Mode::Public).await.unwrap();
+        let b = network.attach(Mode::Public).await.unwrap();
+        serve(b.netns(), (Ipv4Addr::UNSPECIFIED, 7002));
+
+        // Each server answers somebody, so that a refusal is the ruleset's.
+        assert!(ask(world.host.as_fd(), address(&b), 7002).is_ok());
+        assert!(ask(a.netns(), address(&b), 7002).is_err());
+        assert!(ask(world.upstream.as_fd(), address(&b), 7002).is_err());
+        assert!(ask(world.upstream.as_fd(), HOST, 7001).is_ok());
+        let unused = network.public().unwrap().network();
+        for host in [HOST, Ipv4Addr::new(169, 254, 1, 1), unused] {
+            assert!(ask(a.netns(), host, 7001).is_err(), "{host}");
+        }
+        assert!(ask(world.host.as_fd(), METADATA, 80).is_ok());
+        assert!(ask(a.netns(), METADATA, 80).is_err());
+        assert_eq!(ask(a.netns(), METADATA, 53).unwrap(), HOST.to_string());
+
+        // A refusal is told at once, not found out by waiting.
+        let start = Instant::now();
+        let _ = ask(a.netns(), HOST, 7001);
+        assert!(start.elapsed() < PATIENCE);
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn a_forged_source_address_goes_nowhere() {
+    let Some(world) = World::new() else { return };
+    let upstream = netns::run_in(world.upstream.as_fd(), || UdpSocket::bind((UPSTREAM, 7003))).unwrap();
+    upstream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let send = |slot: &Slot, from: Ipv4Addr, what: &[u8]| {
+        netns::run_in(slot.netns(), || UdpSocket::bind((from, 0))?.send_to(what, (UPSTREAM, 7003))).unwrap();
+    };
+    world.on_host(async || {
+        let network = Network::start(options("t4")).await.unwrap();
+        let a = network.attach(Mode::Public).await.unwrap();
+        let b = network.attach(Mode::Public).await.unwrap();
+        for forged in [address(&b), Ipv4Addr::new(198, 51, 100, 1)] {
+            let add = || {
+                let mut netlink = Netlink::open()?;
+                let index = netlink.index_of("eth0")?;
+                netlink.add_address(index, forged.into())
+            };
+            netns::run_in(a.netns(), add).unwrap();
+            send(&a, forged, b"forged");
+        }
+        send(&a, address(&a), b"honest");
+        let mut buffer = [0; 16];
+        let (n, _) = upstream.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..n], b"honest");
+        assert!(upstream.recv_from(&mut buffer).is_err());
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn nothing_stays_after_a_slot_a_cancelled_call_or_the_network() {
+    let Some(world) = World::new() else { return };
+    let links = world.host_links();
+    world.on_host(async || {
+        let network = Network::start(options("t5")).await.unwrap();
+        let slot = network.attach(Mode::Public).await.unwrap();
+        let link = slot.link().unwrap().to_owned();
+        assert!(world.host_links().contains(&link));
+        drop(slot);
+        eventually("the link goes with its slot", || world.host_links() == links);
+        for _ in 0..3 {
+            let call = network.attach(Mode::Public);
+            let _ = tokio::time::timeout(Duration::ZERO, call).await;
+        }
+        eventually("a cancelled call leaves no link", || world.host_links() == links);
+
+        let kept = network.attach(Mode::Public).await.unwrap();
+        assert_ne!(kept.link().unwrap(), link, "addresses rest before they are used again");
+        assert!(world.tables().contains("berth_t5"));
+        network.shutdown().await.unwrap();
+        assert_eq!(world.host_links(), links);
+        assert_eq!(world.tables(), "");
+        drop(kept);
+
+        // Without a shutdown, the last one out does it.
+        let network = Network::start(options("t5")).await.unwrap();
+        let slot = network.attach(Mode::Public).await.unwrap();
+        drop(network);
+        assert!(world.tables().contains("berth_t5"));
+        drop(slot);
+        eventually("the table goes with the last slot", || world.tables().is_empty());
+        assert_eq!(world.host_links(), links);
+    });
+}
+
+#[test]
+fn leavings_of_a_crashed_daemon_are_removed_and_those_of_others_are_not() {
+    let Some(world) = World::new() else { return };
+    let (elsewhere, ()) = netns::create(|| Ok(())).unwrap();
+    let mut netlink = netns::run_in(world.host.as_fd(), Netlink::open).unwrap();
+    for (last, name) in [(1, "btht6-000"), (2, "btht6x-000")] {
+        let (mac, peer_mac) = ([2, 0, 0, 1, 0, last], [2, 0, 0, 1, 1, last]);
+        let veth =
+            Veth { name, mac, peer_name: name, peer_mac, peer_netns: elsewhere.as_fd(), mtu: UPLINK_MTU };
+        netlink.add_veth(&veth).unwrap();
+    }
+    world.nft(&["add", "table", "inet", "berth_t6"]);
+    world.nft(&["add", "chain", "inet", "berth_t6", "stale"]);
+    world.nft(&["add", "table", "inet", "berth_t6x"]);
+    world.on_host(async || {
+        let network = Network::start(options("t6")).await.unwrap();
+        let links = world.host_links();
+        assert!(!links.contains(&"btht6-000".to_owned()) && links.contains(&"btht6x-000".to_owned()));
+        assert!(!world.nft(&["list", "table", "inet", "berth_t6"]).contains("stale"));
+        network.shutdown().await.unwrap();
+        assert_eq!(world.tables().trim(), "table inet berth_t6x");
+    });
+}
+
+#[test]
+fn daemons_keep_out_of_each_others_ranges_and_sandboxes() {
+    let Some(world) = World::new() else { return };
+    world.on_host(async || {
+        let one = Network::start(options("t7")).await.unwrap();
+        let other = Network::start(options("t8")).await.unwrap();
+        assert_ne!(one.public().unwrap(), other.public().unwrap());
+        let (a, b) = (one.attach(Mode::Public).await.unwrap(), other.attach(Mode::Public).await.unwrap());
+        serve(b.netns(), (Ipv4Addr::UNSPECIFIED, 7002));
+        assert!(ask(world.host.as_fd(), address(&b), 7002).is_ok());
+        assert!(ask(a.netns(), address(&b), 7002).is_err());
+
+        let configured = |instance: &str, range: &str| {
+            let range = Some(range.parse().unwrap());
+            Network::start(Options { range, ..options(instance) })
+        };
+        let error = configured("t9", "203.0.113.0/25").await.unwrap_err();
+        insta::assert_snapshot!(error, @"network range 203.0.113.0/25 overlaps the route to 203.0.113.0/24 of this machine");
+        let third = configured("t9", "172.29.0.0/24").await.unwrap();
+        assert!(matches!(configured("ta", "172.29.0.0/24").await, Err(Error::RangeTaken { .. })));
+        for network in [one, other, third] {
+            network.shutdown().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_firewall_that_drops_is_warned_of_and_a_full_range_is_an_error() {
+    let Some(world) = World::new() else { return };
+    world.nft(&["add", "table", "ip", "filter"]);
+    let chain = "{ type filter hook forward priority 0 ; policy drop ; }";
+    world.nft(&["add", "chain", "ip", "filter", "FORWARD", chain]);
+    world.on_host(async || {
+        let range = Some("172.29.0.0/30".parse().unwrap());
+        let network = Network::start(Options { range, ..options("tb") }).await.unwrap();
+        insta::assert_snapshot!(network.warnings().join("\n"), @"the firewall chain ip filter FORWARD drops what it does not accept: accept bthtb-* there, in and out");
+        let _slots = (network.attach(Mode::Public).await.unwrap(), network.attach(Mode::Public).await.unwrap());
+        let error = network.attach(Mode::Public).await.unwrap_err();
+        insta::assert_snapshot!(error, @"no free address in network range 172.29.0.0/30: 2 in use, 0 resting after use");
+        assert!(network.attach(Mode::NoNetwork).await.is_ok());
+        network.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+#[ignore = "a measurement, for people"]
+fn speed() {
+    let Some(world) = World::new() else { return };
+    world.on_host(async || {
+        let network = Network::start(options("tc")).await.unwrap();
+        for mode in [Mode::Public, Mode::NoNetwork] {
+            let start = Instant::now();
+            let mut slots = Vec::new();
+            for _ in 0..100 {
+                slots.push(network.attach(mode).await.unwrap());
+            }
+            let attached = start.elapsed() / 100;
+            let start = Instant::now();
+            drop(slots);
+            network.attach(Mode::NoNetwork).await.unwrap();
+            println!("{mode:?}: attach {attached:?}, detach {:?}", start.elapsed() / 100);
+        }
+        network.shutdown().await.unwrap();
+    });
+}
