@@ -67,7 +67,7 @@ pub enum Error {
         operation: String,
         /// The daemon's words.
         #[source]
-        source: ApiError,
+        source: Box<ApiError>,
     },
     /// An HTTP status that is no success, with a body that is not the daemon's.
     #[error("cannot {operation}: HTTP status {status} with an unknown body {body:?}")]

@@ -101,7 +101,10 @@ impl ExecStream {
                 Ok(None) => {}
                 Ok(Some(Frame::Output(output))) => return Some(Ok(output)),
                 Ok(Some(Frame::Error(source))) => {
-                    return Some(Err(Error::Api { operation: answer.operation().to_owned(), source }));
+                    return Some(Err(Error::Api {
+                        operation: answer.operation().to_owned(),
+                        source: Box::new(source),
+                    }));
                 }
                 Err(fault) => return Some(Err(fault.into_error(&self.sandbox))),
             }

@@ -55,7 +55,9 @@ fn read_line<T: DeserializeOwned>(
     match serde_json::from_slice(line).map_err(|source| Error::Decode { operation: operation(), source })? {
         Line::Progress(progress) => on_progress(progress),
         Line::Result(result) => return Ok(Some(Ok(result))),
-        Line::Error(source) => return Ok(Some(Err(Error::Api { operation: operation(), source }))),
+        Line::Error(source) => {
+            return Ok(Some(Err(Error::Api { operation: operation(), source: Box::new(source) })));
+        }
     }
     Ok(None)
 }

@@ -274,7 +274,7 @@ impl Answer {
             Err(error) => return error,
         };
         match serde_json::from_slice::<ErrorBody>(&body) {
-            Ok(body) => Error::Api { operation, source: body.error },
+            Ok(body) => Error::Api { operation, source: Box::new(body.error) },
             Err(_) => {
                 let quoted = String::from_utf8_lossy(&body[..body.len().min(QUOTED_BODY)]).into_owned();
                 Error::Status { operation, status, body: quoted }
