@@ -1,1 +1,56 @@
-//! Placeholder; replaced in the first commit.
+//! What the host and the guest of one sandbox say to each other, as bytes: no I/O, no clock, no threads.
+//!
+//! Everything travels over one byte stream (a unix socket now, virtio-serial or vsock later) and is cut into frames.
+//! A frame belongs to a channel; the host opens a channel with a [`Request`] and the guest closes it with the one
+//! [`Reply`] for which [`Reply::is_last`] holds. Data of a channel is paid for with credit ([`SendWindow`],
+//! [`ReceiveWindow`]), so a slow reader of one exec holds up that exec alone.
+//!
+//! ```text
+//!  host                                             guest
+//!    │ ◄──────────────── Hello (channel 0) ─────────── │   once, first
+//!    │ ── Open 7: Exec ──────────────────────────────► │
+//!    │ ◄──────────────── Event 7: Started ──────────── │
+//!    │ ◄──────────────── Data 7, Stderr 7 … ────────── │   at most WINDOW bytes ahead
+//!    │ ── Credit 7 ──────────────────────────────────► │
+//!    │ ◄──────────────── Event 7: Exited ───────────── │   channel 7 is over
+//! ```
+//!
+//! It refuses: frames larger than their kind allows, kinds it does not know, bodies that are not the JSON they should
+//! be, more data than was granted. All of these end the connection, since the other side is then not speaking this
+//! protocol. There is no negotiation: host and guest are built together, and [`GENERATION`] says whether they were.
+//!
+//! Where to start reading: [`Frame`], then [`Request`] and [`Reply`]. The format is written down in
+//! `docs/formats/wire.md`.
+
+mod frame;
+mod message;
+mod window;
+
+pub use frame::{Body, DecodeError, Decoder, EncodeError, Frame, encode_data, encode_event, encode_open};
+pub use message::{
+    Command, Exec, ExitReason, Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello, Notice, Outcome,
+    Owner, Pack, PackReport, Reply, Request, TreeKill, Unpack, UnpackReport,
+};
+pub use window::{ReceiveWindow, SendWindow, WindowError};
+
+/// Number of this protocol. Any change that an older peer would misread raises it; the host refuses a guest whose
+/// [`Hello`] has another one.
+pub const GENERATION: u32 = 1;
+
+/// Bytes of a frame's header.
+pub const HEADER_LEN: usize = 12;
+
+/// Longest payload of a data frame.
+pub const MAX_DATA: usize = 64 * 1024;
+
+/// Longest JSON body. An exec's whole environment has to fit, escapes included.
+pub const MAX_CONTROL: usize = 16 * 1024 * 1024;
+
+/// Bytes of data that each direction of a channel may have under way before the receiver grants more.
+pub const WINDOW: u32 = 256 * 1024;
+
+/// How long processes get between SIGTERM and SIGKILL when an exec does not say.
+pub const DEFAULT_GRACE_MS: u64 = 500;
+
+/// Most entries that a report lists by name; the counts beside the lists are always exact.
+pub const MAX_LISTED: usize = 1000;

@@ -1,0 +1,271 @@
+//! Frames: the header, the kinds, and the decoder that is fed whatever the stream gives.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{HEADER_LEN, Hello, MAX_CONTROL, MAX_DATA, Reply, Request};
+
+const HELLO: u8 = 1;
+const OPEN: u8 = 2;
+const EVENT: u8 = 3;
+const DATA: u8 = 4;
+const STDERR: u8 = 5;
+const END: u8 = 6;
+const CREDIT: u8 = 7;
+const CANCEL: u8 = 8;
+
+/// Length of a credit frame's body: one big-endian u32.
+const CREDIT_LEN: usize = 4;
+
+/// One frame of the stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// Which conversation it belongs to; 0 for [`Body::Hello`] alone.
+    pub channel: u32,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a frame says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// Guest to host, once, before anything else.
+    Hello(Hello),
+    /// Host to guest: opens the channel.
+    Open(Box<Request>),
+    /// Guest to host: news of the channel.
+    Event(Reply),
+    /// Bytes of the channel's main stream: an exec's stdout, a tar, the paths of a glob.
+    Data(Vec<u8>),
+    /// Bytes of an exec's stderr; they share the window of the channel's [`Body::Data`].
+    Stderr(Vec<u8>),
+    /// The sender's data is complete.
+    End,
+    /// The receiver of data allows this many bytes more.
+    Credit(u32),
+    /// Host to guest: nobody waits for this channel any more; stop, send no more data, and close it.
+    Cancel,
+}
+
+/// Why a frame could not be encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// The JSON body is longer than [`MAX_CONTROL`].
+    #[error("control message of {len} bytes is longer than the {MAX_CONTROL} bytes that the guest takes")]
+    TooLong {
+        /// Its length.
+        len: usize,
+    },
+    /// A data payload is longer than [`MAX_DATA`].
+    #[error("data frame of {len} bytes is longer than {MAX_DATA}")]
+    DataTooLong {
+        /// Its length.
+        len: usize,
+    },
+    /// The message has no JSON form.
+    #[error("encode a control message")]
+    Json(#[source] serde_json::Error),
+}
+
+/// Why bytes are not frames of this protocol. The stream is of no use after one.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// No such kind of frame.
+    #[error("frame of unknown kind {kind}")]
+    UnknownKind {
+        /// The kind byte.
+        kind: u8,
+    },
+    /// The three reserved bytes of the header are not zero.
+    #[error("frame of kind {kind} with reserved bytes set")]
+    Reserved {
+        /// The kind byte.
+        kind: u8,
+    },
+    /// The header announces more (or less) than the kind allows.
+    #[error("frame of kind {kind} announces {len} bytes")]
+    Length {
+        /// The kind byte.
+        kind: u8,
+        /// The announced length.
+        len: u32,
+    },
+    /// The channel number does not go with the kind: 0 is for Hello, and for Hello alone.
+    #[error("frame of kind {kind} on channel {channel}")]
+    Channel {
+        /// The kind byte.
+        kind: u8,
+        /// The channel.
+        channel: u32,
+    },
+    /// The body is not the JSON that its kind calls for.
+    #[error("body of a frame of kind {kind} on channel {channel} does not parse")]
+    Json {
+        /// The kind byte.
+        kind: u8,
+        /// The channel.
+        channel: u32,
+        /// What the JSON parser says.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Frame {
+    /// Appends the frame's bytes to `out`; leaves `out` as it was on an error.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        match &self.body {
+            Body::Hello(hello) => encode_json(HELLO, self.channel, hello, out),
+            Body::Open(request) => encode_json(OPEN, self.channel, request, out),
+            Body::Event(reply) => encode_json(EVENT, self.channel, reply, out),
+            Body::Data(bytes) => encode_bytes(DATA, self.channel, bytes, out),
+            Body::Stderr(bytes) => encode_bytes(STDERR, self.channel, bytes, out),
+            Body::End => encode_bytes(END, self.channel, &[], out),
+            Body::Credit(bytes) => encode_bytes(CREDIT, self.channel, &bytes.to_be_bytes(), out),
+            Body::Cancel => encode_bytes(CANCEL, self.channel, &[], out),
+        }
+    }
+}
+
+/// Appends a data frame without copying the payload into a [`Frame`] first; `stderr` picks the kind.
+pub fn encode_data(channel: u32, stderr: bool, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    encode_bytes(if stderr { STDERR } else { DATA }, channel, payload, out)
+}
+
+/// Appends an event frame.
+pub fn encode_event(channel: u32, reply: &Reply, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    encode_json(EVENT, channel, reply, out)
+}
+
+/// Appends the frame that opens `channel`.
+pub fn encode_open(channel: u32, request: &Request, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    encode_json(OPEN, channel, request, out)
+}
+
+fn encode_json<T: Serialize>(kind: u8, channel: u32, body: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let start = out.len();
+    out.extend_from_slice(&header(kind, channel, 0));
+    if let Err(error) = serde_json::to_writer(&mut *out, body) {
+        out.truncate(start);
+        return Err(EncodeError::Json(error));
+    }
+    let len = out.len() - start - HEADER_LEN;
+    match u32::try_from(len) {
+        Ok(announced) if len <= MAX_CONTROL => {
+            out[start + 8..start + HEADER_LEN].copy_from_slice(&announced.to_be_bytes());
+            Ok(())
+        }
+        _ => {
+            out.truncate(start);
+            Err(EncodeError::TooLong { len })
+        }
+    }
+}
+
+fn encode_bytes(kind: u8, channel: u32, body: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let len = match u32::try_from(body.len()) {
+        Ok(len) if body.len() <= MAX_DATA => len,
+        _ => return Err(EncodeError::DataTooLong { len: body.len() }),
+    };
+    out.extend_from_slice(&header(kind, channel, len));
+    out.extend_from_slice(body);
+    Ok(())
+}
+
+fn header(kind: u8, channel: u32, len: u32) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[0] = kind;
+    header[4..8].copy_from_slice(&channel.to_be_bytes());
+    header[8..].copy_from_slice(&len.to_be_bytes());
+    header
+}
+
+/// Cuts a stream into frames, however the stream was cut into reads.
+///
+/// It holds at most one incomplete frame more than what [`Decoder::feed`] was last given.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    taken: usize,
+}
+
+impl Decoder {
+    /// An empty decoder.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds what the stream gave.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if self.taken > 0 {
+            self.buffer.drain(..self.taken);
+            self.taken = 0;
+        }
+        // A large control message is rare; its room is not kept for the life of the connection.
+        if self.buffer.is_empty() && self.buffer.capacity() > 4 * MAX_DATA {
+            self.buffer = Vec::new();
+        }
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Whether bytes of an unfinished frame are held; at the end of the stream that means it was cut off.
+    pub fn is_mid_frame(&self) -> bool {
+        self.taken < self.buffer.len()
+    }
+
+    /// The next complete frame, or `None` until more is fed.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, DecodeError> {
+        let pending = &self.buffer[self.taken..];
+        let Some((head, rest)) = pending.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let (kind, channel, len) = parse_header(head)?;
+        let Some(body) = rest.get(..len) else { return Ok(None) };
+        let frame = Frame { channel, body: parse_body(kind, channel, body)? };
+        self.taken += HEADER_LEN + len;
+        Ok(Some(frame))
+    }
+}
+
+fn parse_header(head: &[u8; HEADER_LEN]) -> Result<(u8, u32, usize), DecodeError> {
+    let [kind, reserved @ .., c0, c1, c2, c3, l0, l1, l2, l3] = *head;
+    let reserved: [u8; 3] = reserved;
+    let channel = u32::from_be_bytes([c0, c1, c2, c3]);
+    let announced = u32::from_be_bytes([l0, l1, l2, l3]);
+    if reserved != [0; 3] {
+        return Err(DecodeError::Reserved { kind });
+    }
+    let allowed = match kind {
+        HELLO | OPEN | EVENT => 1..=MAX_CONTROL,
+        DATA | STDERR => 0..=MAX_DATA,
+        END | CANCEL => 0..=0,
+        CREDIT => CREDIT_LEN..=CREDIT_LEN,
+        _ => return Err(DecodeError::UnknownKind { kind }),
+    };
+    if (kind == HELLO) != (channel == 0) {
+        return Err(DecodeError::Channel { kind, channel });
+    }
+    match usize::try_from(announced) {
+        Ok(len) if allowed.contains(&len) => Ok((kind, channel, len)),
+        _ => Err(DecodeError::Length { kind, len: announced }),
+    }
+}
+
+fn parse_body(kind: u8, channel: u32, body: &[u8]) -> Result<Body, DecodeError> {
+    Ok(match kind {
+        HELLO => Body::Hello(json(kind, channel, body)?),
+        OPEN => Body::Open(Box::new(json(kind, channel, body)?)),
+        EVENT => Body::Event(json(kind, channel, body)?),
+        DATA => Body::Data(body.to_vec()),
+        STDERR => Body::Stderr(body.to_vec()),
+        END => Body::End,
+        CANCEL => Body::Cancel,
+        CREDIT => match body.try_into() {
+            Ok(bytes) => Body::Credit(u32::from_be_bytes(bytes)),
+            Err(_) => return Err(DecodeError::Length { kind, len: 0 }),
+        },
+        _ => return Err(DecodeError::UnknownKind { kind }),
+    })
+}
+
+fn json<T: DeserializeOwned>(kind: u8, channel: u32, body: &[u8]) -> Result<T, DecodeError> {
+    serde_json::from_slice(body).map_err(|source| DecodeError::Json { kind, channel, source })
+}
