@@ -200,7 +200,8 @@ impl Task {
         }
         let (config, warnings) = parse::parse(&file, &read_text(&file)?)?;
         let dir = path.canonicalize().map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let dir_name = dir.file_name().map_or_else(|| "task".into(), |name| name.to_string_lossy()).into_owned();
+        let dir_name =
+            dir.file_name().map_or_else(|| "task".into(), |name| name.to_string_lossy()).into_owned();
         let name = config.package.as_ref().map_or_else(|| dir_name.clone(), |package| package.name.clone());
         let mut task = Task {
             path: path.to_owned(),

@@ -65,7 +65,10 @@ fn directory_hash(dir: &Path, depth: usize) -> Result<Option<String>, Error> {
     for (name, path) in entries(dir)? {
         if path.is_dir() {
             if depth == 0 {
-                return Err(read(&path, io::Error::other("directories nest too deep, or links form a cycle")));
+                return Err(read(
+                    &path,
+                    io::Error::other("directories nest too deep, or links form a cycle"),
+                ));
             }
             if let Some(hash) = directory_hash(&path, depth - 1)? {
                 descriptors.push(format!("dirhash:{hash}\0name:{name}"));

@@ -91,10 +91,8 @@ impl Parser {
     }
 
     fn agent(&mut self, section: Section<'_, '_>, baseline: Mode) -> Result<AgentSection, Error> {
-        let agent = AgentSection {
-            timeout_sec: positive(&section, "timeout_sec")?,
-            user: section.user("user")?,
-        };
+        let agent =
+            AgentSection { timeout_sec: positive(&section, "timeout_sec")?, user: section.user("user")? };
         self.phase_network(&section, baseline, "[agent]")?;
         section.finish();
         Ok(agent)
@@ -206,12 +204,7 @@ impl Parser {
         Ok(mode)
     }
 
-    fn phase_network(
-        &mut self,
-        section: &Section<'_, '_>,
-        baseline: Mode,
-        name: &str,
-    ) -> Result<(), Error> {
+    fn phase_network(&mut self, section: &Section<'_, '_>, baseline: Mode, name: &str) -> Result<(), Error> {
         if let Some(mode) = network(section)?.mode
             && (mode.value != baseline || mode.value == Mode::Allowlist)
         {
@@ -225,9 +218,7 @@ impl Parser {
         let mut artifacts = Vec::new();
         for item in root.items("artifacts")? {
             let (artifact, line) = match item {
-                Item::Text(source) => {
-                    (Artifact { source: source.value, ..Artifact::default() }, source.line)
-                }
+                Item::Text(source) => (Artifact { source: source.value, ..Artifact::default() }, source.line),
                 Item::Table(section, line) => (artifact(root, section, line)?, line),
             };
             check_artifact(root, &artifact, line)?;

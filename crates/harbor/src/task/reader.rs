@@ -125,9 +125,7 @@ impl<'a, 'd> Section<'a, 'd> {
     ) -> Result<Option<Located<f64>>, Error> {
         let found = self.read(key, expected, |value| {
             let number = match value {
-                DeValue::Integer(number) => {
-                    i64::from_str_radix(number.as_str(), number.radix()).ok()? as f64
-                }
+                DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok()? as f64,
                 DeValue::Float(number) => number.as_str().parse().ok()?,
                 DeValue::String(text) => text.trim().parse().ok()?,
                 _ => return None,

@@ -1,0 +1,72 @@
+//! The verifier's phase: tests up, run, logs down, reward.
+
+use berth_types::exec::ExitReason;
+use berth_types::files::FsRequest;
+use tokio::time::{Instant, timeout};
+
+use super::agent::{describe, script};
+use super::{Ended, GRACE, RECOVERY, Run, Trial, VERIFIER_LOGS, close, duration};
+use crate::env::Platform;
+use crate::observer::Phase;
+use crate::record::Timing;
+use crate::reward;
+use crate::verdict::{Exception, Failure, Rewards};
+
+impl<P: Platform> Trial<'_, P> {
+    pub(super) async fn run_verifier(&mut self) -> Result<(), Exception> {
+        self.enter(Phase::Verifier);
+        self.facts.verifier = Some(Timing::start());
+        let limit = self.limit(self.plan.task.task.config.verifier.timeout_sec);
+        let deadline = Instant::now() + duration(limit);
+        let verified = timeout(duration(limit).saturating_add(GRACE * 3), self.verify(deadline, limit)).await;
+        close(&mut self.facts.verifier);
+        let rewards = verified.unwrap_or_else(|_| {
+            let message = "the verifier's phase did not end at its limit, and the daemon does not answer";
+            Err(Exception::new(Failure::RuntimeRequest, message))
+        })?;
+        self.facts.rewards = Some(rewards);
+        Ok(())
+    }
+
+    async fn verify(&self, deadline: Instant, limit: f64) -> Result<Rewards, Exception> {
+        self.remove_old_rewards().await?;
+        let tests = self.plan.task.task.dir.join("tests");
+        self.upload_scripts(&tests, "test.sh", "/tests", Failure::AddTestsDir).await?;
+        let run = Run {
+            id: "verifier",
+            command: script("/tests/test.sh", "/logs/verifier/test-stdout.txt"),
+            env: self.plan.task.verifier_env.clone(),
+            user: self.plan.task.task.config.verifier.user.as_deref(),
+            deadline: Some(deadline),
+        };
+        let mut shell_says = Vec::new();
+        let ended = self.exec(run, &mut |data| shell_says.extend_from_slice(data)).await?;
+        let target = self.plan.dir.join("verifier");
+        let Ended::Exited(status) = ended else {
+            // Its output so far is what whoever looks for the reason needs.
+            let _ = timeout(RECOVERY, self.download(VERIFIER_LOGS, &target)).await;
+            let message = format!("verifier execution timed out after {limit} seconds");
+            return Err(Exception::new(Failure::VerifierTimeout, message));
+        };
+        // Like Harbor: the reward counts, not the exit code.
+        let says = String::from_utf8_lossy(&shell_says);
+        self.log.line(&format!("verifier: {} {}", describe(&status), says.trim()));
+        self.download(VERIFIER_LOGS, &target).await.map_err(|error| {
+            let doing = "cannot download the verifier's directory";
+            Exception::caused(Failure::DownloadVerifierDir, doing, &error)
+        })?;
+        let note = match status.reason {
+            ExitReason::NotStarted => Some(format!("the test script did not start: {}", describe(&status))),
+            _ if status.exit_code != 0 => Some(format!("the test script ended with {}", describe(&status))),
+            _ => None,
+        };
+        reward::read(&target, note.as_deref())
+    }
+
+    /// An agent could have left a reward of its own.
+    async fn remove_old_rewards(&self) -> Result<(), Exception> {
+        let paths = ["reward.txt", "reward.json"].map(|name| format!("{VERIFIER_LOGS}/{name}")).to_vec();
+        let removed = self.job.platform.fs(self.sandbox_id()?, &FsRequest::Remove { paths }).await;
+        removed.map(|_| ()).map_err(|error| Exception::of_call("cannot remove old rewards", &error))
+    }
+}
