@@ -1,1 +1,47 @@
-//! Placeholder; replaced in the first commit.
+//! Plans and performs one container: namespaces, root, mounts, capabilities, control groups, first process.
+//!
+//! ```text
+//!  daemon (any thread)             launcher (single-threaded helper)        child = the sandbox's PID 1
+//!  ───────────────────             ─────────────────────────────────        ───────────────────────────
+//!  Spec ─ plan() ─► Plan ─ launch ─► clone3(CLONE_PARENT, namespaces) ────► performs the plan
+//!                        ◄─ pid, pidfd ─┘                                   becomes the guest program
+//!                        ◄───────────── report pipe: stubs or {step, path, errno}; end-of-file = runs
+//! ```
+//!
+//! A daemon has many threads and may not fork and go on running Rust code, so a helper process of one thread does it;
+//! `CLONE_PARENT` makes the daemon the parent all the same. The child does its own mounting after the helper has
+//! turned to the next request, so launches run side by side.
+//!
+//! What it refuses: to open anything of a sandbox's tree before the old root is gone (see [`plan`] for why), to skip a
+//! limit whose controller is missing, to start a sandbox whose layers do not fit the mount call, to touch control
+//! groups outside `berth/`.
+//!
+//! How it fails: [`plan::Error`] before anything happened; [`launcher::Error`] with step, path and cause, and nothing
+//! left behind, for everything after; [`cgroup::Error`] likewise.
+//!
+//! Where to start reading: [`spec`], then [`plan`], then `perform`.
+//!
+//! Seams for later: user namespaces and id-mapped mounts become operations between `PrivateMounts` and `MountOverlay`,
+//! a seccomp filter one before `NoNewPrivileges`.
+
+pub mod capability;
+pub mod cgroup;
+pub mod doctor;
+mod guest_image;
+mod helper;
+pub mod launcher;
+mod message;
+mod mountpoint;
+mod perform;
+pub mod plan;
+mod process;
+pub mod spec;
+
+pub use capability::Capability;
+pub use doctor::doctor;
+pub use guest_image::{GuestImage, GuestImageError};
+pub use helper::launcher_main;
+pub use launcher::{Error, LAUNCHER_ARG, LaunchRequest, Launcher};
+pub use plan::{Facts, Plan, plan};
+pub use process::{Exit, Process};
+pub use spec::Spec;

@@ -93,8 +93,9 @@ pub fn end_now(code: i32) -> ! {
 /// inherited. keyctl(2), Linux 2.6.10; `ENOSYS` on kernels built without keys.
 pub fn new_session_keyring() -> io::Result<()> {
     // SAFETY: a null name asks for an anonymous keyring; the kernel reads no memory of ours.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+    let answer = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
     checked(answer).map(drop)
 }
 

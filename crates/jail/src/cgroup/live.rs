@@ -1,0 +1,314 @@
+//! Groups that exist: making, killing, counting, removing.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Op, Plan, Version};
+use super::{Error, Facts};
+use crate::spec::{CgroupMembership, GuestCgroup};
+
+/// How long killed processes may take to die.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a group of the dead may stay busy.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The groups of one sandbox. Plain data, so it can be stored and found again by another daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cgroup {
+    /// Which version.
+    pub version: Version,
+    /// All directories, one a hierarchy.
+    pub dirs: Vec<PathBuf>,
+    /// The one that counts memory.
+    pub memory: Option<PathBuf>,
+    /// The one that counts processor time.
+    pub cpu: Option<PathBuf>,
+    /// The one that counts processes.
+    pub pids: Option<PathBuf>,
+    /// The one by which processes are found and killed, and below which the guest makes groups.
+    pub processes: Option<PathBuf>,
+}
+
+/// What a sandbox uses. Absent: not counted on this machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Bytes of memory now, page cache included.
+    pub memory_bytes: Option<u64>,
+    /// The most that it ever was. Version 2 counts it from Linux 5.19 on.
+    pub memory_peak_bytes: Option<u64>,
+    /// Processor time since the start, in microseconds.
+    pub cpu_usec: Option<u64>,
+    /// Processes and threads now.
+    pub pids: Option<u64>,
+}
+
+impl Plan {
+    /// Makes the groups. After an error nothing of this sandbox is left.
+    pub fn create(&self) -> Result<Cgroup, Error> {
+        // Kept until all is done; on the way out by an error it takes back what was made.
+        let mut made = Made(Vec::new());
+        for op in &self.ops {
+            apply(op, &mut made.0)?;
+        }
+        made.0.clear();
+        Ok(self.cgroup.clone())
+    }
+}
+
+/// Directories that go when it does.
+struct Made(Vec<PathBuf>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for dir in self.0.iter().rev() {
+            if let Err(error) = std::fs::remove_dir(dir) {
+                tracing::warn!(dir = %dir.display(), %error, "cannot remove a half-made control group");
+            }
+        }
+    }
+}
+
+fn apply(op: &Op, made: &mut Vec<PathBuf>) -> Result<(), Error> {
+    match op {
+        Op::Make(path) => {
+            std::fs::create_dir_all(path).map_err(|source| Error::Make { path: path.clone(), source })
+        }
+        Op::MakeNew(path) => make_new(path, made),
+        Op::MoveProcesses { from, to } => move_processes(from, to),
+        Op::Write { path, value } => write(path, value),
+        Op::WriteIfThere { path, value } => {
+            if path.exists() {
+                write(path, value)
+            } else {
+                Ok(())
+            }
+        }
+    }
+}
+
+fn make_new(path: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {
+    std::fs::create_dir(path).map_err(|source| Error::Make { path: path.to_owned(), source })?;
+    made.push(path.to_owned());
+    Ok(())
+}
+
+fn move_processes(from: &Path, to: &Path) -> Result<(), Error> {
+    // Twice at most: what was forked meanwhile is in the group of its parent.
+    for _ in 0..2 {
+        for pid in pids_of(from)? {
+            match write(&to.join("cgroup.procs"), &pid.to_string()) {
+                Err(Error::Write { source, .. }) if is(&source, rustix::io::Errno::SRCH) => {}
+                answer => answer?,
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Cgroup {
+    /// What the sandbox's first process joins, and what its guest is given.
+    pub fn membership(&self) -> CgroupMembership {
+        let v2 = self.version == Version::V2;
+        let guest = self.processes.clone().map(|dir| GuestCgroup { dir, v2 });
+        CgroupMembership { join: self.dirs.clone(), guest }
+    }
+
+    /// Kills all processes in it and below, and returns when they are gone. All right when the group is gone.
+    pub fn kill_all(&self) -> Result<(), Error> {
+        let Some(dir) = &self.processes else { return Ok(()) };
+        if !dir.exists() {
+            return Ok(());
+        }
+        let at_once = dir.join("cgroup.kill");
+        if self.version == Version::V2 && at_once.exists() {
+            write(&at_once, "1")?;
+        } else if let Some(pids) = &self.pids {
+            // No new ones while the old ones are being killed.
+            write(&pids.join("pids.max"), "0")?;
+        }
+        kill_until_empty(dir, Instant::now() + KILL_PATIENCE)
+    }
+
+    /// Removes it with everything below. All right when it is gone already; there must be no processes left.
+    pub fn remove(&self) -> Result<(), Error> {
+        self.dirs.iter().try_for_each(|dir| remove_tree(dir))
+    }
+
+    /// What it uses now.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        let v1 = self.version == Version::V1;
+        let (now, peak) = if v1 {
+            ("memory.usage_in_bytes", "memory.max_usage_in_bytes")
+        } else {
+            ("memory.current", "memory.peak")
+        };
+        let cpu_usec = if v1 {
+            number(self.cpu.as_deref(), "cpuacct.usage")?.map(|nanoseconds| nanoseconds / 1000)
+        } else {
+            keyed(self.cpu.as_deref(), "cpu.stat", "usage_usec")?
+        };
+        Ok(Usage {
+            memory_bytes: number(self.memory.as_deref(), now)?,
+            memory_peak_bytes: number(self.memory.as_deref(), peak)?,
+            cpu_usec,
+            pids: number(self.pids.as_deref(), "pids.current")?,
+        })
+    }
+
+    /// How many of its processes the kernel killed for lack of memory; `None` where that is not counted.
+    pub fn oom_kills(&self) -> Result<Option<u64>, Error> {
+        let file = if self.version == Version::V1 { "memory.oom_control" } else { "memory.events" };
+        keyed(self.memory.as_deref(), file, "oom_kill")
+    }
+}
+
+/// Removes what is left of an instance: its groups, which must hold no processes, and `berth` itself when that is
+/// empty then.
+pub fn remove_instance(facts: &Facts, instance: &str) -> Result<(), Error> {
+    if instance.is_empty() || instance.contains('/') || instance.starts_with('.') || instance == "daemon" {
+        return Err(Error::Path { path: format!("berth/{instance}") });
+    }
+    let bases = facts.v1.iter().map(|hierarchy| &hierarchy.mount_point);
+    for base in bases.chain(facts.v2.as_ref().map(|unified| &unified.base)) {
+        let berth = base.join("berth");
+        remove_tree(&berth.join(instance))?;
+        match rustix::fs::rmdir(&berth) {
+            // Other instances, or the daemon itself, are in it.
+            Ok(())
+            | Err(rustix::io::Errno::NOENT | rustix::io::Errno::BUSY | rustix::io::Errno::NOTEMPTY) => {}
+            Err(error) => return Err(Error::Remove { path: berth, source: error.into() }),
+        }
+    }
+    Ok(())
+}
+
+fn kill_until_empty(dir: &Path, deadline: Instant) -> Result<(), Error> {
+    loop {
+        let left = subtree(dir)?;
+        let mut count = 0;
+        for group in &left {
+            count += kill_listed(group)?;
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Survivors { path: dir.to_owned(), count });
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// Kills what is listed and returns how many that were. A pid can change hands between being read and being used, so
+/// a process is opened first, and killed only if its group still lists it then.
+fn kill_listed(group: &Path) -> Result<usize, Error> {
+    let listed = pids_of(group)?;
+    let opened: Vec<_> = listed
+        .iter()
+        .filter_map(|raw| Pid::from_raw(*raw))
+        .filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?)))
+        .collect();
+    if opened.is_empty() {
+        return Ok(listed.len());
+    }
+    let still = pids_of(group)?;
+    for (pid, pidfd) in opened.iter().filter(|(pid, _)| still.contains(&pid.as_raw_nonzero().get())) {
+        match pidfd_send_signal(pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => {
+                let pid = pid.as_raw_nonzero().get();
+                return Err(Error::Kill { path: group.to_owned(), pid, source: error.into() });
+            }
+        }
+    }
+    Ok(listed.len())
+}
+
+/// The group and all below it; what vanishes meanwhile is left out.
+fn subtree(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = vec![dir.to_owned()];
+    let mut next = 0;
+    while let Some(dir) = found.get(next).cloned() {
+        next += 1;
+        let entries = match std::fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(|source| Error::Read { path: dir.clone(), source })?,
+        };
+        let directories =
+            entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()));
+        found.extend(directories.map(|entry| entry.path()));
+    }
+    Ok(found)
+}
+
+fn remove_tree(dir: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + REMOVE_PATIENCE;
+    for group in subtree(dir)?.into_iter().rev() {
+        loop {
+            match rustix::fs::rmdir(&group) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => break,
+                // The last of the dead are still being buried.
+                Err(rustix::io::Errno::BUSY) if Instant::now() < deadline => sleep(PAUSE),
+                Err(error) => return Err(Error::Remove { path: group, source: error.into() }),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pids_of(group: &Path) -> Result<Vec<i32>, Error> {
+    let path = group.join("cgroup.procs");
+    let Some(text) = read_if_there(&path)? else { return Ok(Vec::new()) };
+    text.lines()
+        .map(|line| line.parse().map_err(|_| Error::Content { path: path.clone(), text: line.to_owned() }))
+        .collect()
+}
+
+fn number(dir: Option<&Path>, file: &str) -> Result<Option<u64>, Error> {
+    let Some(path) = dir.map(|dir| dir.join(file)) else { return Ok(None) };
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
+    text.trim().parse().map(Some).map_err(|_| Error::Content { path, text })
+}
+
+/// The number after `key` in a file of lines of key and number.
+fn keyed(dir: Option<&Path>, file: &str, key: &str) -> Result<Option<u64>, Error> {
+    let Some(path) = dir.map(|dir| dir.join(file)) else { return Ok(None) };
+    let Some(text) = read_if_there(&path)? else { return Ok(None) };
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    match value.map(str::parse) {
+        None => Ok(None),
+        Some(Ok(number)) => Ok(Some(number)),
+        Some(Err(_)) => Err(Error::Content { path, text }),
+    }
+}
+
+/// A group may vanish between any two looks: the file is gone (`ENOENT`), or open and dead (`ENODEV`).
+fn read_if_there(path: &Path) -> Result<Option<String>, Error> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is(&error, rustix::io::Errno::NODEV) => {
+            Ok(None)
+        }
+        Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<(), Error> {
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+        .map_err(|source| Error::Write { path: path.to_owned(), value: value.to_owned(), source })
+}
+
+fn is(error: &io::Error, errno: rustix::io::Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}

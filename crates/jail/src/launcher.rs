@@ -1,0 +1,201 @@
+//! The daemon's side of the launcher process.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::guest_image::GuestImage;
+use crate::message::{self, Reply, Report, Request};
+use crate::perform::Failure;
+use crate::plan::Plan;
+use crate::process::{Exit, Process};
+
+/// First argument with which a binary is asked to be the launcher: see [`crate::launcher_main`].
+pub const LAUNCHER_ARG: &str = "berth-launcher";
+
+/// Starts containers. Shared by all threads; blocks the one that calls.
+#[derive(Debug)]
+pub struct Launcher {
+    /// None after it died; the next launch starts another.
+    helper: Mutex<Option<Helper>>,
+}
+
+#[derive(Debug)]
+struct Helper {
+    /// Behind an Option only so that it can be closed before the process is waited for.
+    socket: Option<OwnedFd>,
+    process: Child,
+}
+
+/// What a launch needs.
+#[derive(Debug)]
+pub struct LaunchRequest<'a> {
+    /// What to do.
+    pub plan: &'a Plan,
+    /// The network namespace to live in. None: an own one with nothing but loopback.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// The guest's end of the control stream: its descriptor 3. Taken, so that the daemon sees end-of-file when the
+    /// guest is gone.
+    pub control: OwnedFd,
+    /// What to execute.
+    pub guest: &'a GuestImage,
+    /// Where the guest's standard error goes; nowhere when absent.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// Why a container did not start. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The launcher process cannot be started.
+    #[error("cannot start the launcher process")]
+    StartLauncher(#[source] io::Error),
+    /// Descriptors for the launch cannot be made.
+    #[error("cannot prepare the launch")]
+    Prepare(#[source] io::Error),
+    /// Talking to the launcher failed; the next launch starts another.
+    #[error("the launcher process does not answer")]
+    Talk(#[source] io::Error),
+    /// The launcher ended; the next launch starts another.
+    #[error("the launcher process is gone")]
+    Gone,
+    /// A step of the plan failed.
+    #[error("cannot {step} {}", path.display())]
+    Perform {
+        /// What was tried.
+        step: String,
+        /// On what.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The report of the container's first process cannot be read.
+    #[error("cannot read the report of the sandbox's first process")]
+    ReadReport(#[source] io::Error),
+    /// The first process ended before it said anything, for example because its memory limit is too small.
+    #[error("the sandbox's first process ended before its root was ready ({exit:?})")]
+    EndedEarly {
+        /// How it ended, where that is known.
+        exit: Option<Exit>,
+    },
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let source = io::Error::from_raw_os_error(failure.errno);
+        Self::Perform { step: failure.step, path: failure.path, source }
+    }
+}
+
+impl Launcher {
+    /// Starts the launcher process: this same executable, asked by [`LAUNCHER_ARG`].
+    pub fn spawn() -> Result<Self, Error> {
+        let helper = Helper::start().map_err(Error::StartLauncher)?;
+        Ok(Self { helper: Mutex::new(Some(helper)) })
+    }
+
+    /// Starts a container and waits until its guest is being executed.
+    pub fn launch(&self, request: LaunchRequest<'_>) -> Result<Process, Error> {
+        let plan = message::to_memory_file(request.plan).map_err(Error::Prepare)?;
+        let (report, report_writer) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::Prepare(error.into()))?;
+        let stderr = match request.stderr {
+            Some(stderr) => stderr,
+            None => null().map_err(Error::Prepare)?,
+        };
+        let mut fds = vec![
+            plan.as_fd(),
+            report_writer.as_fd(),
+            request.guest.as_fd(),
+            request.control.as_fd(),
+            stderr.as_fd(),
+        ];
+        fds.extend(request.netns);
+        let process = self.ask(&Request { netns: request.netns.is_some() }, &fds)?;
+        // Ours must be closed, or the pipe never ends.
+        drop((report_writer, request.control, stderr));
+        await_report(process, report)
+    }
+
+    /// Has the launcher make the process. Only this much is one at a time.
+    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Process, Error> {
+        // A panic elsewhere cannot leave a helper half-changed: it is taken out while in use.
+        let mut slot = self.helper.lock().unwrap_or_else(PoisonError::into_inner);
+        let helper = match slot.take() {
+            Some(helper) if helper.lives() => helper,
+            _ => Helper::start().map_err(Error::StartLauncher)?,
+        };
+        let (reply, mut fds) = helper.ask(request, fds)?;
+        *slot = Some(helper);
+        drop(slot);
+        match (reply, fds.pop()) {
+            (Reply::Started { pid }, Some(pidfd)) => Ok(Process::new(pid, pidfd)),
+            (Reply::Started { .. }, None) => Err(Error::Talk(io::ErrorKind::InvalidData.into())),
+            (Reply::Failed(failure), _) => Err(failure.into()),
+        }
+    }
+}
+
+impl Helper {
+    fn start() -> io::Result<Self> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let process = Command::new("/proc/self/exe")
+            .arg(LAUNCHER_ARG)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Self { socket: Some(ours), process })
+    }
+
+    /// Whether its end of the socket is still open.
+    fn lives(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(socket) = &self.socket else { return false };
+        let mut fds = [PollFd::new(socket, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut fds, Some(&now)), Ok(0))
+    }
+
+    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        let socket = self.socket.as_ref().ok_or(Error::Gone)?;
+        message::send(socket, request, fds).map_err(Error::Talk)?;
+        message::receive(socket).map_err(Error::Talk)?.ok_or(Error::Gone)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // End-of-file is what ends it.
+        drop(self.socket.take());
+        if let Err(error) = self.process.wait() {
+            tracing::warn!(%error, "cannot wait for the launcher process");
+        }
+    }
+}
+
+fn await_report(mut process: Process, report: OwnedFd) -> Result<Process, Error> {
+    let mut ready = None;
+    for line in message::read_reports(report).map_err(Error::ReadReport)? {
+        match line {
+            Report::Ready { stubs } => ready = Some(stubs),
+            // The process ends by itself now; dropping it here reaps it.
+            Report::Failed(failure) => return Err(failure.into()),
+        }
+    }
+    match ready {
+        Some(stubs) => Ok(process.with_stubs(stubs)),
+        None => Err(Error::EndedEarly { exit: process.wait().ok() }),
+    }
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
+}

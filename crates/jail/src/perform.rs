@@ -1,0 +1,297 @@
+//! Performs a [`Plan`] on the process that calls it, which must be the container's fresh first process.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use berth_sys::mount::{Attributes, set_attributes};
+use berth_sys::namespace::{self, Namespaces};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
+    mount_change, mount_remount, move_mount, open_tree, unmount,
+};
+use rustix::process::{Resource, chdir, fchdir, getrlimit, pivot_root, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
+use serde::{Deserialize, Serialize};
+
+use crate::capability::Capability;
+use crate::mountpoint::{self, Kind, Links};
+use crate::plan::{Flag, Mount, Op, Overlay, Plan, Tree};
+use crate::spec::GuestCgroup;
+
+/// A step that failed, in a form that fits through a pipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// What was tried, as in "cannot …".
+    pub(crate) step: String,
+    /// On what.
+    pub(crate) path: PathBuf,
+    /// Why.
+    pub(crate) errno: i32,
+}
+
+impl Failure {
+    pub(crate) fn new(step: &str, path: impl Into<PathBuf>, error: impl Into<io::Error>) -> Self {
+        let errno = error.into().raw_os_error().unwrap_or_else(|| Errno::IO.raw_os_error());
+        Self { step: step.to_owned(), path: path.into(), errno }
+    }
+}
+
+/// What the plan left behind for the first process to use.
+#[derive(Debug, Default)]
+pub(crate) struct Performed {
+    /// Mount points that had to be made in the root, relative to it, parents first.
+    pub(crate) stubs: Vec<PathBuf>,
+    /// The group in which the guest may make more, and whether it is of version 2.
+    pub(crate) guest_cgroup: Option<(OwnedFd, bool)>,
+    trees: Vec<Option<OwnedFd>>,
+}
+
+/// Performs all operations. After an error the process is good for nothing but to report it and end.
+pub(crate) fn perform(plan: &Plan, netns: Option<BorrowedFd<'_>>) -> Result<Performed, Failure> {
+    let mut done = Performed::default();
+    // Mount points are made with exactly the modes that the code says.
+    rustix::process::umask(Mode::empty());
+    for op in &plan.ops {
+        done.apply(op, netns)?;
+    }
+    Ok(done)
+}
+
+impl Performed {
+    fn apply(&mut self, op: &Op, netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+        match op {
+            Op::NewSession => rustix::process::setsid().map(drop).at("leave the session of", "the launcher"),
+            Op::NewKeyring => new_keyring(),
+            Op::JoinCgroup(dir) => join_cgroup(dir),
+            Op::OpenGuestCgroup(guest) => self.open_guest_cgroup(guest),
+            Op::UnshareCgroups => {
+                namespace::unshare(Namespaces::CGROUP).at("enter a new", "cgroup namespace")
+            }
+            Op::EnterNetwork => enter_network(netns),
+            Op::PrivateMounts => {
+                mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+                    .at("make mounts private below", "/")
+            }
+            Op::OpenTree(tree) => self.open_tree(tree),
+            Op::MountOverlay(overlay) => mount_overlay(overlay),
+            Op::MountUpper(upper) => mount_upper(upper),
+            Op::PivotRoot(root) => pivot(root),
+            Op::Mount(mount) => self.mount(mount),
+            Op::Link { path, target } => {
+                rustix::fs::symlinkat(target.as_str(), CWD, path).at("make the link", path)
+            }
+            Op::Attach { tree, target } => self.attach(*tree, target),
+            Op::Mask(path) => mask(path),
+            Op::ReadOnly(path) => read_only(path),
+            Op::Hostname(name) => rustix::system::sethostname(name.as_bytes()).at("set the host name", name),
+            Op::RaiseOpenFiles => raise_open_files(),
+            Op::Capabilities { keep, last } => keep_capabilities(keep, *last),
+            Op::NoNewPrivileges => {
+                rustix::thread::set_no_new_privs(true).at("give up new privileges of", "the guest")
+            }
+            Op::ResetSignalsAndUmask => {
+                rustix::process::umask(Mode::from_raw_mode(0o022));
+                berth_sys::signal::reset().at("reset signals of", "the guest")
+            }
+        }
+    }
+
+    fn open_guest_cgroup(&mut self, guest: &GuestCgroup) -> Result<(), Failure> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(CWD, &guest.dir, flags, Mode::empty())
+            .at("open the control group", &guest.dir)?;
+        self.guest_cgroup = Some((dir, guest.v2));
+        Ok(())
+    }
+
+    fn open_tree(&mut self, tree: &Tree) -> Result<(), Failure> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | if tree.device { OpenTreeFlags::empty() } else { OpenTreeFlags::AT_RECURSIVE };
+        let fd = open_tree(CWD, &tree.source, flags).at("open the source of the bind", &tree.source)?;
+        if tree.device {
+            let stat = rustix::fs::fstat(&fd).at("look at the device", &tree.source)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
+                return Err(Failure::new("find a character device at", &tree.source, Errno::NODEV));
+            }
+        }
+        let attributes = Attributes {
+            read_only: tree.read_only,
+            no_dev: !tree.device,
+            no_suid: tree.device,
+            no_exec: tree.device,
+        };
+        set_attributes(fd.as_fd(), attributes, !tree.device).at("restrict the bind of", &tree.source)?;
+        self.trees.push(Some(fd));
+        Ok(())
+    }
+
+    fn mount(&mut self, wanted: &Mount) -> Result<(), Failure> {
+        let target = &wanted.target;
+        let point = mountpoint::open(target, Kind::Directory, Links::Refuse, &mut self.stubs)
+            .at("prepare the mount point", target)?;
+        let flags = wanted.flags.iter().fold(MountFlags::NOSUID, |flags, flag| {
+            flags
+                | match flag {
+                    Flag::NoDev => MountFlags::NODEV,
+                    Flag::NoExec => MountFlags::NOEXEC,
+                    Flag::ReadOnly => MountFlags::RDONLY,
+                }
+        });
+        let options = c_string(&wanted.options, target)?;
+        // By way of the working directory, so that what was just examined is what is mounted on.
+        fchdir(&point).at("enter", target)?;
+        let kind = wanted.file_system.as_str();
+        mount(kind, ".", kind, flags, options.as_c_str()).at("mount", target)?;
+        chdir("/").at("enter", "/")
+    }
+
+    fn attach(&mut self, number: usize, target: &Path) -> Result<(), Failure> {
+        let tree = self.trees.get_mut(number).and_then(Option::take);
+        let tree = tree.ok_or_else(|| Failure::new("find the opened source for", target, Errno::BADF))?;
+        let stat = rustix::fs::fstat(&tree).at("look at the source for", target)?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Kind::Directory,
+            _ => Kind::File,
+        };
+        let point = mountpoint::open(target, kind, Links::Follow, &mut self.stubs)
+            .at("prepare the mount point", target)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(&tree, "", &point, "", flags).at("mount a bind at", target)
+    }
+}
+
+/// Says what an error is about.
+trait At<T> {
+    fn at(self, step: &str, path: impl AsRef<Path>) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, step: &str, path: impl AsRef<Path>) -> Result<T, Failure> {
+        self.map_err(|error| Failure::new(step, path.as_ref(), error))
+    }
+}
+
+fn new_keyring() -> Result<(), Failure> {
+    match berth_sys::process::new_session_keyring() {
+        // A kernel without keys has none to let go of.
+        Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => Ok(()),
+        answer => answer.at("leave the keyring of", "the daemon"),
+    }
+}
+
+fn join_cgroup(dir: &Path) -> Result<(), Failure> {
+    // "0" is the writer itself, whatever its pid is in whichever namespace.
+    std::fs::write(dir.join("cgroup.procs"), "0").at("join the control group", dir)
+}
+
+fn enter_network(netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    match netns {
+        Some(netns) => rustix::thread::move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+            .at("enter", "the network namespace"),
+        None => berth_sys::netdev::loopback_up().at("take up the device", "lo"),
+    }
+}
+
+fn mount_overlay(overlay: &Overlay) -> Result<(), Failure> {
+    chdir(&overlay.layers_dir).at("enter", &overlay.layers_dir)?;
+    let upper = directory(&overlay.upper)?;
+    let work = directory(&overlay.work)?;
+    // Named by descriptor: their real paths may hold characters that separate options, and would show in the
+    // container's mount table.
+    let options = overlay.options(&fd_path(&upper), &fd_path(&work));
+    let options = c_string(&options, &overlay.upper)?;
+    mount(overlay.name.as_str(), &overlay.upper, "overlay", MountFlags::NODEV, options.as_c_str())
+        .map_err(|error| blame(overlay, error))
+}
+
+/// mount(2) does not say which layer it did not like.
+fn blame(overlay: &Overlay, error: Errno) -> Failure {
+    let bad =
+        overlay.lowers.iter().map(|name| overlay.layers_dir.join(name)).find_map(|dir| directory(&dir).err());
+    bad.unwrap_or_else(|| Failure::new("mount the overlay at", &overlay.upper, error))
+}
+
+fn mount_upper(upper: &Path) -> Result<(), Failure> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, upper, flags).at("open the upper directory", upper)?;
+    let attributes = Attributes { no_dev: true, ..Attributes::default() };
+    set_attributes(tree.as_fd(), attributes, false).at("restrict the mount of", upper)?;
+    move_mount(&tree, "", CWD, upper, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .at("mount the upper directory", upper)
+}
+
+fn pivot(root: &Path) -> Result<(), Failure> {
+    chdir(root).at("enter", root)?;
+    // New and old root on one directory: the old one lands on top of the new one, and is taken off from there. So the
+    // container needs no directory for it.
+    pivot_root(".", ".").at("change the root to", root)?;
+    unmount(".", UnmountFlags::DETACH).at("detach the old root from", root)?;
+    chdir("/").at("enter", "/")
+}
+
+fn mask(path: &Path) -> Result<(), Failure> {
+    let Some(found) = existing(path)? else { return Ok(()) };
+    if found == FileType::Directory {
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("tmpfs", path, "tmpfs", flags, c"size=0k,nr_inodes=1").at("mask", path)
+    } else {
+        mount_bind("/dev/null", path).at("mask", path)
+    }
+}
+
+fn read_only(path: &Path) -> Result<(), Failure> {
+    if existing(path)?.is_none() {
+        return Ok(());
+    }
+    mount_bind(path, path).at("mount over itself", path)?;
+    let flags =
+        MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_remount(path, flags, "").at("make read-only", path)
+}
+
+fn existing(path: &Path) -> Result<Option<FileType>, Failure> {
+    match rustix::fs::lstat(path) {
+        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(Failure::new("look at", path, error)),
+    }
+}
+
+fn raise_open_files() -> Result<(), Failure> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).at("raise the limit of", "open files")
+}
+
+fn keep_capabilities(keep: &[Capability], last: u8) -> Result<(), Failure> {
+    let bit = |number: u8| CapabilitySet::from_bits_retain(1 << number);
+    let kept = keep.iter().fold(CapabilitySet::empty(), |set, capability| set | bit(capability.number()));
+    for number in (0..=last).filter(|number| !kept.contains(bit(*number))) {
+        rustix::thread::remove_capability_from_bounding_set(bit(number))
+            .at("drop the capability", number.to_string())?;
+    }
+    rustix::thread::clear_ambient_capability_set().at("clear the ambient", "capabilities")?;
+    // What the daemon itself lacks cannot be given: it is not an error of the sandbox that there is no more.
+    let own = rustix::thread::capabilities(None).at("read the own", "capabilities")?;
+    let kept = kept & own.permitted;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).at("reduce the own", "capabilities")
+}
+
+fn directory(path: &Path) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty()).at("open the directory", path)
+}
+
+fn fd_path(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn c_string(text: &str, path: &Path) -> Result<CString, Failure> {
+    CString::new(text).map_err(|_| Failure::new("pass options to the mount of", path, Errno::INVAL))
+}

@@ -1,0 +1,50 @@
+//! Containers made for real. Needs root and a C compiler; says so and passes where one is missing.
+//!
+//! Has a main of its own because the launcher re-executes the running binary.
+
+// Tests may: clippy's own exception covers only functions marked as tests.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod bench;
+mod containers;
+mod limits;
+mod rig;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(berth_jail::LAUNCHER_ARG) {
+        return berth_jail::launcher_main();
+    }
+    let tests: [(&str, fn()); 17] = [
+        ("merges_layers_and_hides_what_was_deleted", containers::merges_layers),
+        ("is_pid_1_with_the_defaults", containers::is_pid_1_with_the_defaults),
+        ("leaves_the_hosts_mounts_alone", containers::leaves_the_hosts_mounts_alone),
+        ("hides_and_protects_kernel_files", containers::hides_and_protects_kernel_files),
+        ("opens_no_device_but_its_own", containers::opens_no_device_but_its_own),
+        ("has_a_dev_that_programs_expect", containers::has_a_dev),
+        ("binds_files_and_directories", containers::binds_files_and_directories),
+        ("links_of_an_image_do_not_lead_to_the_host", containers::links_stay_inside),
+        ("a_linked_proc_is_refused", containers::a_linked_proc_is_refused),
+        ("tells_what_it_made_in_an_empty_image", containers::tells_stubs),
+        ("mounts_150_layers", containers::mounts_many_layers),
+        ("names_the_layer_that_is_missing", containers::names_the_bad_layer),
+        ("has_its_own_network_or_the_given_one", containers::networks),
+        ("survives_the_launchers_death_and_ends_when_dropped", containers::lifecycle),
+        ("kills_what_takes_too_much_memory_and_counts_it", limits::memory),
+        ("keeps_to_its_number_of_processes_and_dies_whole", limits::pids),
+        ("launches_side_by_side", bench::side_by_side),
+    ];
+    let trials = tests.into_iter().map(|(name, test)| {
+        Trial::test(name, move || {
+            match rig::missing() {
+                Some(reason) => println!("SKIP: {reason}"),
+                None => test(),
+            }
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}

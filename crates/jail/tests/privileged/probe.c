@@ -1,0 +1,122 @@
+/* A first process for tests: answers one-line commands on descriptor 3, each with "<length>\n<text>". Ends with code 7
+ * at end-of-file. Static, so that it runs in a root without any file. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char out[1 << 20];
+static size_t used;
+
+static void say(const char *format, ...) {
+	va_list args;
+	va_start(args, format);
+	used += vsnprintf(out + used, sizeof out - used, format, args);
+	va_end(args);
+}
+
+static void answer(void) {
+	char head[32];
+	int length = snprintf(head, sizeof head, "%zu\n", used);
+	write(3, head, length);
+	for (size_t done = 0; done < used;) {
+		ssize_t n = write(3, out + done, used - done);
+		if (n < 0) exit(8);
+		done += n;
+	}
+	used = 0;
+}
+
+static void cat(const char *path) {
+	int fd = open(path, O_RDONLY);
+	if (fd < 0) { say("errno %d", errno); return; }
+	ssize_t n;
+	while ((n = read(fd, out + used, sizeof out - used)) > 0) used += n;
+	if (n < 0) say("errno %d", errno);
+	close(fd);
+}
+
+static void list(const char *path) {
+	DIR *dir = opendir(path);
+	if (!dir) { say("errno %d", errno); return; }
+	struct dirent *entry;
+	while ((entry = readdir(dir)))
+		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..")) say("%s\n", entry->d_name);
+	closedir(dir);
+}
+
+static void put(const char *path) {
+	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND, 0644);
+	if (fd < 0) { say("errno %d", errno); return; }
+	if (write(fd, "x", 1) == 1) say("ok"); else say("errno %d", errno);
+	close(fd);
+}
+
+/* A node of the machine's null device: harmless even if it does open. */
+static void node(const char *path) {
+	say("mknod %d ", mknod(path, S_IFCHR | 0666, makedev(1, 3)) ? errno : 0);
+	int fd = open(path, O_RDWR);
+	say("open %d", fd < 0 ? errno : 0);
+	if (fd >= 0) close(fd);
+}
+
+static void eat(size_t megabytes) {
+	pid_t pid = fork();
+	if (pid == 0) {
+		char *memory = malloc(megabytes << 20);
+		if (!memory) _exit(9);
+		memset(memory, 1, megabytes << 20);
+		_exit(memory[12345] == 1 ? 0 : 1);
+	}
+	int status;
+	waitpid(pid, &status, 0);
+	if (WIFSIGNALED(status)) say("signal %d", WTERMSIG(status)); else say("exit %d", WEXITSTATUS(status));
+}
+
+static void forks(int most) {
+	int made = 0;
+	for (; made < most; made++) {
+		pid_t pid = fork();
+		if (pid < 0) break;
+		if (pid == 0) { pause(); _exit(0); }
+	}
+	say("%d", made);
+}
+
+int main(int argc, char **argv) {
+	FILE *in = fdopen(3, "r");
+	char line[4096];
+	while (in && fgets(line, sizeof line, in)) {
+		line[strcspn(line, "\n")] = 0;
+		char *rest = strchr(line, ' ');
+		if (rest) *rest++ = 0; else rest = "";
+		if (!strcmp(line, "cat")) cat(rest);
+		else if (!strcmp(line, "list")) list(rest);
+		else if (!strcmp(line, "put")) put(rest);
+		else if (!strcmp(line, "node")) node(rest);
+		else if (!strcmp(line, "eat")) eat(atol(rest));
+		else if (!strcmp(line, "forks")) forks(atoi(rest));
+		else if (!strcmp(line, "id")) say("pid %d uid %d session %d", getpid(), getuid(), getsid(0));
+		else if (!strcmp(line, "mount")) say("%d", mount("x", rest, "tmpfs", 0, "") ? errno : 0);
+		else if (!strcmp(line, "args")) for (int i = 0; i < argc; i++) say("%s ", argv[i]);
+		else if (!strcmp(line, "group")) { /* a control group below the one handed over */
+			say("mkdir %d ", mkdirat(4, rest, 0755) ? errno : 0);
+			char path[256];
+			snprintf(path, sizeof path, "%s/cgroup.procs", rest);
+			int fd = openat(4, path, O_WRONLY);
+			say("move %d", fd < 0 || write(fd, "0", 1) != 1 ? errno : 0);
+		}
+		answer();
+	}
+	return 7;
+}
