@@ -1,0 +1,426 @@
+"""A daemon for tests: the API's routes on a unix socket, with this machine's own files and shell as every sandbox.
+
+Paths "in the sandbox" are paths of this machine, so tests work below a temporary directory. What a test wants to go wrong is
+put into :attr:`FakeDaemon.script`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import socketserver
+import stat
+import subprocess
+import tarfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+KINDS = {400: "user", 404: "not_found", 409: "conflict", 500: "internal", 503: "unavailable"}
+
+
+@dataclass
+class Script:
+    """What the daemon is to do other than its best."""
+
+    build_error: dict[str, Any] | None = None
+    pull_error: dict[str, Any] | None = None
+    create_error: dict[str, Any] | None = None
+    create_delay: float = 0.0
+    drop_exec: bool = False
+    storage_enforced: bool = True
+    image_user: str = ""
+    shell: str | None = "/bin/sh"
+
+
+@dataclass
+class FakeDaemon:
+    """State of the daemon, for tests to look at."""
+
+    socket: Path
+    workdir: str
+    script: Script = field(default_factory=Script)
+    sandboxes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    leases: dict[str, int] = field(default_factory=dict)
+    renewals: int = 0
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    creations: list[dict[str, Any]] = field(default_factory=list)
+    builds: list[tuple[dict[str, Any], list[str]]] = field(default_factory=list)
+    pulls: list[dict[str, Any]] = field(default_factory=list)
+    execs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    exec_requests: list[dict[str, Any]] = field(default_factory=list)
+    kills: list[str] = field(default_factory=list)
+
+    @property
+    def host(self) -> str:
+        return f"unix://{self.socket}"
+
+    def count(self, method: str, part: str) -> int:
+        """Requests of that method whose path holds ``part``."""
+        return sum(1 for seen, path in self.requests if seen == method and part in path)
+
+
+class Fault(Exception):
+    """An error answer."""
+
+    def __init__(self, status: int, code: str, message: str, **more: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"code": code, "kind": KINDS[status], "message": message, **more}
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 128
+    state: FakeDaemon
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def fake_daemon(directory: Path) -> Iterator[FakeDaemon]:
+    """A running daemon with its socket in ``directory``."""
+    workdir = directory / "workdir"
+    workdir.mkdir()
+    state = FakeDaemon(directory / "d.sock", str(workdir))
+    server = _Server(str(state.socket), _Handler)
+    server.state = state
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        for process in state.execs.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    @property
+    def state(self) -> FakeDaemon:
+        return self.server.state
+
+    def do_GET(self) -> None:
+        self._route()
+
+    do_POST = do_PUT = do_DELETE = do_GET
+
+    def _route(self) -> None:
+        parts = urlsplit(self.path)
+        self.query = {key: values[0] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        self.body = self._read_body()
+        segments = [unquote(part) for part in parts.path.split("/")[2:]]
+        self.state.requests.append((self.command, parts.path))
+        try:
+            handler = getattr(self, "_".join([self.command.lower(), *segments[::2]]).replace("-", "_"))
+            handler(*segments[1::2])
+        except Fault as fault:
+            self._json({"error": fault.body}, fault.status)
+        except AttributeError as error:
+            if "_Handler" not in str(error):
+                raise
+            self._json({"error": Fault(404, "no_such_route", str(error)).body}, 404)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("transfer-encoding") == "chunked":
+            data = bytearray()
+            while size := int(self.rfile.readline(), 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return bytes(data)
+        return self.rfile.read(int(self.headers.get("content-length") or 0))
+
+    def _json(self, value: Any, status: int = 200) -> None:
+        data = b"" if status == 204 else json.dumps(value).encode()
+        self.send_response(status)
+        if status != 204:
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _stream(self) -> None:
+        self.send_response(200)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
+
+    # ---- system, leases
+
+    def get_version(self) -> None:
+        self._json({"version": "0.1.0", "api": "v1", "pid": os.getpid(), "data_dir": "/", "later": True})
+
+    def get_doctor(self) -> None:
+        self._json({"checks": [{"name": "cgroups", "status": "ok", "found": "v2"}]})
+
+    def post_leases(self) -> None:
+        lease = uuid.uuid4().hex
+        self.state.leases[lease] = json.loads(self.body)["ttl_seconds"]
+        self._json({"id": lease, "expires_at": "2030-01-01T00:00:00Z"}, 201)
+
+    def put_leases(self, lease: str) -> None:
+        if lease not in self.state.leases:
+            raise Fault(404, "lease_not_found", "there is no such lease")
+        self.state.renewals += 1
+        self._json({"id": lease, "expires_at": "2030-01-01T00:00:00Z"})
+
+    def delete_leases(self, lease: str) -> None:
+        if self.state.leases.pop(lease, None) is None:
+            raise Fault(404, "lease_not_found", "there is no such lease")
+        self.state.sandboxes = {k: v for k, v in self.state.sandboxes.items() if v["lease"] != lease}
+        self._json(None, 204)
+
+    # ---- sandboxes
+
+    def post_sandboxes(self) -> None:
+        request = json.loads(self.body)
+        self.state.creations.append(request)
+        time.sleep(self.state.script.create_delay)
+        if self.state.script.create_error:
+            raise Fault(**self.state.script.create_error)
+        sandbox = {
+            "id": uuid.uuid4().hex,
+            "name": request.get("name"),
+            "group": "g",
+            "state": "running",
+            "image": request["image"],
+            "labels": request.get("labels", {}),
+            "lease": request.get("lease"),
+            "resources": request.get("resources", {}),
+            "storage_enforced": self.state.script.storage_enforced,
+            "network": request.get("network", "public"),
+            "workdir": request.get("workdir") or self.state.workdir,
+            "user": self.state.script.image_user,
+            "shell": self.state.script.shell,
+            "created_at": "2030-01-01T00:00:00Z",
+            "start_ms": 12.5,
+        }
+        self.state.sandboxes[sandbox["id"]] = sandbox
+        self._json(sandbox, 201)
+
+    def get_sandboxes(self, name: str | None = None) -> None:
+        if name is None:
+            self._json({"items": list(self.state.sandboxes.values())})
+        else:
+            self._json(self._sandbox(name))
+
+    def delete_sandboxes(self, name: str) -> None:
+        del self.state.sandboxes[self._sandbox(name)["id"]]
+        self._json(None, 204)
+
+    def put_sandboxes_lease(self, name: str) -> None:
+        self._sandbox(name)["lease"] = json.loads(self.body)["lease"]
+        self._json(self._sandbox(name))
+
+    def _sandbox(self, name: str) -> dict[str, Any]:
+        for sandbox in self.state.sandboxes.values():
+            if name in (sandbox["id"], sandbox["name"]):
+                return sandbox
+        raise Fault(404, "sandbox_not_found", f"there is no sandbox {name}")
+
+    # ---- execs
+
+    def post_sandboxes_exec(self, name: str) -> None:
+        sandbox, request = self._sandbox(name), json.loads(self.body)
+        self.state.exec_requests.append(request)
+        command = request["command"]
+        argv = command["argv"] if "argv" in command else ["sh", "-c", command["shell"]]
+        began = time.monotonic()
+        try:
+            process = subprocess.Popen(
+                argv,
+                cwd=request.get("cwd") or sandbox["workdir"],
+                env={**os.environ, **request.get("env", {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._stream()
+            self._exited(exit_code=127, reason="not_started", message=str(error), duration_ms=0)
+            return
+        # As with the real one: once the headers are out, the exec can be killed by its id.
+        self.state.execs[request["id"]] = process
+        self._stream()
+        self._frame(3, json.dumps({"event": "started", "id": request["id"], "program": argv[0]}).encode())
+        timed_out = self._pump(process, request.get("timeout_seconds"))
+        if self.state.script.drop_exec:
+            self.close_connection = True
+            return
+        code = process.wait()
+        reason = "timed_out" if timed_out else "killed" if request["id"] in self.state.kills else "exited"
+        self._exited(
+            exit_code=124 if timed_out else code if code >= 0 else 128 - code,
+            reason=reason,
+            duration_ms=int(1000 * (time.monotonic() - began)),
+        )
+
+    def _pump(self, process: subprocess.Popen[bytes], timeout: float | None) -> bool:
+        timed_out = threading.Event()
+
+        def expire() -> None:
+            timed_out.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(timeout, expire) if timeout else None
+        if timer:
+            timer.start()
+        lock = threading.Lock()
+
+        def copy(kind: int, pipe: io.BufferedReader) -> None:
+            while data := os.read(pipe.fileno(), 65536):
+                with lock, contextlib.suppress(OSError):
+                    self._frame(kind, data)
+
+        assert process.stdout and process.stderr
+        other = threading.Thread(target=copy, args=(2, process.stderr))
+        other.start()
+        copy(1, process.stdout)  # type: ignore[arg-type]
+        other.join()
+        if timer:
+            timer.cancel()
+        return timed_out.is_set()
+
+    def _frame(self, kind: int, payload: bytes) -> None:
+        self._chunk(bytes([kind]) + len(payload).to_bytes(4, "big") + payload)
+
+    def _exited(self, **status: Any) -> None:
+        self._frame(3, json.dumps({"event": "exited", **status}).encode())
+        self.wfile.write(b"0\r\n\r\n")
+
+    def delete_sandboxes_execs(self, name: str, exec_id: str) -> None:
+        self._sandbox(name)
+        process = self.state.execs.get(exec_id)
+        if process is None:
+            raise Fault(404, "exec_not_found", f"there is no exec {exec_id}")
+        self.state.kills.append(exec_id)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._json(None, 204)
+
+    # ---- files
+
+    def put_sandboxes_archive(self, name: str) -> None:
+        self._sandbox(name)
+        target = Path(self.query["path"])
+        target.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(self.body)) as archive:
+            archive.extractall(target, filter="fully_trusted")
+        self._json({"refused": [], "skipped": []})
+
+    def get_sandboxes_archive(self, name: str) -> None:
+        self._sandbox(name)
+        path = Path(self.query["path"])
+        if not path.exists():
+            raise Fault(404, "path_not_found", f"there is no {path}")
+        excluded = [f"--exclude={p}" for p in self.query.get("exclude", "").split("\n") if p]
+        where = [str(path), "."] if path.is_dir() else [str(path.parent), path.name]
+        command = ["tar", "-c", "--format=posix", *excluded, "-C", *where]
+        data = subprocess.run(command, capture_output=True, check=True).stdout
+        self._stream()
+        for start in range(0, len(data), 65536):
+            self._chunk(data[start : start + 65536])
+        self.wfile.write(b"0\r\n\r\n")
+
+    def post_sandboxes_fs(self, name: str) -> None:
+        self._sandbox(name)
+        request = json.loads(self.body)
+        if request["op"] == "stat":
+            return self._stat(request["path"])
+        for path in map(Path, request["paths"]):
+            if request["op"] == "empty":
+                if path.is_symlink() or path.is_file():
+                    path.unlink()
+                path.mkdir(parents=True, exist_ok=True)
+                for child in path.iterdir():
+                    _remove(child)
+            elif request["op"] == "remove":
+                _remove(path)
+            else:
+                try:
+                    path.mkdir(parents=True, exist_ok=True)
+                except FileExistsError:
+                    raise Fault(400, "not_a_directory", f"{path} is not a directory") from None
+            if request.get("mode") is not None:
+                path.chmod(request["mode"])
+        self._json({})
+
+    def _stat(self, path: str) -> None:
+        try:
+            facts = os.stat(path)
+        except OSError:
+            self._json({})
+            return
+        kind = "dir" if stat.S_ISDIR(facts.st_mode) else "file" if stat.S_ISREG(facts.st_mode) else "other"
+        found = {"kind": kind, "size": facts.st_size, "mode": stat.S_IMODE(facts.st_mode), "uid": 0, "gid": 0}
+        self._json({"stat": found})
+
+    # ---- images
+
+    def post_images(self, action: str) -> None:
+        getattr(self, f"_{action}")()
+
+    def _build(self) -> None:
+        with tarfile.open(fileobj=io.BytesIO(self.body)) as archive:
+            self.state.builds.append((json.loads(self.query["options"]), archive.getnames()))
+        lines: list[dict[str, Any]] = [
+            {"progress": {"what": "step", "step": 1, "steps": 1, "instruction": "FROM scratch", "cached": True}},
+            {"progress": {"what": "output", "step": 1, "text": "some output\n"}},
+        ]
+        image = _image("sha256:built")
+        result = {"image": image, "content_key": "k3y", "steps": 1, "cached_steps": 1}
+        error = self.state.script.build_error
+        self._lines([*lines, {"error": error} if error else {"result": result}])
+
+    def _pull(self) -> None:
+        request = json.loads(self.body)
+        self.state.pulls.append(request)
+        error = self.state.script.pull_error
+        self._lines([{"error": error} if error else {"result": _image("sha256:pulled")}])
+
+    def _lines(self, lines: list[dict[str, Any]]) -> None:
+        data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        self._stream()
+        # Cut anywhere: a reader must not take a chunk for a line.
+        for start in range(0, len(data), 50):
+            self._chunk(data[start : start + 50])
+        self.wfile.write(b"0\r\n\r\n")
+
+
+def _image(id: str) -> dict[str, Any]:
+    return {"id": id, "references": [], "size_bytes": 1, "layers": 1, "platform": "linux/amd64", "config": {}}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

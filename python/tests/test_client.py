@@ -1,0 +1,235 @@
+"""Both clients against a daemon of the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+
+import berth
+import pytest
+from berth import _endpoint, _http
+from berth._endpoint import parse_host
+from berth._lease import LeaseKeeper
+from fake_daemon import FakeDaemon
+
+
+def test_hosts() -> None:
+    assert parse_host("unix:///run/b.sock").socket == "/run/b.sock"
+    assert parse_host("tcp://127.0.0.1:80").base_url == "http://127.0.0.1:80"
+    assert parse_host("http://[::1]:80/").is_local
+    assert not parse_host("tcp://10.0.0.1:80").is_local
+    for bad in ("", "/run/b.sock", "unix://relative", "tcp://x", "ssh://x:1", "http://x:1/path", "tcp://x:port"):
+        with pytest.raises(berth.InvalidRequest):
+            parse_host(bad)
+
+
+def test_sync_client(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with berth.Client(daemon.host) as client, client.create_sandbox("img", resources=berth.Resources(cpus=0.5)) as box:
+        assert client.version().api == "v1"
+        assert client.doctor()[0].status == "ok"
+        assert box.info.resources == berth.Resources(cpus=0.5)
+        pieces: list[tuple[str, str]] = []
+        result = box.exec("echo out; echo err >&2; exit 3", on_output=lambda text, name: pieces.append((name, text)))
+        assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 3)
+        assert sorted(pieces) == [("stderr", "err\n"), ("stdout", "out\n")]
+        assert box.exec(["no-such-program"]).reason == "not_started"
+        (tmp_path / "from").mkdir()
+        (tmp_path / "from/a").write_text("a")
+        box.upload_dir(tmp_path / "from", str(tmp_path / "box/dir"))
+        box.upload_file(tmp_path / "from/a", str(tmp_path / "box/new"))
+        box.upload_file(tmp_path / "from/a", str(tmp_path / "box/dir/"))
+        box.download_dir(str(tmp_path / "box"), tmp_path / "back")
+        assert (tmp_path / "back/dir/a").read_text() == (tmp_path / "back/new").read_text() == "a"
+        box.download_file(str(tmp_path / "box/new"), tmp_path / "one")
+        assert box.stat("/nowhere") is None
+        assert client.build_image(tmp_path / "from").content_key == "k3y"
+        assert [one.id for one in client.sandboxes()] == [box.id]
+    assert not daemon.sandboxes
+
+
+def test_errors_carry_kind_and_code(daemon: FakeDaemon) -> None:
+    with berth.Client(daemon.host) as client:
+        with pytest.raises(berth.NotFound) as caught:
+            client.sandbox("none")
+        assert (caught.value.code, caught.value.is_infrastructure) == ("sandbox_not_found", False)
+        client.delete_sandbox("none")
+        with pytest.raises(berth.NotFound):
+            client.exec("none", "true")
+
+
+async def test_async_exec(daemon: FakeDaemon) -> None:
+    async with berth.AsyncClient(daemon.host) as client, await client.create_sandbox("img") as box:
+        pieces: list[str] = []
+
+        async def on_output(text: str, stream: str) -> None:
+            pieces.append(text)
+
+        result = await box.exec("printf 'a\\377b'; printf '%s' \"$X\"", env={"X": "q'\n"}, on_output=on_output)
+        assert result.stdout == "a\N{REPLACEMENT CHARACTER}bq'\n" == "".join(pieces)
+        result = await box.exec("echo partial; sleep 100", timeout=0.3)
+        assert (result.exit_code, result.reason, result.stdout) == (124, "timed_out", "partial\n")
+        results = await asyncio.gather(*(box.exec(f"echo {n}") for n in range(40)))
+        assert [one.stdout for one in results] == [f"{n}\n" for n in range(40)]
+
+
+async def test_cancelling_kills_before_it_returns(daemon: FakeDaemon, tmp_path: Path) -> None:
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(box.exec("sleep 100 & sleep 100", id="mine"), 0.3)
+        assert daemon.kills == ["mine"]
+        assert daemon.execs["mine"].returncode is not None
+
+
+async def test_cancelling_at_once_kills_too(daemon: FakeDaemon) -> None:
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        for turns in range(12):
+            task = asyncio.create_task(box.exec("sleep 100", id=f"e{turns}"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert all(process.poll() is not None for process in daemon.execs.values())
+
+
+async def test_a_failing_callback_kills(daemon: FakeDaemon) -> None:
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+
+        async def on_output(text: str, stream: str) -> None:
+            raise RuntimeError("no more")
+
+        with pytest.raises(RuntimeError, match="no more"):
+            await box.exec("echo x; sleep 100", id="mine", on_output=on_output)
+        assert daemon.kills == ["mine"]
+
+
+async def test_a_stream_without_end_is_an_error(daemon: FakeDaemon) -> None:
+    daemon.script.drop_exec = True
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        with pytest.raises(berth.ConnectionLost):
+            await box.exec("echo x")
+        assert daemon.count("POST", "/exec") == 1
+
+
+async def test_large_trees_both_ways(daemon: FakeDaemon, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in range(20):
+        (source / f"{name}").write_bytes(os.urandom(300_000))
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        await box.upload_dir(source, str(tmp_path / "box"))
+        await box.download_dir(str(tmp_path / "box"), tmp_path / "back", exclude=["1*"])
+    assert sorted(p.name for p in (tmp_path / "back").iterdir()) == sorted(["0", *map(str, range(2, 10))])
+    assert all((tmp_path / "back" / p.name).read_bytes() == p.read_bytes() for p in (tmp_path / "back").iterdir())
+
+
+async def test_a_missing_directory_leaves_no_target(daemon: FakeDaemon, tmp_path: Path) -> None:
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        with pytest.raises(berth.NotFound):
+            await box.download_dir("/no/such/dir", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+async def test_a_refused_connection_is_tried_again(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = daemon.socket.parent / "late.sock"
+    threading.Timer(0.15, lambda: late.symlink_to(daemon.socket)).start()
+    async with berth.AsyncClient(f"unix://{late}") as client:
+        assert (await client.version()).api == "v1"
+    monkeypatch.setattr(_http, "RETRY_PAUSES", (0.01,))
+    async with berth.AsyncClient("unix:///nowhere.sock") as client:
+        with pytest.raises(berth.DaemonUnreachable):
+            await client.version()
+
+
+def test_the_lease_is_renewed_and_given_back(daemon: FakeDaemon) -> None:
+    keeper = LeaseKeeper(parse_host(daemon.host), ttl=60, interval=0.02)
+    lease = keeper.current()
+    assert daemon.leases == {lease: 60}
+    _until(lambda: daemon.renewals >= 3)
+    daemon.leases.clear()
+    _until(lambda: keeper.current() != lease)
+    assert len(daemon.leases) == 1
+    keeper.end()
+    assert not daemon.leases
+
+
+def _until(condition: object) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _binary(directory: Path, script: str) -> Path:
+    path = directory / "berth"
+    path.write_text(f"#!{sys.executable}\n{script}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_the_embedded_daemon_is_started(daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BERTH_HOST", raising=False)
+    monkeypatch.setattr(_endpoint, "DEFAULT_HOST", f"unix://{tmp_path}/none.sock")
+    monkeypatch.setattr(_endpoint, "_started", {})
+    answer = f'{{"host": "{daemon.host}", "pid": 1}}'
+    script = f"import sys\nassert sys.argv[1:] == ['daemon', 'start', '--json']\nprint('{answer}')"
+    monkeypatch.setenv("BERTH_BINARY", str(_binary(tmp_path, script)))
+    with berth.Client() as client:
+        assert client.endpoint.host == daemon.host
+        assert client.version().api == "v1"
+    (tmp_path / "berth").unlink()
+    assert _endpoint.locate().host == daemon.host  # Remembered, since it still listens.
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("import sys; sys.exit('error: not root')", "not root"),
+        ("print('nonsense')", "nonsense"),
+        ("print('{}')", "did not say"),
+    ],
+)
+def test_a_daemon_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str) -> None:
+    monkeypatch.delenv("BERTH_HOST", raising=False)
+    monkeypatch.setattr(_endpoint, "DEFAULT_HOST", f"unix://{tmp_path}/none.sock")
+    monkeypatch.setattr(_endpoint, "_started", {})
+    monkeypatch.setenv("BERTH_BINARY", str(_binary(tmp_path, script)))
+    with pytest.raises(berth.DaemonUnreachable, match=words):
+        berth.Client()
+
+
+def test_a_host_that_is_named_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTH_HOST", f"unix://{tmp_path}/none.sock")
+    monkeypatch.setenv("BERTH_BINARY", str(_binary(tmp_path, "raise SystemExit('started')")))
+    monkeypatch.setattr(_http, "RETRY_PAUSES", ())
+    with berth.Client() as client, pytest.raises(berth.DaemonUnreachable, match="no daemon answers"):
+        client.version()
+
+
+def test_an_answer_that_is_cut_off(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with berth.Client(f"unix://{path}") as client, pytest.raises(berth.ConnectionLost):
+            client.version()

@@ -1,0 +1,72 @@
+"""The exec stream's decoder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from berth import BerthError, ConnectionLost, ProtocolError
+from berth._frames import MAX_LEN, ExecReader, FrameDecoder
+
+
+def frame(kind: int, payload: bytes) -> bytes:
+    return bytes([kind]) + len(payload).to_bytes(4, "big") + payload
+
+
+def exited(code: int = 0, reason: str = "exited") -> bytes:
+    return frame(
+        3, json.dumps({"event": "exited", "exit_code": code, "reason": reason, "duration_ms": 7, "new": 1}).encode()
+    )
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+def test_any_cut_gives_the_same_result(step: int) -> None:
+    started = frame(3, b'{"event": "started", "id": "x", "program": "/bin/sh"}')
+    stream = started + frame(1, "zwölf €".encode()) + frame(2, b"err\r\0\n") + frame(1, b"") + exited(3)
+    reader = ExecReader()
+    output = [piece for at in range(0, len(stream), step) for piece in reader.feed(stream[at : at + step])]
+    result = reader.result()
+    assert (result.stdout, result.stderr, result.exit_code, result.duration_ms) == ("zwölf €", "err\r\0\n", 3, 7)
+    assert "".join(text for text, stream in [(t, s) for s, t in output] if stream == "stdout") == "zwölf €"
+
+
+def test_a_character_cut_between_frames_is_whole() -> None:
+    reader = ExecReader()
+    euro = "€".encode()
+    for piece in (frame(1, euro[:1]), frame(2, b"!"), frame(1, euro[1:]), exited()):
+        reader.feed(piece)
+    assert reader.result().stdout == "€"
+
+
+def test_invalid_utf8_is_replaced_also_at_the_end() -> None:
+    reader = ExecReader()
+    reader.feed(frame(1, b"a\xff") + frame(1, "€".encode()[:2]))
+    assert reader.feed(exited()) == [("stdout", "\N{REPLACEMENT CHARACTER}")]
+    assert reader.result().stdout == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+
+
+def test_no_end_is_no_result() -> None:
+    reader = ExecReader()
+    reader.feed(frame(1, b"half"))
+    with pytest.raises(ConnectionLost):
+        reader.result()
+
+
+def test_an_error_frame_is_raised_with_its_kind() -> None:
+    error = {"code": "sandbox_lost", "kind": "unavailable", "message": "it died", "hint": "look"}
+    with pytest.raises(BerthError, match=r"it died \(hint: look\)") as caught:
+        ExecReader().feed(frame(4, json.dumps(error).encode()))
+    assert caught.value.code == "sandbox_lost"
+    assert caught.value.is_infrastructure
+
+
+@pytest.mark.parametrize("bad", [frame(9, b""), frame(3, b"nonsense"), frame(3, b"[]"), bytes([1]) + b"\xff" * 4])
+def test_what_is_no_frame_is_refused(bad: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        ExecReader().feed(bad)
+
+
+def test_the_longest_frame_passes() -> None:
+    decoder = FrameDecoder()
+    assert [len(payload) for _, payload in decoder.feed(frame(1, bytes(MAX_LEN)))] == [MAX_LEN]
+    assert decoder.pending == 0
