@@ -5,6 +5,7 @@ use std::path::Path;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
+use crate::capability::Capability;
 use crate::cgroup;
 use crate::guest_image::executable_memory_file;
 
@@ -77,11 +78,18 @@ fn capabilities() -> Finding {
     };
     let missing: Vec<&str> =
         NEEDED.iter().filter(|(bit, _)| !effective.contains(*bit)).map(|(_, name)| *name).collect();
-    if missing.is_empty() {
+    if !missing.is_empty() {
+        let hint = "run as full root; in a container, run that one privileged";
+        return Finding::bad(NAME, State::Fail, format!("missing: {}", missing.join(", ")), hint);
+    }
+    let has = |capability: &Capability| effective.bits() & (1 << capability.number()) != 0;
+    let not_to_give: Vec<String> =
+        Capability::defaults().into_iter().filter(|capability| !has(capability)).map(String::from).collect();
+    if not_to_give.is_empty() {
         return Finding::ok(NAME, "all that are needed");
     }
-    let hint = "run as full root; in a container, run that one privileged";
-    Finding::bad(NAME, State::Fail, format!("missing: {}", missing.join(", ")), hint)
+    let hint = "root in sandboxes will lack them too; run as full root";
+    Finding::bad(NAME, State::Warn, format!("missing: {}", not_to_give.join(", ")), hint)
 }
 
 fn kernel() -> Finding {

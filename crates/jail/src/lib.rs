@@ -12,14 +12,14 @@
 //! `CLONE_PARENT` makes the daemon the parent all the same. The child does its own mounting after the helper has
 //! turned to the next request, so launches run side by side.
 //!
-//! What it refuses: to open anything of a sandbox's tree before the old root is gone (see [`plan`] for why), to skip a
+//! What it refuses: to open anything of a sandbox's tree before the old root is gone (see [`mod@plan`] for why), to skip a
 //! limit whose controller is missing, to start a sandbox whose layers do not fit the mount call, to touch control
 //! groups outside `berth/`.
 //!
 //! How it fails: [`plan::Error`] before anything happened; [`launcher::Error`] with step, path and cause, and nothing
 //! left behind, for everything after; [`cgroup::Error`] likewise.
 //!
-//! Where to start reading: [`spec`], then [`plan`], then `perform`.
+//! Where to start reading: [`spec`], then [`mod@plan`], then `perform`.
 //!
 //! Seams for later: user namespaces and id-mapped mounts become operations between `PrivateMounts` and `MountOverlay`,
 //! a seccomp filter one before `NoNewPrivileges`.

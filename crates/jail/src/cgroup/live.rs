@@ -16,6 +16,8 @@ use crate::spec::{CgroupMembership, GuestCgroup};
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a group of the dead may stay busy.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a group is made again that another instance removes.
+const MAKE_TRIES: usize = 10;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -78,9 +80,7 @@ impl Drop for Made {
 
 fn apply(op: &Op, made: &mut Vec<PathBuf>) -> Result<(), Error> {
     match op {
-        Op::Make(path) => {
-            std::fs::create_dir_all(path).map_err(|source| Error::Make { path: path.clone(), source })
-        }
+        Op::Make(path) => make(path),
         Op::MakeNew(path) => make_new(path, made),
         Op::MoveProcesses { from, to } => move_processes(from, to),
         Op::Write { path, value } => write(path, value),
@@ -92,6 +92,18 @@ fn apply(op: &Op, made: &mut Vec<PathBuf>) -> Result<(), Error> {
             }
         }
     }
+}
+
+/// Tries again when `berth` vanishes between being made and being filled: another instance, ending, found it empty.
+fn make(path: &Path) -> Result<(), Error> {
+    let mut made = std::fs::create_dir_all(path);
+    for _ in 0..MAKE_TRIES {
+        match &made {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => made = std::fs::create_dir_all(path),
+            _ => break,
+        }
+    }
+    made.map_err(|source| Error::Make { path: path.to_owned(), source })
 }
 
 fn make_new(path: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! From limits to the files to write. Pure.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -128,72 +128,59 @@ impl Checked {
 fn plan_v1(limits: &Checked, facts: &Facts, path: &str) -> Result<Plan, Error> {
     limits.require(|controller| facts.hierarchy(controller).is_some())?;
     let dir_of = |controller: &str| facts.hierarchy(controller).map(|found| found.mount_point.join(path));
+    // Without pids, the freezer is the one by which processes are found.
+    let finder = dir_of("pids").or_else(|| dir_of("freezer"));
     // Controllers that are mounted together share one directory.
-    let mut controllers: Vec<&str> = V1_CONTROLLERS.to_vec();
-    if dir_of("pids").is_none() {
-        controllers.push("freezer");
-    }
-    let dirs: BTreeSet<PathBuf> = controllers.iter().filter_map(|controller| dir_of(controller)).collect();
+    let dirs: BTreeSet<PathBuf> =
+        V1_CONTROLLERS.into_iter().filter_map(dir_of).chain(finder.clone()).collect();
     let mut ops = Vec::new();
     for dir in &dirs {
         ops.extend(dir.parent().map(|parent| Op::Make(parent.to_owned())));
         ops.push(Op::MakeNew(dir.clone()));
     }
-    let mut write = |controller: &str, file: &str, value: String, must: bool| {
-        let path = dir_of(controller).map(|dir| dir.join(file));
-        ops.extend(
-            path.map(|path| if must { Op::Write { path, value } } else { Op::WriteIfThere { path, value } }),
-        );
-    };
-    if let Some(quota) = limits.quota {
-        write("cpu", "cpu.cfs_period_us", CPU_PERIOD_US.to_string(), true);
-        write("cpu", "cpu.cfs_quota_us", quota.to_string(), true);
-    }
-    if let Some(bytes) = limits.memory {
-        write("memory", "memory.limit_in_bytes", bytes.to_string(), true);
-        // Memory and swap together: as much as memory alone leaves no swap. Must come second, it may not be less.
-        write("memory", "memory.memsw.limit_in_bytes", bytes.to_string(), false);
-    }
-    if let Some(pids) = limits.pids {
-        write("pids", "pids.max", pids.to_string(), true);
-    }
+    ops.extend(limit_v1(limits, dir_of));
     let cgroup = Cgroup {
         version: Version::V1,
         dirs: dirs.into_iter().collect(),
         memory: dir_of("memory"),
         cpu: dir_of("cpuacct"),
         pids: dir_of("pids"),
-        processes: dir_of("pids").or_else(|| dir_of("freezer")),
+        processes: finder,
     };
     Ok(Plan { ops, cgroup })
+}
+
+/// A controller that is limited has a directory: [`Checked::require`] saw to it.
+fn limit_v1(limits: &Checked, dir_of: impl Fn(&str) -> Option<PathBuf>) -> Vec<Op> {
+    let mut ops = Vec::new();
+    if let (Some(quota), Some(dir)) = (limits.quota, dir_of("cpu")) {
+        ops.push(Op::Write { path: dir.join("cpu.cfs_period_us"), value: CPU_PERIOD_US.to_string() });
+        ops.push(Op::Write { path: dir.join("cpu.cfs_quota_us"), value: quota.to_string() });
+    }
+    if let (Some(bytes), Some(dir)) = (limits.memory, dir_of("memory")) {
+        let value = bytes.to_string();
+        ops.push(Op::Write { path: dir.join("memory.limit_in_bytes"), value: value.clone() });
+        // Memory and swap together: as much as memory alone leaves no swap. Must come second, it may not be less.
+        ops.push(Op::WriteIfThere { path: dir.join("memory.memsw.limit_in_bytes"), value });
+    }
+    if let (Some(pids), Some(dir)) = (limits.pids, dir_of("pids")) {
+        ops.push(Op::Write { path: dir.join("pids.max"), value: pids.to_string() });
+    }
+    ops
 }
 
 fn plan_v2(limits: &Checked, unified: &Unified, path: &str) -> Result<Plan, Error> {
     let offers = |controller: &str| unified.controllers.iter().any(|name| name == controller);
     limits.require(offers)?;
-    let base = &unified.base;
-    let dir = base.join(path);
-    let instance = dir.parent().unwrap_or(base).to_owned();
-    let berth = base.join("berth");
-    let mut ops = vec![Op::Make(instance.clone())];
+    let dir = unified.base.join(path);
+    let instance = dir.parent().unwrap_or(&unified.base);
+    let mut ops = vec![Op::Make(instance.to_owned())];
     if unified.delegated {
-        let daemon = base.join(DAEMON_GROUP);
+        let daemon = unified.base.join(DAEMON_GROUP);
         ops.push(Op::Make(daemon.clone()));
-        ops.push(Op::MoveProcesses { from: base.clone(), to: daemon });
+        ops.push(Op::MoveProcesses { from: unified.base.clone(), to: daemon });
     }
-    let offered: Vec<&str> = V2_CONTROLLERS.into_iter().filter(|controller| offers(controller)).collect();
-    let missing: Vec<&str> = offered
-        .iter()
-        .copied()
-        .filter(|name| !unified.enabled.iter().any(|enabled| enabled == name))
-        .collect();
-    // From the top: a group can hand on only what it was handed.
-    for (group, controllers) in [(base, &missing), (&berth, &offered), (&instance, &offered)] {
-        if !controllers.is_empty() {
-            let value = controllers.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
-            ops.push(Op::Write { path: group.join("cgroup.subtree_control"), value });
-        }
-    }
+    ops.extend(hand_on(unified, instance));
     ops.push(Op::MakeNew(dir.clone()));
     ops.extend(limit_v2(limits, &dir));
     let cgroup = Cgroup {
@@ -207,7 +194,25 @@ fn plan_v2(limits: &Checked, unified: &Unified, path: &str) -> Result<Plan, Erro
     Ok(Plan { ops, cgroup })
 }
 
-fn limit_v2(limits: &Checked, dir: &std::path::Path) -> Vec<Op> {
+/// Enables the controllers from the top down to `instance`: a group can hand on only what it was handed.
+fn hand_on(unified: &Unified, instance: &Path) -> Vec<Op> {
+    let of = |names: &[String]| -> Vec<&str> {
+        V2_CONTROLLERS.into_iter().filter(|controller| names.iter().any(|name| name == controller)).collect()
+    };
+    let (offered, enabled) = (of(&unified.controllers), of(&unified.enabled));
+    let missing: Vec<&str> = offered.iter().copied().filter(|name| !enabled.contains(name)).collect();
+    let berth = unified.base.join("berth");
+    [(unified.base.as_path(), &missing), (&berth, &offered), (instance, &offered)]
+        .into_iter()
+        .filter(|(_, controllers)| !controllers.is_empty())
+        .map(|(group, controllers)| {
+            let value = controllers.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+            Op::Write { path: group.join("cgroup.subtree_control"), value }
+        })
+        .collect()
+}
+
+fn limit_v2(limits: &Checked, dir: &Path) -> Vec<Op> {
     let write = |file: &str, value: String| Op::Write { path: dir.join(file), value };
     let mut ops = Vec::new();
     if let Some(quota) = limits.quota {

@@ -155,9 +155,12 @@ pub struct Groups {
 
 impl Groups {
     pub fn make(limits: Limits) -> Self {
+        Self::make_on(limits, &cgroup::Facts::detect().unwrap())
+    }
+
+    pub fn make_on(limits: Limits, facts: &cgroup::Facts) -> Self {
         let instance = format!("test{}", std::process::id());
-        let facts = cgroup::Facts::detect().unwrap();
-        let plan = cgroup::plan(&limits, &facts, &format!("berth/{instance}/s")).unwrap();
+        let plan = cgroup::plan(&limits, facts, &format!("berth/{instance}/s")).unwrap();
         Self { cgroup: plan.create().unwrap(), instance }
     }
 }
