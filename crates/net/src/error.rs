@@ -124,8 +124,11 @@ impl Error {
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// There is no `nft`.
-    #[error("the program nft was not found")]
-    NftMissing,
+    #[error("the program {program} was not found")]
+    NftMissing {
+        /// What was looked for.
+        program: PathBuf,
+    },
     /// `nft` cannot be run.
     #[error("could not run nft to {action}")]
     NftRun {
@@ -181,7 +184,7 @@ impl Refusal {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Refusal::NftMissing => "install nftables, for example: apt-get install nftables",
+            Refusal::NftMissing { .. } => "install nftables, for example: apt-get install nftables",
             Refusal::NftRefused { .. } | Refusal::Forwarding { .. } => {
                 "the daemon needs CAP_NET_ADMIN in the host's network namespace, and a kernel with nf_tables"
             }

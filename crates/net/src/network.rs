@@ -1,6 +1,7 @@
 //! The network of one daemon: a handle to the thread that owns it.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -22,6 +23,8 @@ pub struct Options {
     pub range: Option<Ipv4Net>,
     /// Resolvers for sandboxes; the host's when empty.
     pub nameservers: Vec<Ipv4Addr>,
+    /// The program nft; looked for in /usr/sbin, /sbin and `PATH` when absent.
+    pub nft: Option<PathBuf>,
 }
 
 /// A running network.

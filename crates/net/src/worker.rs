@@ -24,10 +24,11 @@ use crate::error::{Error, Refusal};
 use crate::names::Names;
 use crate::netlink::{Link, Mac, Netlink, Route, Veth};
 use crate::network::Options;
+use crate::nft::Nft;
 use crate::range::{self, Occupied, OccupiedKind};
 use crate::resolver::{self, Resolver};
+use crate::ruleset;
 use crate::slot::{Connection, Slot};
-use crate::{nft, ruleset};
 
 /// The sandbox's end of a link.
 const GUEST_LINK: &str = "eth0";
@@ -77,6 +78,7 @@ pub(crate) fn spawn(names: Names, options: Options) -> Result<(Sender<Command>, 
 struct Worker {
     names: Names,
     host: Netlink,
+    nft: Nft,
     public: Option<Public>,
     /// Living links, by slot number.
     links: BTreeMap<u32, String>,
@@ -109,10 +111,11 @@ impl Worker {
             routes: host.routes().map_err(read("routes"))?,
         };
         let resolver = resolver(options, &facts);
-        let mut worker = Self { names, host, public: None, links: BTreeMap::new() };
+        let nft = Nft::find(options.nft.as_deref());
+        let mut worker = Self { names, host, nft, public: None, links: BTreeMap::new() };
         let public = worker.prepare_public(options, &facts, &resolver)?;
         let warnings = match &public {
-            Ok(_) => warnings(&worker.names, &resolver),
+            Ok(_) => warnings(&worker.names, &worker.nft, &resolver),
             Err(_) => Vec::new(),
         };
         Ok((worker, Started { public: public.map_err(Arc::new), warnings }))
@@ -134,12 +137,12 @@ impl Worker {
             },
         };
         let rules = ruleset::of(&self.names, range, &resolver.nameservers);
-        if let Err(refusal) = nft::load(&rules) {
+        if let Err(refusal) = self.nft.load(&rules) {
             return Ok(Err(refusal));
         }
         if let Err(refusal) = enable_forwarding() {
             // Just loaded, so that it can be deleted; what counts is the first failure.
-            let _ = nft::delete_table(&self.names.table());
+            let _ = self.nft.delete_table(&self.names.table());
             return Ok(Err(refusal));
         }
         self.public = Some(Public {
@@ -237,7 +240,7 @@ impl Worker {
         let removed: Vec<_> = links.values().map(|link| remove_link(&mut self.host, link)).collect();
         let table = self.names.table();
         let deleted = match self.public.take() {
-            Some(_) => nft::delete_table(&table),
+            Some(_) => self.nft.delete_table(&table),
             None => Ok(()),
         };
         removed.into_iter().collect::<Result<(), _>>()?;
@@ -272,7 +275,7 @@ fn resolver(options: &Options, facts: &Host) -> Resolver {
     Resolver::of_host(files.iter().map(String::as_str), &own)
 }
 
-fn warnings(names: &Names, resolver: &Resolver) -> Vec<String> {
+fn warnings(names: &Names, nft: &Nft, resolver: &Resolver) -> Vec<String> {
     let mut warnings = Vec::new();
     if resolver.nameservers.is_empty() {
         warnings.push(format!(
@@ -281,7 +284,7 @@ fn warnings(names: &Names, resolver: &Resolver) -> Vec<String> {
         ));
     }
     // Only a diagnosis; that nft works has just been seen.
-    let chains = nft::list_chains().unwrap_or_default();
+    let chains = nft.list_chains().unwrap_or_default();
     for chain in ruleset::foreign_forward_drops(&chains, &names.table()) {
         let prefix = names.link_prefix();
         warnings.push(format!(

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use berth_sys::netns;
 
 use crate::netlink::{Netlink, Veth};
+use crate::nft::Nft;
 use crate::{Error, Mode, Network, Options, Slot};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -30,7 +31,7 @@ struct World {
 impl World {
     /// A world, or none (and says so) where the test cannot have one.
     fn new() -> Option<Self> {
-        if let Err(error) = crate::nft::list_chains() {
+        if let Err(error) = Nft::find(None).list_chains() {
             println!("SKIP: network tests need nft and the right to use it: {error}");
             return None;
         }
@@ -81,7 +82,7 @@ impl World {
     }
 
     fn nft(&self, args: &[&str]) -> String {
-        let run = || Command::new("/usr/sbin/nft").args(args).output();
+        let run = || Command::new("nft").args(args).output();
         let output = netns::run_in(self.host.as_fd(), run).unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
@@ -89,7 +90,7 @@ impl World {
 }
 
 fn options(instance: &str) -> Options {
-    Options { instance: instance.to_owned(), range: None, nameservers: vec![METADATA] }
+    Options { instance: instance.to_owned(), range: None, nameservers: vec![METADATA], nft: None }
 }
 
 /// Serves TCP in `netns` until the process ends: tells each client the address that it was seen with.
@@ -339,23 +340,27 @@ fn a_firewall_that_drops_is_warned_of_and_a_full_range_is_an_error() {
 }
 
 #[test]
-#[ignore = "a measurement, for people"]
-fn speed() {
+fn without_nft_public_is_refused_and_no_network_works() {
     let Some(world) = World::new() else { return };
     world.on_host(async || {
-        let network = Network::start(options("tc")).await.unwrap();
-        for mode in [Mode::Public, Mode::NoNetwork] {
-            let start = Instant::now();
-            let mut slots = Vec::new();
-            for _ in 0..100 {
-                slots.push(network.attach(mode).await.unwrap());
-            }
-            let attached = start.elapsed() / 100;
-            let start = Instant::now();
-            drop(slots);
-            network.attach(Mode::NoNetwork).await.unwrap();
-            println!("{mode:?}: attach {attached:?}, detach {:?}", start.elapsed() / 100);
-        }
+        let start = |program: &str| Network::start(Options { nft: Some(program.into()), ..options("td") });
+        let network = start("/nonexistent/nft").await.unwrap();
+        let error = network.attach(Mode::Public).await.unwrap_err();
+        insta::assert_snapshot!(chain(&error), @"network mode public is not available on this machine: the program /nonexistent/nft was not found");
+        insta::assert_snapshot!(error.hint().unwrap(), @"install nftables, for example: apt-get install nftables");
+        assert!(network.public().is_err());
+        assert!(network.attach(Mode::NoNetwork).await.is_ok());
+        network.shutdown().await.unwrap();
+
+        let network = start("/bin/false").await.unwrap();
+        let error = network.attach(Mode::Public).await.unwrap_err();
+        insta::assert_snapshot!(chain(&error), @"network mode public is not available on this machine: nft refused to load the ruleset: no reason given");
+        assert!(network.attach(Mode::NoNetwork).await.is_ok());
         network.shutdown().await.unwrap();
     });
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

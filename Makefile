@@ -1,0 +1,20 @@
+# The commands of this repository. Everything that they do is in scripts/ and xtask/.
+
+.PHONY: help demo test lint build
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+demo: ## Build Berth and run one Harbor task with two agents, from nothing
+	@scripts/demo.sh
+
+test: ## All tests; installs what they need
+	@scripts/test.sh
+
+lint: ## Format, lints, floors of the house
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo xtask layers
+
+build: ## The berth binary, optimised
+	cargo build --release --locked -p berth
