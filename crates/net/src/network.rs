@@ -85,15 +85,18 @@ impl Network {
         &self.warnings
     }
 
-    /// Ends the network: removes every link, those of living slots too, and the nft table. A network that is dropped
-    /// instead does the same after its last slot, without anybody to hear of a failure.
+    /// Ends the network: removes every link, those of living slots too, and the nft table; calls after that find it
+    /// [`Error::Stopped`]. A network that is dropped instead does the same after its last slot, without anybody to
+    /// hear of a failure.
     ///
     /// # Errors
     ///
-    /// Something could not be removed; the rest was.
-    pub async fn shutdown(self) -> Result<(), Error> {
+    /// Something could not be removed; the rest was. A network that was shut down before is no error.
+    pub async fn shutdown(&self) -> Result<(), Error> {
         let (reply, done) = oneshot::channel();
-        self.worker.send(Command::Shutdown { reply }).map_err(|_| Error::Stopped)?;
-        done.await.map_err(|_| Error::Stopped)?
+        if self.worker.send(Command::Shutdown { reply }).is_err() {
+            return Ok(());
+        }
+        done.await.unwrap_or(Ok(()))
     }
 }

@@ -258,6 +258,8 @@ fn nothing_stays_after_a_slot_a_cancelled_call_or_the_network() {
         network.shutdown().await.unwrap();
         assert_eq!(world.host_links(), links);
         assert_eq!(world.tables(), "");
+        network.shutdown().await.unwrap();
+        assert!(matches!(network.attach(Mode::NoNetwork).await, Err(Error::Stopped)));
         drop(kept);
 
         // Without a shutdown, the last one out does it.
