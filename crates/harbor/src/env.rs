@@ -2,6 +2,9 @@
 //!
 //! The only file that knows the client's calls.
 
+#[cfg(test)]
+pub(crate) mod fake;
+
 use std::future::Future;
 use std::io;
 use std::path::Path;

@@ -17,9 +17,6 @@ mod artifacts;
 mod log;
 mod verifier;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
