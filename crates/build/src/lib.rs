@@ -1,1 +1,44 @@
-//! Placeholder; replaced in the first commit.
+//! Dockerfile → image: syntax → instructions → graph of stages → plan → solve.
+//!
+//! ```text
+//!  text ── syntax ──► statements ── instruction ──► typed ── graph ──► stages
+//!                                                                        │ + base images, context, args
+//!                                                                        ▼
+//!                    image ◄── solve (through a Runner) ◄───────────── plan: steps with keys
+//! ```
+//!
+//! Everything up to the plan is pure but for reading the Dockerfile and the copied files' bytes; only
+//! [`build`] acts, and only through the [`runner::Runner`] that the node fills. The crate knows neither sandboxes nor
+//! stores.
+//!
+//! It builds Docker's Dockerfile syntax. What it does not build yet (`RUN --mount`, `ADD` of URLs, …) it refuses,
+//! naming file and line; nothing is ever skipped. It refuses sources outside of the build context and never follows a
+//! symbolic link out of it.
+//!
+//! It fails with an [`Error`]: what the author of the Dockerfile can mend ([`fault::Fault`], with its place and an
+//! excerpt), a command that failed ([`Error::StepFailed`]), or the machine's failure; [`Error::kind`] tells which.
+//!
+//! Start reading at [`plan`], then `solve`.
+
+pub mod archive;
+mod config;
+pub mod context;
+mod error;
+pub mod expand;
+pub mod fault;
+pub mod graph;
+pub mod ignore;
+pub mod instruction;
+mod key;
+pub mod pattern;
+pub mod plan;
+pub mod runner;
+mod solve;
+pub mod source;
+pub mod syntax;
+mod variables;
+
+pub use error::Error;
+pub use key::Digest;
+pub use solve::{DockerfileSource, Outcome, Request, build, content_key};
+pub use variables::Environment;

@@ -1,0 +1,242 @@
+//! What can be wrong with a Dockerfile, and where: one line for logs, a source excerpt for people.
+
+use std::fmt;
+use std::sync::Arc;
+
+use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+
+use crate::expand::ExpandError;
+use crate::pattern::BadPattern;
+use crate::source::{Source, Span};
+
+/// Something wrong at one place of a Dockerfile.
+///
+/// Its `Display` is one line, `Dockerfile:3: …`; as a [`miette::Diagnostic`] it shows the place itself and, where
+/// one is known, what to write instead.
+#[derive(Debug)]
+pub struct Fault {
+    source: Arc<Source>,
+    excerpt: NamedSource<String>,
+    span: Span,
+    problem: Problem,
+}
+
+impl Fault {
+    /// A problem at a place.
+    pub fn new(source: &Arc<Source>, span: Span, problem: Problem) -> Box<Self> {
+        let excerpt = NamedSource::new(&source.name, source.text.clone());
+        Box::new(Self { source: source.clone(), excerpt, span, problem })
+    }
+
+    /// What is wrong.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// Name of the file.
+    pub fn file(&self) -> &str {
+        &self.source.name
+    }
+
+    /// Line of the place, from 1.
+    pub fn line(&self) -> u32 {
+        self.source.line_of(self.span.start)
+    }
+
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        self.problem.hint()
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file(), self.line(), self.problem)
+    }
+}
+
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.problem)
+    }
+}
+
+impl Diagnostic for Fault {
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.hint().map(|hint| Box::new(hint) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        Some(&self.excerpt)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let length = self.span.end - self.span.start;
+        let label = LabeledSpan::new(Some(self.problem.label()), self.span.start, length);
+        Some(Box::new(std::iter::once(label)))
+    }
+}
+
+/// What is wrong with a Dockerfile or with what it asks for.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// No instruction at all.
+    #[error("the file has no instructions, expected `FROM` to begin a stage")]
+    Empty,
+    /// A parser directive that stands twice.
+    #[error("parser directive `{name}` stands twice")]
+    DirectiveRepeated {
+        /// The directive.
+        name: String,
+    },
+    /// `# escape=` with something else than its two values.
+    #[error("`# escape={value}` is not valid, expected a backslash or a backtick")]
+    BadEscape {
+        /// What stands there.
+        value: String,
+    },
+    /// A heredoc whose end is not in the file.
+    #[error("heredoc `{name}` has no end, expected a line with `{name}` alone")]
+    HeredocUnterminated {
+        /// The word that ends it.
+        name: String,
+    },
+    /// The first word of a line is no instruction.
+    #[error("unknown instruction `{name}`")]
+    UnknownInstruction {
+        /// What stands there.
+        name: String,
+        /// The instruction that looks most like it.
+        nearest: Option<String>,
+    },
+    /// A flag that the instruction does not have.
+    #[error("`{instruction}` has no flag `--{flag}`")]
+    UnknownFlag {
+        /// The instruction.
+        instruction: &'static str,
+        /// The flag, without dashes.
+        flag: String,
+        /// The flag that looks most like it.
+        nearest: Option<String>,
+    },
+    /// A flag given twice.
+    #[error("flag `--{flag}` of `{instruction}` is given twice")]
+    FlagRepeated {
+        /// The instruction.
+        instruction: &'static str,
+        /// The flag, without dashes.
+        flag: String,
+    },
+    /// Valid Dockerfile syntax that Berth does not build yet.
+    #[error("{what} is not supported yet")]
+    Unsupported {
+        /// The thing, in the user's words.
+        what: String,
+    },
+    /// Something else stands where something was expected.
+    #[error("`{instruction}`: expected {expected}, found {found}")]
+    Expected {
+        /// The instruction.
+        instruction: &'static str,
+        /// What would be right.
+        expected: &'static str,
+        /// What stands there, quoted, or `nothing`.
+        found: String,
+    },
+    /// An instruction other than `ARG` before any `FROM`.
+    #[error("`{instruction}` stands before the first `FROM`, expected `FROM` or `ARG`")]
+    BeforeFrom {
+        /// The instruction.
+        instruction: &'static str,
+    },
+    /// A stage is referred to that does not stand earlier in the file.
+    #[error("no earlier stage is called `{name}`")]
+    UnknownStage {
+        /// The name or number.
+        name: String,
+        /// The stage name that looks most like it.
+        nearest: Option<String>,
+    },
+    /// A platform that is not this machine's.
+    #[error("platform `{wanted}` is not this machine's, which is `{have}`")]
+    Platform {
+        /// What the Dockerfile asks for.
+        wanted: String,
+        /// What there is.
+        have: String,
+    },
+    /// A variable cannot be expanded.
+    #[error("cannot expand `{word}`")]
+    Expand {
+        /// The word with the variable.
+        word: String,
+        /// Why not.
+        #[source]
+        source: ExpandError,
+    },
+    /// A wildcard that is not well-formed.
+    #[error("pattern `{pattern}` is malformed")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// Why.
+        #[source]
+        source: BadPattern,
+    },
+    /// A source of `COPY` or `ADD` that is not there.
+    #[error("source `{path}` is not in {place}")]
+    SourceMissing {
+        /// The path as written, after expansion.
+        path: String,
+        /// `the build context`, or which stage or image.
+        place: String,
+        /// The ignore file and pattern that exclude it, when it is there but excluded.
+        excluded_by: Option<String>,
+    },
+    /// A source that lies outside of the build context.
+    #[error("source `{path}` leaves the build context")]
+    SourceEscapes {
+        /// The path or the symbolic link.
+        path: String,
+    },
+    /// A file that cannot be copied.
+    #[error("`{path}` in the build context is {kind}, which cannot be copied")]
+    SpecialFile {
+        /// Its path in the context.
+        path: String,
+        /// What it is.
+        kind: &'static str,
+    },
+}
+
+impl Problem {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownInstruction { nearest: Some(name), .. } => Some(format!("did you mean `{name}`?")),
+            Self::UnknownFlag { nearest: Some(name), .. } => Some(format!("did you mean `--{name}`?")),
+            Self::UnknownStage { nearest: Some(name), .. } => Some(format!("did you mean `{name}`?")),
+            Self::SourceMissing { excluded_by: Some(by), .. } => Some(format!("it is excluded by {by}")),
+            _ => None,
+        }
+    }
+
+    fn label(&self) -> String {
+        match self {
+            Self::Expected { expected, .. } => format!("expected {expected}"),
+            Self::Unsupported { .. } => "not supported yet".to_owned(),
+            _ => "here".to_owned(),
+        }
+    }
+}
+
+/// The name of `names` that looks most like `name`, if any is close enough to be meant.
+pub(crate) fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let name = name.to_lowercase();
+    names
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&name, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate.to_owned())
+}
