@@ -114,12 +114,12 @@ impl Platform for Client {
         context: &Path,
         on_progress: OnProgress<'_>,
     ) -> Result<Image, Error> {
-        let built = self.build_image(request, archive::pack_dir(context), |line| on_progress(line)).await?;
+        let built = self.build_image(request, archive::pack_dir(context), on_progress).await?;
         Ok(built.image)
     }
 
     async fn pull(&self, request: &PullImage, on_progress: OnProgress<'_>) -> Result<Image, Error> {
-        self.pull_image(request, |line| on_progress(line)).await
+        self.pull_image(request, on_progress).await
     }
 
     async fn create(&self, request: &CreateSandbox) -> Result<Sandbox, Error> {

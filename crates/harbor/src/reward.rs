@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn rewards_are_read_as_harbor_reads_them() {
-        let table: &[(&[(&str, &[u8])], &str)] = &[
+        type Case<'a> = (&'a [(&'a str, &'a [u8])], &'a str);
+        let table: &[Case] = &[
             (&[("reward.txt", b"1\n")], r#"{"reward":1.0}"#),
             (&[("reward.txt", b"  0.5 ")], r#"{"reward":0.5}"#),
             (&[("reward.txt", b"-1e-3")], r#"{"reward":-0.001}"#),

@@ -172,7 +172,8 @@ impl Platform for Fake {
         let Command::Shell(command) = &request.command else { panic!("only the shell is used") };
         let user = request.user.as_deref().unwrap_or("-");
         let limit = request.timeout_seconds.map(f64::ceil);
-        self.call(format!("exec user={user} limit={limit:?} {command}")).await?;
+        let env: Vec<&str> = request.env.keys().map(String::as_str).collect();
+        self.call(format!("exec user={user} limit={limit:?} env={env:?} {command}")).await?;
         let reply = {
             let mut state = self.state.lock().unwrap();
             (self.shell)(request, state.files.get_mut(sandbox).unwrap())

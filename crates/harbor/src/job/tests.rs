@@ -121,6 +121,14 @@ fn files_below(dir: &Path) -> Vec<String> {
     found
 }
 
+/// The CLI runs a job beside its progress display, on any thread.
+#[test]
+fn a_job_can_move_between_threads() {
+    fn movable<T: Send>(_: T) {}
+    let client = Client::new(berth_client::Host::Unix("/nowhere".into()));
+    movable(run_job(&client, JobOptions::new(Vec::new(), Agent::Nop), &()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_oracle_trial_is_these_calls_and_earns_its_reward() {
     let (bench, fake) = (Bench::new(), Fake::new(square_2));
@@ -173,6 +181,7 @@ async fn a_sandbox_gets_what_the_task_asks_for() {
     bench.append("network_mode = \"no-network\"\nworkdir = \"/work\"\n[environment.env]\nA = \"1\"\nB = \"${NO_SUCH_VARIABLE:-two}\"\n");
     bench.replace("[agent]\n", "[agent]\nuser = \"agent\"\n");
     bench.replace("[verifier]\n", "[verifier]\nuser = 0\n");
+    bench.append("[solution.env]\nFROM_TASK = \"1\"\n[verifier.env]\nJUDGE = \"${NO_SUCH_VARIABLE:-}\"\n");
     let mut options = bench.options(Agent::Oracle);
     options.env = BTreeMap::from([("A".to_owned(), "over".to_owned())]);
     run(&fake, options, &()).await.unwrap();
@@ -184,8 +193,13 @@ async fn a_sandbox_gets_what_the_task_asks_for() {
     assert_eq!(request.resources.storage_mb, Some(1024));
     let env: Vec<(&str, &str)> = request.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(env, [("A", "over"), ("B", "two")]);
-    assert_eq!(fake.count("exec user=agent limit=Some(30.0) (/solution/solve.sh)"), 1);
-    assert_eq!(fake.count("exec user=0 limit=Some(30.0) (/tests/test.sh)"), 1);
+    assert_eq!(
+        fake.count(
+            "exec user=agent limit=Some(30.0) env=[\"DEBIAN_FRONTEND\", \"FROM_TASK\"] (/solution/solve.sh)"
+        ),
+        1
+    );
+    assert_eq!(fake.count("exec user=0 limit=Some(30.0) env=[\"JUDGE\"] (/tests/test.sh)"), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -329,21 +343,17 @@ async fn a_daemon_that_goes_away_never_earns_a_reward() {
     let calls = whole.log();
     // From here on the verifier has spoken; only the sandbox's end is missing.
     let spoken = calls.iter().position(|line| line == "download /logs/verifier").unwrap() + 1;
-    for away_from in 0..whole.calls() {
+    for (away_from, call) in calls.iter().enumerate() {
         let bench = Bench::new();
         let mut fake = Fake::new(square_2);
         fake.away_from = away_from;
         let outcome = bench.run(&fake, Agent::Oracle).await;
         if away_from < spoken {
-            assert!(
-                matches!(outcome.verdict, Verdict::Infrastructure(_)),
-                "{}: {outcome:?}",
-                calls[away_from]
-            );
+            assert!(matches!(outcome.verdict, Verdict::Infrastructure(_)), "{call}: {outcome:?}");
             let result = read_json(&outcome.dir.join("result.json"));
             assert_eq!(result["verifier_result"], Value::Null);
         } else {
-            assert_eq!(reward(&outcome), Some(1.0), "{}", calls[away_from]);
+            assert_eq!(reward(&outcome), Some(1.0), "{call}");
         }
     }
 }

@@ -111,7 +111,8 @@ fn errors_name_the_line_and_what_would_be_right() {
         .map(|text| {
             let error = parse(text).expect_err(text);
             assert_eq!(error.kind(), Kind::User);
-            format!("{text}\n  => {error}\n")
+            let cause = std::error::Error::source(&error).map(|cause| format!("\n{cause}"));
+            format!("{text}\n  => {error}{}\n", cause.unwrap_or_default())
         })
         .collect();
     insta::assert_snapshot!(told.join("\n"));
