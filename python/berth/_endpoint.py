@@ -72,7 +72,8 @@ def locate(host: str | None = None) -> Endpoint:
     if endpoint := configured(host):
         return endpoint
     endpoint = _started.get(os.getpid()) or parse_host(DEFAULT_HOST)
-    if not _listens(endpoint):
+    # A data directory that is named must be the running daemon's as well, which the command checks.
+    if os.environ.get("BERTH_DATA_DIR") or not _listens(endpoint):
         endpoint = _start_daemon()
     _started[os.getpid()] = endpoint
     return endpoint

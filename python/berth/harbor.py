@@ -54,8 +54,11 @@ _OWN_KEYS = ("host", "mode", "no_new_privileges", "pull", "startup_timeout_sec")
 EnvironmentPath = str | PurePath
 
 
-class RuntimeRequestError(Exception):
-    """The platform failed, not the task: Harbor's table maps this name to "sandbox failed, retry, do not grade"."""
+class RuntimeRequestError(RuntimeError):
+    """The platform failed, not the task: Harbor's table maps this name to "sandbox failed, retry, do not grade".
+
+    A ``RuntimeError``, because the set-up of installed agents rewraps everything else under a name that would be graded.
+    """
 
 
 class BerthEnvironment(BaseEnvironment):
@@ -266,7 +269,7 @@ class BerthEnvironment(BaseEnvironment):
             endpoint = await client.endpoint()
             prefix = "" if endpoint.host == _endpoint.DEFAULT_HOST else f"BERTH_HOST={shlex.quote(endpoint.host)} "
             self.logger.info(
-                f"berth: the sandbox is kept; attach with: {prefix}berth sandbox exec {sandbox.name} -- sh"
+                f"berth: the sandbox is kept; run commands in it with: {prefix}berth sandbox exec {sandbox.name} -- sh -c '…'"
             )
         except Exception as error:
             self.logger.warning(f"berth: could not keep the sandbox {sandbox.name} beyond this process: {error}")
