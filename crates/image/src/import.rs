@@ -1,0 +1,662 @@
+//! Importing archives: `docker save`'s format, OCI layouts, plain root file systems; each plain, gzip or zstd.
+//!
+//! The archive is written to a file first, since its table of contents may come last. What it is, is told by its members:
+//! `manifest.json` makes it Docker's, `index.json` with `oci-layout` OCI's (Docker's own archives have both, and Docker's
+//! table knows the names), anything else a root file system.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use berth_types::error::Kind as ErrorKind;
+use berth_types::image::ArchiveFormat;
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+
+use crate::digest::{Digest, DigestError};
+use crate::error::Error;
+use crate::image::{Image, Platform, parse_config};
+use crate::images::Images;
+use crate::ingest::{Compression, Decoder, Expected, ingest, open};
+use crate::layer::tar_reader::{Kind, Member, TarError, TarReader};
+use crate::manifest::{self, Entry, Manifest, NoPlatform, choose, is_layer_type};
+use crate::progress::{Meter, Reporter};
+use crate::pull::check_platform;
+use crate::reference::{Reference, ReferenceError};
+use crate::store::{MAX_CONFIG, Store, StoreError};
+
+const SPOOL_BUFFER: usize = 256 * 1024;
+/// Longest chain of links between members of an archive.
+const MAX_LINKS: usize = 8;
+/// Most members of an image archive; a real one has a few per layer.
+const MAX_MEMBERS: usize = 100_000;
+
+/// What an archive is to become.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// Reference for the image; the archive's own when absent.
+    pub reference: Option<String>,
+    /// What the archive is; told from its members when absent.
+    pub format: Option<ArchiveFormat>,
+}
+
+/// Why an archive cannot be imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The upload broke off, or could not be kept.
+    #[error("cannot receive the archive")]
+    Receive {
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A compressed archive cannot be uncompressed.
+    #[error("cannot decompress the archive ({compression})")]
+    Decompress {
+        /// How it is compressed.
+        compression: String,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// There is nothing in it.
+    #[error("the archive is empty")]
+    Empty,
+    /// It is no tar.
+    #[error("the archive is not a readable tar")]
+    NotTar {
+        /// Cause.
+        #[source]
+        source: TarError,
+    },
+    /// More members than an image archive has.
+    #[error("the archive has more than {MAX_MEMBERS} members, too many for an image archive")]
+    TooManyMembers,
+    /// A member that another one names is missing.
+    #[error("the archive has no member {member:?}, which {named_by} names")]
+    Missing {
+        /// The member.
+        member: String,
+        /// Who names it.
+        named_by: String,
+    },
+    /// A member is too long to be what it should be.
+    #[error("member {member:?} is {size} bytes long; at most {limit} are read")]
+    TooLong {
+        /// The member.
+        member: String,
+        /// Its size.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A member cannot be read.
+    #[error("cannot read member {member:?}")]
+    Read {
+        /// The member.
+        member: String,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A table of contents is not what it should be.
+    #[error("member {member:?} is malformed")]
+    Malformed {
+        /// The member.
+        member: String,
+        /// Where.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A member does not have the digest that it is named by.
+    #[error("member {member:?} has digest {actual} instead of {expected}")]
+    MemberDigest {
+        /// The member.
+        member: String,
+        /// The digest it is named by.
+        expected: Digest,
+        /// The digest it has.
+        actual: Digest,
+    },
+    /// A digest in a member is none.
+    #[error("member {member:?} names a bad digest")]
+    Digest {
+        /// The member.
+        member: String,
+        /// What is wrong.
+        #[source]
+        source: DigestError,
+    },
+    /// Config and layers disagree.
+    #[error("member {member:?} names {layers} layers, and the image's config {config}")]
+    LayerCount {
+        /// The member that names layers.
+        member: String,
+        /// How many.
+        layers: usize,
+        /// How many the config names.
+        config: usize,
+    },
+    /// Something in an index that is no image.
+    #[error("member {member:?} is of unsupported media type {media_type:?}")]
+    MediaType {
+        /// The member.
+        member: String,
+        /// Its type.
+        media_type: String,
+    },
+    /// The images are for other machines.
+    #[error(transparent)]
+    Platform(#[from] NoPlatform),
+    /// The archive names no reference, or only a tag.
+    #[error("{what} of the archive has no reference")]
+    NoReference {
+        /// Which image.
+        what: String,
+    },
+    /// The archive's own reference is bad.
+    #[error("the archive gives an image a bad reference")]
+    Reference {
+        /// What is wrong.
+        #[source]
+        source: ReferenceError,
+    },
+    /// One reference was given for several images.
+    #[error("the archive holds {count} images ({}), which cannot all be called {reference}", names.join(", "))]
+    SeveralImages {
+        /// The reference.
+        reference: String,
+        /// How many images there are.
+        count: usize,
+        /// What they are called.
+        names: Vec<String>,
+    },
+}
+
+impl ImportError {
+    pub(crate) fn facts(&self) -> (&'static str, ErrorKind) {
+        match self {
+            Self::Receive { .. } => ("import_broken_off", ErrorKind::Unavailable),
+            Self::Platform(_) => ("wrong_platform", ErrorKind::User),
+            Self::NoReference { .. } => ("import_without_reference", ErrorKind::User),
+            _ => ("bad_archive", ErrorKind::User),
+        }
+    }
+}
+
+impl Images {
+    /// Imports an archive. Returns its images: one, except for an archive of Docker's or OCI's with several.
+    pub async fn import(
+        &self,
+        reader: impl AsyncRead + Send,
+        options: ImportOptions,
+        reporter: Reporter,
+    ) -> Result<Vec<Image>, Error> {
+        let result = self.receive_and_import(reader, options, reporter).await;
+        result.map_err(|error| error.at(self.store().root()))
+    }
+
+    async fn receive_and_import(
+        &self,
+        reader: impl AsyncRead + Send,
+        options: ImportOptions,
+        reporter: Reporter,
+    ) -> Result<Vec<Image>, Error> {
+        let reference = options.reference.as_deref().map(str::parse::<Reference>).transpose()?;
+        let scratch = self.blocking(|store| Ok(store.scratch()?)).await?;
+        let spool = scratch.path().join("archive");
+        receive(reader, &spool, &reporter).await?;
+        self.blocking(move |store| {
+            let work = Import { store, scratch: scratch.path(), reference, reporter: &reporter };
+            work.run(spool, options.format)
+        })
+        .await
+    }
+}
+
+async fn receive(reader: impl AsyncRead, spool: &Path, reporter: &Reporter) -> Result<(), Error> {
+    let keep = |source| StoreError::Write { path: spool.to_owned(), source };
+    let mut reader = std::pin::pin!(reader);
+    let mut file = tokio::fs::File::create(spool).await.map_err(keep)?;
+    let mut meter = Meter::start(reporter, "archive", "receive", None);
+    let mut buffer = vec![0; SPOOL_BUFFER];
+    loop {
+        let n = reader.read(&mut buffer).await.map_err(|source| ImportError::Receive { source })?;
+        if n == 0 {
+            file.flush().await.map_err(keep)?;
+            return Ok(());
+        }
+        file.write_all(&buffer[..n]).await.map_err(keep)?;
+        meter.add(n as u64);
+    }
+}
+
+/// One import, once the archive is a file.
+struct Import<'a> {
+    store: &'a Arc<Store>,
+    scratch: &'a Path,
+    reference: Option<Reference>,
+    reporter: &'a Reporter,
+}
+
+/// An image of an archive, before its layers are unpacked.
+struct Planned {
+    /// What to call it in errors.
+    name: String,
+    config: Vec<u8>,
+    /// Member of each layer, and its digest where the archive says it.
+    layers: Vec<(String, Option<Digest>)>,
+    references: Vec<String>,
+}
+
+impl Import<'_> {
+    fn run(self, spool: PathBuf, format: Option<ArchiveFormat>) -> Result<Vec<Image>, Error> {
+        let format = match format {
+            Some(format) => format,
+            None => detect(&spool)?,
+        };
+        if format == ArchiveFormat::Rootfs {
+            return self.rootfs(&spool).map(|image| vec![image]);
+        }
+        let archive = Archive::open(self.uncompressed(spool)?)?;
+        let planned = match format {
+            ArchiveFormat::DockerArchive => archive.plan_docker()?,
+            _ => archive.plan_oci()?,
+        };
+        let planned = self.named(planned)?;
+        planned.iter().map(|image| self.perform(&archive, image)).collect()
+    }
+
+    fn rootfs(&self, spool: &Path) -> Result<Image, Error> {
+        let reference = self.reference.as_ref();
+        let reference = reference.ok_or(ImportError::NoReference { what: "the root file system".into() })?;
+        import_rootfs(self.store, spool, reference, serde_json::Map::new(), self.reporter)
+    }
+
+    /// Members of a compressed tar cannot be found again: it is uncompressed into a file of its own.
+    fn uncompressed(&self, spool: PathBuf) -> Result<PathBuf, Error> {
+        let compression = compression_of(&spool)?;
+        if compression == Compression::None {
+            return Ok(spool);
+        }
+        let failed = |source| ImportError::Decompress { compression: compression.to_string(), source };
+        let mut decoder = Decoder::new(open(&spool)?).map_err(failed)?;
+        let path = self.scratch.join("uncompressed");
+        let keep = |source| StoreError::Write { path: path.clone(), source };
+        let mut out = File::create(&path).map_err(keep)?;
+        let mut buffer = vec![0; SPOOL_BUFFER];
+        loop {
+            match decoder.read(&mut buffer).map_err(failed)? {
+                0 => break,
+                n => out.write_all(&buffer[..n]).map_err(keep)?,
+            }
+        }
+        std::fs::remove_file(&spool).map_err(|source| StoreError::Remove { path: spool.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Gives the images the caller's reference, or makes sure that each has one of its own.
+    fn named(&self, mut planned: Vec<Planned>) -> Result<Vec<Planned>, ImportError> {
+        if let Some(reference) = &self.reference {
+            let names: Vec<String> = planned.iter().map(|p| p.name.clone()).collect();
+            let [one] = planned.as_mut_slice() else {
+                let (reference, count) = (reference.to_string(), names.len());
+                return Err(ImportError::SeveralImages { reference, count, names });
+            };
+            one.references = vec![reference.to_string()];
+        }
+        match planned.iter().find(|p| p.references.is_empty()) {
+            Some(nameless) => Err(ImportError::NoReference { what: nameless.name.clone() }),
+            None => Ok(planned),
+        }
+    }
+
+    fn perform(&self, archive: &Archive, image: &Planned) -> Result<Image, Error> {
+        let id = Digest::of(&image.config);
+        let config = parse_config(&image.config).map_err(|source| StoreError::Config { id, source })?;
+        check_platform(&image.name, &config).map_err(ImportError::from)?;
+        let _hold = self.store.hold(&config.diff_ids);
+        for (diff_id, (member, blob)) in config.diff_ids.iter().zip(&image.layers) {
+            if self.store.layer(diff_id).is_some() {
+                continue;
+            }
+            let reader = archive.reader(member, &image.name)?;
+            let meter = Meter::start(self.reporter, diff_id.short(), "unpack", Some(reader.limit()));
+            let expected = Expected {
+                layer: format!("member {member:?}"),
+                blob: blob.clone(),
+                diff_id: Some(diff_id.clone()),
+            };
+            ingest(self.store, reader, &expected, meter)?;
+        }
+        Ok(self.store.put_image(image.config.clone(), &image.references)?)
+    }
+}
+
+/// Unpacks a root file system as the one layer of a new image; `config` has what goes beside `rootfs`.
+pub(crate) fn import_rootfs(
+    store: &Store,
+    tar: &Path,
+    reference: &Reference,
+    config: serde_json::Map<String, serde_json::Value>,
+    reporter: &Reporter,
+) -> Result<Image, Error> {
+    let file = open(tar)?;
+    let total = file.metadata().ok().map(|m| m.len());
+    if total == Some(0) {
+        return Err(ImportError::Empty.into());
+    }
+    let meter = Meter::start(reporter, "root file system", "unpack", total);
+    let expected = Expected { layer: "the root file system".into(), blob: None, diff_id: None };
+    let layer = ingest(store, file, &expected, meter)?;
+    let config = crate::images::complete_config(config, &[layer.diff_id]);
+    Ok(store.put_image(config, &[reference.to_string()])?)
+}
+
+fn compression_of(path: &Path) -> Result<Compression, Error> {
+    let mut head = [0u8; 4];
+    let failed = |source| StoreError::Read { path: path.to_owned(), source };
+    let n = open(path)?.read(&mut head).map_err(failed)?;
+    match n {
+        0 => Err(ImportError::Empty.into()),
+        n => Ok(Compression::of(&head[..n])),
+    }
+}
+
+/// Reads members until they show what the archive is; a root file system mostly shows with its first.
+fn detect(spool: &Path) -> Result<ArchiveFormat, Error> {
+    let compression = compression_of(spool)?.to_string();
+    let decoder = Decoder::new(open(spool)?)
+        .map_err(|source| ImportError::Decompress { compression: compression.clone(), source })?;
+    let mut tar = TarReader::new(decoder);
+    let mut oci = false;
+    let mut members = 0;
+    loop {
+        let member = tar.next().map_err(|source| match source {
+            TarError::Read { source, .. } => {
+                ImportError::Decompress { compression: compression.clone(), source }
+            }
+            source => ImportError::NotTar { source },
+        })?;
+        let Some(member) = member else { break };
+        members += 1;
+        match plain_name(&member.path).as_str() {
+            "manifest.json" => return Ok(ArchiveFormat::DockerArchive),
+            "index.json" => oci = true,
+            name if !is_image_member(name) => return Ok(ArchiveFormat::Rootfs),
+            _ => {}
+        }
+    }
+    match (oci, members) {
+        (_, 0) => Err(ImportError::Empty.into()),
+        (true, _) => Ok(ArchiveFormat::OciArchive),
+        (false, _) => Ok(ArchiveFormat::Rootfs),
+    }
+}
+
+/// Whether an image archive may have a member of this name.
+fn is_image_member(name: &str) -> bool {
+    let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let first = name.split('/').next().unwrap_or_default();
+    let stem = first.split('.').next().unwrap_or_default();
+    matches!(first, "" | "blobs" | "oci-layout" | "repositories" | "manifest.json" | "index.json")
+        || hex(stem)
+}
+
+fn plain_name(path: &[u8]) -> String {
+    let name = String::from_utf8_lossy(path);
+    name.split('/').filter(|part| !matches!(*part, "" | ".")).collect::<Vec<_>>().join("/")
+}
+
+/// An uncompressed tar, and where its members lie.
+struct Archive {
+    path: PathBuf,
+    members: BTreeMap<String, Member>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct OciIndex {
+    manifests: Vec<Entry>,
+}
+
+impl Archive {
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        let mut members = BTreeMap::new();
+        let mut tar = TarReader::new(io::BufReader::with_capacity(SPOOL_BUFFER, open(&path)?));
+        while let Some(member) = tar.next().map_err(|source| ImportError::NotTar { source })? {
+            if members.len() >= MAX_MEMBERS {
+                return Err(ImportError::TooManyMembers.into());
+            }
+            members.insert(plain_name(&member.path), member);
+        }
+        Ok(Self { path, members })
+    }
+
+    /// A member's bytes; links between members are followed (older Docker links layers that occur twice).
+    fn reader(&self, name: &str, named_by: &str) -> Result<io::Take<File>, Error> {
+        let mut current = plain_name(name.as_bytes());
+        for _ in 0..MAX_LINKS {
+            let Some(member) = self.members.get(&current) else { break };
+            match member.kind {
+                Kind::File => return self.range(member),
+                Kind::HardLink => current = plain_name(&member.link),
+                Kind::Symlink => current = beside(&current, &member.link),
+                _ => break,
+            }
+        }
+        Err(ImportError::Missing { member: name.to_owned(), named_by: named_by.to_owned() }.into())
+    }
+
+    fn range(&self, member: &Member) -> Result<io::Take<File>, Error> {
+        let mut file = open(&self.path)?;
+        let failed = |source| ImportError::Read { member: member.name(), source };
+        file.seek(SeekFrom::Start(member.data_offset)).map_err(failed)?;
+        Ok(file.take(member.size))
+    }
+
+    fn small(&self, name: &str, named_by: &str) -> Result<Vec<u8>, Error> {
+        let reader = self.reader(name, named_by)?;
+        let (member, size, limit) = (name.to_owned(), reader.limit(), MAX_CONFIG);
+        if size > limit {
+            return Err(ImportError::TooLong { member, size, limit }.into());
+        }
+        let mut bytes = Vec::new();
+        { reader }.read_to_end(&mut bytes).map_err(|source| ImportError::Read { member, source })?;
+        Ok(bytes)
+    }
+
+    fn json<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T, Error> {
+        let bytes = self.small(name, "its format")?;
+        Ok(serde_json::from_slice(&bytes)
+            .map_err(|source| ImportError::Malformed { member: name.to_owned(), source })?)
+    }
+
+    fn plan_docker(&self) -> Result<Vec<Planned>, Error> {
+        const TABLE: &str = "manifest.json";
+        let images: Vec<DockerImage> = self.json(TABLE)?;
+        images.into_iter().map(|image| self.plan_docker_image(TABLE, image)).collect()
+    }
+
+    fn plan_docker_image(&self, table: &str, image: DockerImage) -> Result<Planned, Error> {
+        let config = self.small(&image.config, table)?;
+        check_name(&image.config, &config)?;
+        let tags = image.repo_tags.unwrap_or_default();
+        let layers = image.layers.into_iter().map(|member| {
+            let digest = blob_digest(&member);
+            (member, digest)
+        });
+        let planned = Planned {
+            name: tags
+                .first()
+                .map_or_else(|| format!("image {}", image.config), |tag| format!("image {tag}")),
+            config,
+            layers: layers.collect(),
+            references: tags.iter().map(|tag| full_reference(tag)).collect::<Result<_, _>>()?,
+        };
+        check_count(table, &planned)?;
+        Ok(planned)
+    }
+
+    fn plan_oci(&self) -> Result<Vec<Planned>, Error> {
+        const TABLE: &str = "index.json";
+        let index: OciIndex = self.json(TABLE)?;
+        let host = Platform::host();
+        let for_us: Vec<&Entry> =
+            index.manifests.iter().filter(|e| e.platform.as_ref().is_none_or(|p| host.runs(p))).collect();
+        if for_us.is_empty() {
+            // Fails, and lists what there is.
+            choose("the archive", &index.manifests, &host).map_err(ImportError::from)?;
+        }
+        let mut seen = HashSet::new();
+        let mut planned = Vec::new();
+        for entry in for_us {
+            let image = self.plan_oci_image(TABLE, entry)?;
+            if seen.insert((Digest::of(&image.config), image.references.clone())) {
+                planned.push(image);
+            }
+        }
+        Ok(planned)
+    }
+
+    fn plan_oci_image(&self, table: &str, entry: &Entry) -> Result<Planned, Error> {
+        let annotations = entry.annotations.clone().unwrap_or_default();
+        let references = annotated_reference(&annotations)?;
+        let name =
+            references.first().map_or_else(|| format!("image {}", entry.digest), |r| format!("image {r}"));
+        let mut digest = digest_in(table, &entry.digest)?;
+        let mut named_by = table.to_owned();
+        for _ in 0..2 {
+            let member = blob_member(&digest);
+            let bytes = self.blob(&digest, &named_by)?;
+            let malformed = |source| ImportError::Malformed { member: member.clone(), source };
+            match manifest::parse(&bytes).map_err(malformed)? {
+                Manifest::Image { config, layers } => {
+                    return self.plan_oci_manifest(&member, name, references, &config.digest, &layers);
+                }
+                Manifest::Index(entries) => {
+                    let entry = choose(&name, &entries, &Platform::host()).map_err(ImportError::from)?;
+                    digest = digest_in(&member, &entry.digest)?;
+                    named_by = member;
+                }
+                Manifest::Other(media_type) => {
+                    return Err(ImportError::MediaType { member, media_type }.into());
+                }
+            }
+        }
+        let media_type = "an index within an index".to_owned();
+        Err(ImportError::MediaType { member: blob_member(&digest), media_type }.into())
+    }
+
+    fn plan_oci_manifest(
+        &self,
+        member: &str,
+        name: String,
+        references: Vec<String>,
+        config: &str,
+        layers: &[oci_client::manifest::OciDescriptor],
+    ) -> Result<Planned, Error> {
+        let config = self.blob(&digest_in(member, config)?, member)?;
+        let mut planned = Planned { name, config, layers: Vec::new(), references };
+        for layer in layers {
+            if !is_layer_type(&layer.media_type) {
+                let (member, media_type) = (member.to_owned(), layer.media_type.clone());
+                return Err(ImportError::MediaType { member, media_type }.into());
+            }
+            let digest = digest_in(member, &layer.digest)?;
+            planned.layers.push((blob_member(&digest), Some(digest)));
+        }
+        check_count(member, &planned)?;
+        Ok(planned)
+    }
+
+    /// A small blob, verified.
+    fn blob(&self, digest: &Digest, named_by: &str) -> Result<Vec<u8>, Error> {
+        let member = blob_member(digest);
+        let bytes = self.small(&member, named_by)?;
+        check_digest(&member, digest, &bytes)?;
+        Ok(bytes)
+    }
+}
+
+fn beside(name: &str, link: &[u8]) -> String {
+    let link = String::from_utf8_lossy(link);
+    let mut parts: Vec<&str> = name.split('/').collect();
+    parts.pop();
+    for part in link.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+fn blob_member(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// The digest in a member's name, where Docker put one there.
+fn blob_digest(member: &str) -> Option<Digest> {
+    format!("sha256:{}", member.strip_prefix("blobs/sha256/")?).parse().ok()
+}
+
+fn digest_in(member: &str, digest: &str) -> Result<Digest, ImportError> {
+    digest.parse().map_err(|source| ImportError::Digest { member: member.to_owned(), source })
+}
+
+fn check_digest(member: &str, expected: &Digest, bytes: &[u8]) -> Result<(), ImportError> {
+    let actual = Digest::of(bytes);
+    match actual == *expected {
+        true => Ok(()),
+        false => {
+            Err(ImportError::MemberDigest { member: member.to_owned(), expected: expected.clone(), actual })
+        }
+    }
+}
+
+/// Docker names configs by their digest, in either of two ways.
+fn check_name(member: &str, bytes: &[u8]) -> Result<(), ImportError> {
+    let by_json = member.strip_suffix(".json").and_then(|hex| format!("sha256:{hex}").parse().ok());
+    match blob_digest(member).or(by_json) {
+        Some(expected) => check_digest(member, &expected, bytes),
+        None => Ok(()),
+    }
+}
+
+fn check_count(member: &str, planned: &Planned) -> Result<(), Error> {
+    let id = Digest::of(&planned.config);
+    let config =
+        parse_config(&planned.config).map_err(|source| StoreError::Config { id, source })?.diff_ids.len();
+    let layers = planned.layers.len();
+    match layers == config {
+        true => Ok(()),
+        false => Err(ImportError::LayerCount { member: member.to_owned(), layers, config }.into()),
+    }
+}
+
+fn full_reference(name: &str) -> Result<String, ImportError> {
+    let reference: Reference = name.parse().map_err(|source| ImportError::Reference { source })?;
+    Ok(reference.to_string())
+}
+
+/// OCI's own annotation may hold a whole reference or just a tag; a tag alone names nothing.
+fn annotated_reference(annotations: &BTreeMap<String, String>) -> Result<Vec<String>, ImportError> {
+    let whole = annotations.get("io.containerd.image.name");
+    let any = annotations.get("org.opencontainers.image.ref.name").filter(|name| name.contains(['/', ':']));
+    match whole.or(any) {
+        Some(name) => Ok(vec![full_reference(name)?]),
+        None => Ok(Vec::new()),
+    }
+}

@@ -1,0 +1,332 @@
+//! The canonical tar of a layer's tree: the same tree gives the same bytes, always.
+//!
+//! Order is the walk's. Names over 100 bytes, numbers beyond ustar's fields and extended attributes go into a pax header, in sorted
+//! order; times are whole seconds; no user names. Hard links point at the first name of their file. Sockets are
+//! left out: nothing can be at their other end. overlayfs's deletions become OCI's.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use tar::{EntryType, Header};
+
+use super::is_whiteout;
+use super::walk::{Node, WalkError, walk};
+
+const COPY_BUFFER: usize = 512 * 1024;
+/// Largest value of a ustar field of seven octal digits: owners.
+const MAX_OCTAL_7: u64 = 0o7_777_777;
+/// Largest value of a ustar field of eleven octal digits: sizes and times.
+const MAX_OCTAL_11: u64 = 0o77_777_777_777;
+
+/// Why a tree could not be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// A file could not be read.
+    #[error(transparent)]
+    Walk(#[from] WalkError),
+    /// The archive could not be written.
+    #[error("cannot write the archive of the tree at {root}")]
+    Write {
+        /// Root of the tree.
+        root: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A file grew or shrank meanwhile.
+    #[error("{path} in the tree at {root} changed while it was read")]
+    Changed {
+        /// Root of the tree.
+        root: PathBuf,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that a layer cannot express.
+    #[error("{path} in the tree at {root} cannot be put in a layer: {why}")]
+    Inexpressible {
+        /// Root of the tree.
+        root: PathBuf,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
+}
+
+/// Whether packing may tidy the tree on the way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tidy {
+    /// The tree is a layer of the store and stays as it is.
+    No,
+    /// The tree was an overlay's upper directory: what it holds beyond the tar (sockets, overlayfs's notes) is removed.
+    Yes,
+}
+
+/// Writes the canonical tar of the tree at `root`.
+pub(crate) fn pack<W: Write>(root: &Path, tidy: Tidy, out: W) -> Result<W, PackError> {
+    let mut packer = Packer { root, out, tidy, links: HashMap::new(), buffer: vec![0; COPY_BUFFER] };
+    walk::<PackError>(root, &mut |node| packer.add(node))?;
+    packer.write(&[0; 1024])?;
+    Ok(packer.out)
+}
+
+struct Packer<'a, W> {
+    root: &'a Path,
+    out: W,
+    tidy: Tidy,
+    /// First name of each file that has several.
+    links: HashMap<(u64, u64), Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+impl<W: Write> Packer<'_, W> {
+    fn add(&mut self, node: &Node<'_>) -> Result<(), PackError> {
+        if node.name.to_bytes().starts_with(b".wh.") {
+            return self.inexpressible(node, "names that begin with .wh. mean deletions there");
+        }
+        if is_whiteout(&node.stat) {
+            return self.add_deletion(&in_dir(node.path, b".wh."));
+        }
+        if node.kind() == FileType::Socket {
+            return self.drop_socket(node);
+        }
+        let (xattrs, opaque) = self.xattrs(node)?;
+        if let Some(first) = self.first_name(node) {
+            return self.write_header(node, EntryType::Link, &first, 0, &[]);
+        }
+        match node.kind() {
+            FileType::Directory => self.write_header(node, EntryType::Directory, b"", 0, &xattrs)?,
+            FileType::RegularFile => return self.add_file(node, &xattrs),
+            FileType::Symlink => {
+                let target =
+                    rustix::fs::readlinkat(node.parent, node.name, Vec::new()).map_err(|e| node.fail(e))?;
+                self.write_header(node, EntryType::Symlink, target.to_bytes(), 0, &xattrs)?;
+            }
+            FileType::CharacterDevice => self.write_header(node, EntryType::Char, b"", 0, &xattrs)?,
+            FileType::BlockDevice => self.write_header(node, EntryType::Block, b"", 0, &xattrs)?,
+            FileType::Fifo => self.write_header(node, EntryType::Fifo, b"", 0, &xattrs)?,
+            _ => return self.inexpressible(node, "it is of an unknown kind"),
+        }
+        match opaque {
+            true => self.add_deletion(&[node.path, b"/.wh..wh..opq"].concat()),
+            false => Ok(()),
+        }
+    }
+
+    fn first_name(&mut self, node: &Node<'_>) -> Option<Vec<u8>> {
+        if node.kind() == FileType::Directory || node.stat.st_nlink < 2 {
+            return None;
+        }
+        let key = (node.stat.st_dev, node.stat.st_ino);
+        let first = self.links.get(&key).cloned();
+        if first.is_none() {
+            self.links.insert(key, node.path.to_vec());
+        }
+        first
+    }
+
+    fn drop_socket(&self, node: &Node<'_>) -> Result<(), PackError> {
+        if self.tidy == Tidy::Yes {
+            rustix::fs::unlinkat(node.parent, node.name, AtFlags::empty()).map_err(|e| node.fail(e))?;
+        }
+        Ok(())
+    }
+
+    /// Attributes that belong to the content, and whether the directory is opaque.
+    fn xattrs(&self, node: &Node<'_>) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, bool), PackError> {
+        let mut kept = Vec::new();
+        let mut opaque = false;
+        for (name, value) in node.xattrs()? {
+            match name.strip_prefix(b"trusted.overlay.") {
+                None if name == b"security.selinux" => {}
+                None => kept.push((name, value)),
+                Some(b"opaque") if value == b"y" && !node.path.is_empty() => opaque = true,
+                // On the root "opaque" has no effect, and is tidied away with the rest.
+                Some(b"opaque" | b"redirect" | b"metacopy") if !node.path.is_empty() => {
+                    return self.inexpressible(node, "it only makes sense above the layers it was made on");
+                }
+                Some(_) if self.tidy == Tidy::Yes => node.remove_xattr(&name)?,
+                Some(_) => {}
+            }
+        }
+        Ok((kept, opaque))
+    }
+
+    fn add_file(&mut self, node: &Node<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), PackError> {
+        let size = u64::try_from(node.stat.st_size).unwrap_or(0);
+        self.write_header(node, EntryType::Regular, b"", size, xattrs)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(node.parent, node.name, flags, Mode::empty()).map_err(|e| node.fail(e))?;
+        let mut file = File::from(file);
+        let mut left = size;
+        while left > 0 {
+            let want = left.min(self.buffer.len() as u64) as usize;
+            let n = file.read(&mut self.buffer[..want]).map_err(|e| node.fail(e))?;
+            if n == 0 {
+                return Err(PackError::Changed { root: self.root.to_owned(), path: path(node) });
+            }
+            self.out.write_all(&self.buffer[..n]).map_err(|source| write_error(self.root, source))?;
+            left -= n as u64;
+        }
+        self.pad(size)
+    }
+
+    fn add_deletion(&mut self, path: &[u8]) -> Result<(), PackError> {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::Regular);
+        header.set_mode(0);
+        let mut pax = Vec::new();
+        put_name(&mut header, path, &mut pax);
+        self.write_with_pax(header, pax)
+    }
+
+    fn write_header(
+        &mut self,
+        node: &Node<'_>,
+        kind: EntryType,
+        link: &[u8],
+        size: u64,
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<(), PackError> {
+        let mut header = Header::new_ustar();
+        let mut pax: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        header.set_entry_type(kind);
+        header.set_mode(node.stat.st_mode & 0o7777);
+        put_name(&mut header, &tar_name(node), &mut pax);
+        put_link(&mut header, link, &mut pax);
+        put_number(&mut pax, "uid", node.stat.st_uid.into(), MAX_OCTAL_7, |n| header.set_uid(n));
+        put_number(&mut pax, "gid", node.stat.st_gid.into(), MAX_OCTAL_7, |n| header.set_gid(n));
+        put_number(&mut pax, "size", size, MAX_OCTAL_11, |n| header.set_size(n));
+        match u64::try_from(node.stat.st_mtime).ok().filter(|t| *t <= MAX_OCTAL_11) {
+            Some(mtime) => header.set_mtime(mtime),
+            None => pax.push((b"mtime".to_vec(), node.stat.st_mtime.to_string().into_bytes())),
+        }
+        if matches!(kind, EntryType::Char | EntryType::Block) {
+            let invalid = |source| write_error(node.root, source);
+            header.set_device_major(rustix::fs::major(node.stat.st_rdev)).map_err(invalid)?;
+            header.set_device_minor(rustix::fs::minor(node.stat.st_rdev)).map_err(invalid)?;
+        }
+        for (name, value) in xattrs {
+            pax.push(([b"SCHILY.xattr.", name.as_slice()].concat(), value.clone()));
+        }
+        self.write_with_pax(header, pax)
+    }
+
+    fn write_with_pax(
+        &mut self,
+        mut header: Header,
+        mut pax: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), PackError> {
+        if !pax.is_empty() {
+            pax.sort();
+            let records: Vec<u8> = pax.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
+            let mut extension = Header::new_ustar();
+            extension.set_entry_type(EntryType::XHeader);
+            extension.set_mode(0);
+            extension.set_size(records.len() as u64);
+            extension.set_cksum();
+            self.write(extension.as_bytes())?;
+            self.write(&records)?;
+            self.pad(records.len() as u64)?;
+        }
+        header.set_cksum();
+        self.write(header.as_bytes())
+    }
+
+    fn pad(&mut self, size: u64) -> Result<(), PackError> {
+        let padding = (512 - size % 512) % 512;
+        self.write(&[0; 512][..padding as usize])
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        self.out.write_all(bytes).map_err(|source| write_error(self.root, source))
+    }
+
+    fn inexpressible<T>(&self, node: &Node<'_>, why: &'static str) -> Result<T, PackError> {
+        Err(PackError::Inexpressible { root: self.root.to_owned(), path: path(node), why })
+    }
+}
+
+fn write_error(root: &Path, source: io::Error) -> PackError {
+    PackError::Write { root: root.to_owned(), source }
+}
+
+fn path(node: &Node<'_>) -> PathBuf {
+    OsStr::from_bytes(node.path).into()
+}
+
+fn tar_name(node: &Node<'_>) -> Vec<u8> {
+    match node.kind() {
+        FileType::Directory if node.path.is_empty() => b"./".to_vec(),
+        FileType::Directory => [node.path, b"/"].concat(),
+        _ => node.path.to_vec(),
+    }
+}
+
+/// `a/b` with a prefix on its last part.
+fn in_dir(path: &[u8], prefix: &[u8]) -> Vec<u8> {
+    let split = path.iter().rposition(|b| *b == b'/').map_or(0, |i| i + 1);
+    [&path[..split], prefix, &path[split..]].concat()
+}
+
+fn put_name(header: &mut Header, name: &[u8], pax: &mut Vec<(Vec<u8>, Vec<u8>)>) {
+    let fits = name.len().min(100);
+    header.as_mut_bytes()[..fits].copy_from_slice(&name[..fits]);
+    if name.len() > 100 {
+        pax.push((b"path".to_vec(), name.to_vec()));
+    }
+}
+
+fn put_link(header: &mut Header, link: &[u8], pax: &mut Vec<(Vec<u8>, Vec<u8>)>) {
+    let fits = link.len().min(100);
+    header.as_mut_bytes()[157..157 + fits].copy_from_slice(&link[..fits]);
+    if link.len() > 100 {
+        pax.push((b"linkpath".to_vec(), link.to_vec()));
+    }
+}
+
+fn put_number(pax: &mut Vec<(Vec<u8>, Vec<u8>)>, key: &str, value: u64, max: u64, set: impl FnOnce(u64)) {
+    if value > max {
+        pax.push((key.as_bytes().to_vec(), value.to_string().into_bytes()));
+        set(0);
+    } else {
+        set(value);
+    }
+}
+
+/// `LENGTH key=value\n`, where the length counts its own digits.
+fn pax_record(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest + 1;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
+    }
+    [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_count_themselves() {
+        assert_eq!(pax_record(b"path", b"abc"), b"12 path=abc\n");
+        for n in 0..1200 {
+            let record = pax_record(b"k", &vec![b'x'; n]);
+            let (length, _) = std::str::from_utf8(&record).unwrap().split_once(' ').unwrap();
+            assert_eq!(length.parse::<usize>().unwrap(), record.len());
+        }
+    }
+
+    #[test]
+    fn deletions_prefix_the_last_part() {
+        assert_eq!(in_dir(b"a/b", b".wh."), b"a/.wh.b");
+        assert_eq!(in_dir(b"b", b".wh."), b".wh.b");
+    }
+}
