@@ -1,2 +1,26 @@
-//! Placeholder.
-fn main() {}
+//! The first process of every sandbox. See the library for what it does.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let options = match berth_guest::Options::from_args(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(error) => return fail(&error),
+    };
+    match berth_guest::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Stderr is wherever whoever starts sandboxes wants to read of this.
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    let mut text = format!("berth-guest: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    let _ = rustix::io::write(rustix::stdio::stderr(), format!("{text}\n").as_bytes());
+    ExitCode::FAILURE
+}

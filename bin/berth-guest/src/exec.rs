@@ -1,0 +1,353 @@
+//! One running command: its process, its pipes, its time limit, its end.
+//!
+//! ```text
+//!  Exec::start ──► process ends by itself ─────────────────────► drain ──► Exited
+//!       │                                                          ▲
+//!       └──► killed: TERM ── grace ──► KILL … until none is left ──┘
+//! ```
+//!
+//! The end waits for output, not for everybody who could still write some: what was in the pipes when the process
+//! ended is delivered however long the reader takes; what a process left behind writes later is waited for
+//! [`DRAIN`] long.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use berth_sys::spawn::{Progress, SpawnSpec, Spawned};
+use berth_wire::{ExitReason, Exited, Failure, FailureCode, Reply, SendWindow};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, WaitStatus, kill_process};
+
+use crate::failure;
+use crate::launch::{self, Launch, NotStarted};
+use crate::surroundings::Surroundings;
+use crate::tree::{Tree, Trees};
+
+/// How long output of processes that outlive the command is waited for.
+const DRAIN: Duration = Duration::from_millis(100);
+/// How often a tree that is being killed is looked at.
+const RECHECK: Duration = Duration::from_millis(5);
+
+/// Exit code at the time limit, as timeout(1) has it.
+const TIMED_OUT: i32 = 124;
+
+pub(crate) struct Exec {
+    pub(crate) request: berth_wire::Exec,
+    pub(crate) spawned: Spawned,
+    /// Standard output and standard error.
+    pub(crate) pipes: [Pipe; 2],
+    pub(crate) window: SendWindow,
+    /// Channels of [`berth_wire::Request::Kill`]s to be answered when the tree is dead.
+    pub(crate) kill_waiters: Vec<u32>,
+    /// Nobody waits for output or status any more.
+    pub(crate) cancelled: bool,
+    pub(crate) progress: Progress,
+    tree: Tree,
+    v2: bool,
+    programs: Vec<CString>,
+    began: Instant,
+    status: Option<WaitStatus>,
+    killing: Option<Killing>,
+    /// When the process had ended and, where the tree was to be killed, the tree.
+    ended: Option<Instant>,
+}
+
+/// The reading end of one of the command's outputs.
+pub(crate) struct Pipe {
+    /// Absent once everybody has closed the other end.
+    pub(crate) fd: Option<OwnedFd>,
+    /// Whether the loop is told when there is something to read.
+    pub(crate) armed: bool,
+    /// Bytes that were in the pipe when the process ended and are still to be delivered.
+    owed: u64,
+}
+
+struct Killing {
+    reason: ExitReason,
+    kill_at: Instant,
+    next: Instant,
+}
+
+/// What became of a request for an exec.
+pub(crate) enum Begin {
+    Running(Box<Exec>),
+    Over(Reply),
+}
+
+impl Exec {
+    /// Starts what `request` asks for.
+    pub(crate) fn start(
+        request: berth_wire::Exec,
+        trees: &mut Trees,
+        stdin: &OwnedFd,
+        surroundings: Surroundings,
+    ) -> Begin {
+        let began = Instant::now();
+        let launch = match launch::plan(&request) {
+            Ok(launch) => launch,
+            Err(cause) => return Begin::Over(not_started(cause, began)),
+        };
+        match spawn(launch, &request, trees, stdin, surroundings) {
+            Ok((spawned, pipes, tree, programs)) => Begin::Running(Box::new(Self {
+                request,
+                spawned,
+                pipes,
+                window: SendWindow::default(),
+                kill_waiters: Vec::new(),
+                cancelled: false,
+                progress: Progress::Pending,
+                tree,
+                v2: trees.is_v2(),
+                programs,
+                began,
+                status: None,
+                killing: None,
+                ended: None,
+            })),
+            Err(failure) => Begin::Over(Reply::Failed(failure)),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.spawned.pid
+    }
+
+    /// Whether the process has not been reaped, so that the exec can still be killed.
+    pub(crate) fn is_running(&self) -> bool {
+        self.status.is_none()
+    }
+
+    /// Looks at how far the start has come; gives the program's path once, when it runs.
+    pub(crate) fn poll_start(&mut self) -> Option<String> {
+        if self.progress != Progress::Pending {
+            return None;
+        }
+        self.progress = self.spawned.poll().unwrap_or(Progress::Pending);
+        match self.progress {
+            Progress::Running { program } => Some(self.program(program)),
+            Progress::Pending | Progress::Failed { .. } => None,
+        }
+    }
+
+    fn program(&self, index: usize) -> String {
+        self.programs.get(index).map_or_else(String::new, |path| path.to_string_lossy().into_owned())
+    }
+
+    /// Whether a kill has, or would have, something to do: not when only output is still waited for.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.ended.is_none() && (self.is_running() || self.killing.is_some())
+    }
+
+    /// Books the end of the process.
+    pub(crate) fn reaped(&mut self, status: WaitStatus) {
+        self.status = Some(status);
+    }
+
+    /// Begins to kill the tree, unless that has begun or the process has ended.
+    pub(crate) fn kill(&mut self, reason: ExitReason, grace: Option<u64>) {
+        if self.killing.is_some() || !self.is_running() {
+            return;
+        }
+        let grace = Duration::from_millis(grace.unwrap_or(berth_wire::DEFAULT_GRACE_MS));
+        let now = Instant::now();
+        self.tree.terminate();
+        // The process may not have entered its cgroup yet.
+        let _ = kill_process(self.pid(), Signal::TERM);
+        let _ = kill_process(self.pid(), Signal::CONT);
+        let kill_at = now.checked_add(grace).unwrap_or(now);
+        self.killing = Some(Killing { reason, kill_at, next: now + RECHECK });
+    }
+
+    /// Kills without grace; for the end of the guest.
+    pub(crate) fn kill_now(&self) {
+        if self.is_running() {
+            let _ = kill_process(self.pid(), Signal::KILL);
+        }
+        self.tree.kill(self.v2);
+    }
+
+    /// Does what is due. True when the tree that was to be killed has just died.
+    pub(crate) fn advance(&mut self, now: Instant) -> bool {
+        if self.deadline().is_some_and(|deadline| now >= deadline) {
+            self.kill(ExitReason::TimedOut, self.request.grace_ms);
+        }
+        if self.ended.is_some() || !self.press(now) {
+            return false;
+        }
+        self.ended = Some(now);
+        for pipe in &mut self.pipes {
+            pipe.owed = pipe.fd.as_ref().map_or(0, |fd| rustix::io::ioctl_fionread(fd).unwrap_or(0));
+        }
+        self.killing.is_some()
+    }
+
+    /// Presses on with a killing; true when the process has ended, and with it all that had to.
+    fn press(&mut self, now: Instant) -> bool {
+        let Some(killing) = &mut self.killing else { return self.status.is_some() };
+        if now < killing.next && self.status.is_none() {
+            return false;
+        }
+        killing.next = now + RECHECK;
+        if self.status.is_some() && self.tree.is_empty() {
+            return true;
+        }
+        if now >= killing.kill_at {
+            self.kill_now();
+        }
+        false
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        if self.status.is_some() || self.killing.is_some() {
+            return None;
+        }
+        self.began.checked_add(Duration::from_millis(self.request.timeout_ms?))
+    }
+
+    /// When [`Exec::advance`] or [`Exec::is_over`] may have news without anything else happening.
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        match (self.ended, &self.killing) {
+            (Some(ended), _) => (!self.is_paid()).then(|| ended + DRAIN).filter(|_| self.owes_nothing()),
+            (None, Some(killing)) => Some(killing.next),
+            (None, None) => self.deadline(),
+        }
+    }
+
+    fn is_paid(&self) -> bool {
+        self.pipes.iter().all(|pipe| pipe.fd.is_none())
+    }
+
+    fn owes_nothing(&self) -> bool {
+        self.pipes.iter().all(|pipe| pipe.owed == 0)
+    }
+
+    /// Whether nothing more is to be waited for.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        let Some(ended) = self.ended else { return false };
+        let started = self.progress != Progress::Pending;
+        let drained = self.is_paid() || (now >= ended + DRAIN && self.owes_nothing());
+        started && (drained || self.cancelled)
+    }
+
+    /// Books `len` bytes as read from pipe `which`.
+    pub(crate) fn delivered(&mut self, which: usize, len: usize) {
+        let owed = &mut self.pipes[which].owed;
+        *owed = owed.saturating_sub(len as u64);
+    }
+
+    /// Books pipe `which` as closed by everybody.
+    pub(crate) fn closed(&mut self, which: usize) {
+        self.pipes[which] = Pipe { fd: None, armed: false, owed: 0 };
+    }
+
+    /// The last reply, the tree, and the pipes that somebody still writes to.
+    pub(crate) fn conclude(self) -> (Reply, Tree, Vec<OwnedFd>) {
+        let reply = self.verdict();
+        let pipes = self.pipes.into_iter().filter_map(|pipe| pipe.fd).collect();
+        (reply, self.tree, pipes)
+    }
+
+    fn verdict(&self) -> Reply {
+        if let (Progress::Failed { step, errno, program }, None) = (self.progress, &self.killing) {
+            let program = self.program(program);
+            return match launch::explain(&self.request, &program, step, errno) {
+                Some(cause) => not_started(cause, self.began),
+                None => Reply::Failed(spawn_failure("prepare the process", Errno::from_raw_os_error(errno))),
+            };
+        }
+        let signal = self.status.and_then(WaitStatus::terminating_signal);
+        let code = self.status.and_then(WaitStatus::exit_status).or(signal.map(|signal| 128 + signal));
+        let Some(code) = code else {
+            return Reply::Failed(spawn_failure("learn how the process ended", Errno::CHILD));
+        };
+        let (code, reason, message) = match self.killing.as_ref().map(|killing| killing.reason) {
+            Some(ExitReason::TimedOut) => (TIMED_OUT, ExitReason::TimedOut, self.limit_message()),
+            Some(reason) => (code, reason, None),
+            None if signal.is_some() => (code, ExitReason::Signaled, None),
+            None => (code, ExitReason::Exited, None),
+        };
+        Reply::Exited(Exited { code, reason, signal, message, duration_ms: millis_since(self.began) })
+    }
+
+    fn limit_message(&self) -> Option<String> {
+        let limit = Duration::from_millis(self.request.timeout_ms?);
+        Some(format!("killed at its time limit of {} s, with everything it had started", limit.as_secs_f64()))
+    }
+}
+
+fn millis_since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn not_started(cause: NotStarted, began: Instant) -> Reply {
+    Reply::Exited(Exited {
+        code: cause.code,
+        reason: ExitReason::NotStarted,
+        signal: None,
+        message: Some(cause.message),
+        duration_ms: millis_since(began),
+    })
+}
+
+fn spawn_failure(operation: &str, errno: Errno) -> Failure {
+    Failure { path: None, ..failure::at(operation, b"", errno) }
+}
+
+type Parts = (Spawned, [Pipe; 2], Tree, Vec<CString>);
+
+fn spawn(
+    launch: Launch,
+    request: &berth_wire::Exec,
+    trees: &mut Trees,
+    stdin: &OwnedFd,
+    surroundings: Surroundings,
+) -> failure::Result<Parts> {
+    let (stdout, child_stdout) = pipe().map_err(|errno| spawn_failure("make a pipe", errno))?;
+    let (stderr, child_stderr) = pipe().map_err(|errno| spawn_failure("make a pipe", errno))?;
+    let mut tree = trees.make().map_err(|errno| spawn_failure("make a cgroup", errno))?;
+    let spawned = berth_sys::spawn::spawn(&SpawnSpec {
+        programs: &launch.programs,
+        argv: &launch.argv,
+        env: &launch.env,
+        cwd: &launch.cwd,
+        ids: &launch.user.ids,
+        stdio: [stdin.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()],
+        cgroups: &tree.doors(),
+        oom_score_adj: surroundings.oom_score_adj,
+        open_files: surroundings.open_files,
+        no_new_privs: request.no_new_privs,
+    });
+    match spawned {
+        Ok(spawned) => {
+            tree.led_by(spawned.pid);
+            Ok((spawned, [stdout, stderr].map(Pipe::new), tree, launch.programs))
+        }
+        Err(error) => {
+            trees.give_back(tree);
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            Err(Failure { code: FailureCode::Limit, ..spawn_failure("fork", errno) })
+        }
+    }
+}
+
+impl Pipe {
+    fn new(fd: OwnedFd) -> Self {
+        Self { fd: Some(fd), armed: false, owed: 0 }
+    }
+}
+
+/// A pipe whose reading end does not block, with numbers that do not collide with the standard ones.
+fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    fcntl_setfl(&read, OFlags::NONBLOCK)?;
+    Ok((above_stdio(read)?, above_stdio(write)?))
+}
+
+/// Moves a descriptor out of the way of the standard ones.
+pub(crate) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    use std::os::fd::AsRawFd;
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { fcntl_dupfd_cloexec(&fd, 3) }
+}

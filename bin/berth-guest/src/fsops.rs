@@ -1,0 +1,201 @@
+//! Small file-system operations, as root but for a look with somebody else's eyes.
+
+use std::os::fd::OwnedFd;
+
+use berth_wire::{FailureCode, FileKind, FileStat, Fs, Outcome};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::failure::{self, Result};
+use crate::places::{self, file_type, identity};
+use crate::users;
+
+/// Carries out the request.
+pub(crate) fn perform(request: &Fs) -> Result<Outcome> {
+    match request {
+        Fs::Stat { path, user } => {
+            return stat(failure::absolute(path)?, user.as_deref()).map(|stat| Outcome::Fs { stat });
+        }
+        Fs::Mkdir { paths, mode, owner } => {
+            let owner = owner.as_deref().map(ids).transpose()?;
+            for path in paths {
+                mkdir(failure::absolute(path)?, *mode, owner)?;
+            }
+        }
+        Fs::Empty { paths, mode } => {
+            for path in paths {
+                empty(failure::absolute(path)?, *mode)?;
+            }
+        }
+        Fs::Remove { paths } => {
+            for path in paths {
+                remove(failure::absolute(path)?)?;
+            }
+        }
+    }
+    Ok(Outcome::Fs { stat: None })
+}
+
+fn lookup(spec: &str) -> Result<users::User> {
+    users::lookup(Some(spec)).map_err(|error| failure::because(FailureCode::Invalid, error.to_string(), None))
+}
+
+fn ids(spec: &str) -> Result<(u32, u32)> {
+    lookup(spec).map(|user| (user.ids.uid, user.ids.gid))
+}
+
+fn stat(path: &[u8], user: Option<&str>) -> Result<Option<FileStat>> {
+    if let Some(spec) = user {
+        let ids = lookup(spec)?.ids;
+        // This thread is for this request alone and ends with it.
+        berth_sys::guest_fs::see_as(ids.uid, ids.gid, &ids.groups).map_err(|error| {
+            failure::because(FailureCode::Permission, format!("look as user {spec}: {error}"), None)
+        })?;
+    }
+    match rustix::fs::statat(CWD, path, AtFlags::empty()) {
+        Ok(stat) => Ok(Some(facts(&stat))),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
+        Err(errno) => Err(failure::at("look at", path, errno)),
+    }
+}
+
+fn facts(stat: &Stat) -> FileStat {
+    FileStat {
+        kind: match file_type(stat) {
+            FileType::RegularFile => FileKind::File,
+            FileType::Directory => FileKind::Dir,
+            _ => FileKind::Other,
+        },
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+    }
+}
+
+fn mkdir(path: &[u8], mode: Option<u32>, owner: Option<(u32, u32)>) -> Result<()> {
+    let place = places::make(path, None)?;
+    if let Some((uid, gid)) = owner {
+        places::chown(&place.dir, uid, gid).map_err(|errno| failure::at("change owner", path, errno))?;
+    }
+    match mode {
+        Some(mode) => places::chmod(&place.dir, mode).map_err(|errno| failure::at("change mode", path, errno)),
+        None => Ok(()),
+    }
+}
+
+/// A symlink is replaced, not followed: what it leads to is not what was asked to be emptied.
+fn empty(path: &[u8], mode: Option<u32>) -> Result<()> {
+    let fail = |operation: &'static str| move |errno| failure::at(operation, path, errno);
+    if let Some((parent, name)) = places::split(path) {
+        let parent = places::make(parent, None)?.dir;
+        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if file_type(&stat) == FileType::Directory => {}
+            Ok(_) => {
+                rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(fail("replace by a directory"))?;
+            }
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(fail("look at")(errno)),
+        }
+    }
+    let dir = places::make(path, None)?.dir;
+    clear(&dir, path)?;
+    match mode {
+        Some(mode) => places::chmod(&dir, mode).map_err(fail("change mode")),
+        None => Ok(()),
+    }
+}
+
+fn remove(path: &[u8]) -> Result<()> {
+    let fail = |errno| failure::at("remove", path, errno);
+    let Some((parent, name)) = places::split(path) else {
+        return Err(failure::because(FailureCode::Refused, "remove: not a path with a name at its end", Some(path)));
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = match rustix::fs::open(parent, flags, Mode::empty()) {
+        Ok(parent) => parent,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        Err(errno) => return Err(fail(errno)),
+    };
+    match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR) => {}
+        Err(errno) => return Err(fail(errno)),
+    }
+    let dir = rustix::fs::openat(&parent, name, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(fail)?;
+    clear(&dir, path)?;
+    match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(fail(errno)),
+    }
+}
+
+/// A directory on the way down, left behind while what is in it is cleared.
+struct Above {
+    identity: (u64, u64),
+    /// Name, in it, of the directory that is being cleared.
+    name: Vec<u8>,
+}
+
+/// Removes everything in `top`, however deep, with two descriptors and no recursion. Climbing back through `..` is
+/// checked: a directory that was moved meanwhile must not lead the way to somebody else's files.
+fn clear(top: &OwnedFd, path: &[u8]) -> Result<()> {
+    let fail = |errno| failure::at("remove", path, errno);
+    let open = |dir: &OwnedFd, name: &[u8]| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(dir, name, flags, Mode::empty())
+    };
+    let mut here = open(top, b".").map_err(fail)?;
+    let mut above: Vec<Above> = Vec::new();
+    loop {
+        if let Some(name) = clear_files(&here).map_err(|(name, errno)| inside(path, &above, &name, errno))? {
+            let identity = identity(&rustix::fs::fstat(&here).map_err(fail)?);
+            here = open(&here, &name).map_err(|errno| inside(path, &above, &name, errno))?;
+            above.push(Above { identity, name });
+            continue;
+        }
+        let Some(parent) = above.pop() else { return Ok(()) };
+        here = open(&here, b"..").map_err(fail)?;
+        if identity(&rustix::fs::fstat(&here).map_err(fail)?) != parent.identity {
+            return Err(failure::because(FailureCode::Io, "remove: a directory was moved meanwhile", Some(path)));
+        }
+        match rustix::fs::unlinkat(&here, &parent.name[..], AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            // Filled again by a running process: once more, until it is empty or that process is faster for ever.
+            Err(Errno::NOTEMPTY) => {}
+            Err(errno) => return Err(inside(path, &above, &parent.name, errno)),
+        }
+    }
+}
+
+/// Removes what is not a directory, and empty directories, up to the first directory that is not empty, which it
+/// gives. What came before is gone when the caller comes back, so nothing is looked at twice.
+fn clear_files(dir: &OwnedFd) -> std::result::Result<Option<Vec<u8>>, (Vec<u8>, Errno)> {
+    let unnamed = |errno| (Vec::new(), errno);
+    for entry in Dir::read_from(dir).map_err(unnamed)? {
+        let entry = entry.map_err(unnamed)?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        let removed = match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR),
+            other => other,
+        };
+        match removed {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::NOTEMPTY) => return Ok(Some(name.to_vec())),
+            Err(errno) => return Err((name.to_vec(), errno)),
+        }
+    }
+    Ok(None)
+}
+
+fn inside(path: &[u8], above: &[Above], name: &[u8], errno: Errno) -> berth_wire::Failure {
+    let mut full = path.to_vec();
+    for name in above.iter().map(|above| &above.name[..]).chain([name]) {
+        full.push(b'/');
+        full.extend_from_slice(name);
+    }
+    failure::at("remove", &full, errno)
+}

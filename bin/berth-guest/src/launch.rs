@@ -1,0 +1,213 @@
+//! From a request to what execve(2) wants, and from its refusals to what a shell would have answered.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+
+use berth_sys::spawn::Step;
+use berth_wire::{Command, Exec};
+use rustix::fs::Access;
+use rustix::io::Errno;
+
+use crate::users::{self, User};
+
+/// `PATH` where the environment has none; what container runtimes give.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Shells in order of preference, and what each is called in its own messages.
+const SHELLS: [(&str, &str); 3] = [("/bin/bash", "bash"), ("/usr/bin/bash", "bash"), ("/bin/sh", "sh")];
+
+/// Exit code of what is not there, as shells have it.
+const NOT_FOUND: i32 = 127;
+/// Exit code of what is there but cannot be run, also used by container runtimes for a user or a working directory
+/// that is not there.
+const NOT_RUNNABLE: i32 = 126;
+
+/// Longest single argument or `NAME=value`, its NUL included: `MAX_ARG_STRLEN`, execve(2).
+const MAX_STRING: usize = 32 * 4096;
+
+/// A command that can be spawned.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) programs: Vec<CString>,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) cwd: CString,
+    pub(crate) user: User,
+}
+
+/// A command that cannot be started, through its own fault.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NotStarted {
+    pub(crate) code: i32,
+    pub(crate) message: String,
+}
+
+fn not_runnable(message: impl Into<String>) -> NotStarted {
+    NotStarted { code: NOT_RUNNABLE, message: message.into() }
+}
+
+/// The shell that lines run in.
+pub(crate) fn find_shell() -> Option<(&'static str, &'static str)> {
+    SHELLS.into_iter().find(|(path, _)| {
+        // Not the guest's own rights but those of a command: root may read anything, yet executes only with an x bit.
+        rustix::fs::access(*path, Access::EXEC_OK).is_ok() && std::fs::metadata(path).is_ok_and(|file| file.is_file())
+    })
+}
+
+/// Resolves everything that the sandbox's files decide.
+pub(crate) fn plan(exec: &Exec) -> Result<Launch, NotStarted> {
+    let user = users::lookup(exec.user.as_deref()).map_err(|error| not_runnable(error.to_string()))?;
+    if !exec.cwd.starts_with('/') {
+        return Err(not_runnable(format!("working directory {:?} is not absolute", exec.cwd)));
+    }
+    let env = environment(&exec.env, &user);
+    let (programs, argv) = match &exec.command {
+        Command::Shell(line) => shell(line)?,
+        Command::Argv(argv) => program(argv, env.get("PATH").map_or("", String::as_str))?,
+    };
+    let env = env.iter().map(|(name, value)| variable(name, value)).collect::<Result<_, _>>()?;
+    Ok(Launch { programs, argv, env, cwd: text(&exec.cwd, "working directory")?, user })
+}
+
+fn environment(given: &BTreeMap<String, String>, user: &User) -> BTreeMap<String, String> {
+    let mut env = given.clone();
+    let mut default = |name: &str, value: Option<&String>| {
+        if let Some(value) = value {
+            env.entry(name.to_owned()).or_insert_with(|| value.clone());
+        }
+    };
+    default("PATH", Some(&DEFAULT_PATH.to_owned()));
+    default("HOME", Some(&user.home));
+    default("USER", user.name.as_ref());
+    default("LOGNAME", user.name.as_ref());
+    default("SHELL", user.shell.as_ref());
+    env
+}
+
+fn variable(name: &str, value: &str) -> Result<CString, NotStarted> {
+    if name.is_empty() || name.contains('=') {
+        return Err(not_runnable(format!("environment variable {name:?} is not a name")));
+    }
+    text(&format!("{name}={value}"), &format!("environment variable {name}"))
+}
+
+type Programs = (Vec<CString>, Vec<CString>);
+
+fn shell(line: &str) -> Result<Programs, NotStarted> {
+    let Some((path, name)) = find_shell() else {
+        let message = "the image has no shell: neither /bin/bash, /usr/bin/bash nor /bin/sh can be executed";
+        return Err(NotStarted { code: NOT_FOUND, message: message.into() });
+    };
+    let argv = [name, "-c", line].map(|arg| text(arg, "the command line"));
+    Ok((vec![text(path, "shell")?], argv.into_iter().collect::<Result<_, _>>()?))
+}
+
+fn program(argv: &[String], path: &str) -> Result<Programs, NotStarted> {
+    let Some(name) = argv.first().filter(|name| !name.is_empty()) else {
+        return Err(not_runnable("the command is empty"));
+    };
+    let programs = if name.contains('/') {
+        vec![text(name, "program")?]
+    } else {
+        // An empty element means the working directory, as in every shell.
+        let within = |dir: &str| if dir.is_empty() { format!("./{name}") } else { format!("{dir}/{name}") };
+        path.split(':').map(|dir| text(&within(dir), "program")).collect::<Result<_, _>>()?
+    };
+    let number = |index: usize| format!("argument {index}");
+    let argv = argv.iter().enumerate().map(|(index, arg)| text(arg, &number(index)));
+    Ok((programs, argv.collect::<Result<_, _>>()?))
+}
+
+fn text(text: &str, what: &str) -> Result<CString, NotStarted> {
+    if text.len() >= MAX_STRING {
+        let len = text.len();
+        return Err(not_runnable(format!(
+            "argument list too long: {what} has {len} bytes, and one string may have {} (E2BIG)",
+            MAX_STRING - 1
+        )));
+    }
+    CString::new(text).map_err(|_| not_runnable(format!("{what} contains a NUL byte")))
+}
+
+/// What to say of a step that failed in the new process; `None` when it is not the command's fault.
+pub(crate) fn explain(exec: &Exec, program: &str, step: Step, errno: i32) -> Option<NotStarted> {
+    let errno = Errno::from_raw_os_error(errno);
+    let cause = std::io::Error::from(errno);
+    match step {
+        Step::Cgroup | Step::Prepare => None,
+        Step::Ids => Some(not_runnable(format!(
+            "cannot become user {}: {cause}",
+            exec.user.as_deref().unwrap_or("root")
+        ))),
+        Step::Cwd => Some(not_runnable(format!("cannot enter working directory {}: {cause}", exec.cwd))),
+        Step::Exec => Some(explain_exec(exec, program, errno)),
+    }
+}
+
+fn explain_exec(exec: &Exec, program: &str, errno: Errno) -> NotStarted {
+    let cause = std::io::Error::from(errno);
+    let searched = match &exec.command {
+        Command::Argv(argv) => argv.first().filter(|name| !name.contains('/')),
+        Command::Shell(_) => None,
+    };
+    match errno {
+        Errno::NOENT | Errno::NOTDIR if searched.is_some() => {
+            let path = exec.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+            let name = searched.map_or("", String::as_str);
+            NotStarted { code: NOT_FOUND, message: format!("{name}: not found in PATH ({path})") }
+        }
+        Errno::NOENT if program.starts_with('/') && std::fs::exists(program).unwrap_or(false) => NotStarted {
+            code: NOT_FOUND,
+            message: format!("{program}: its interpreter or dynamic loader is not there"),
+        },
+        Errno::NOENT | Errno::NOTDIR => NotStarted { code: NOT_FOUND, message: format!("{program}: {cause}") },
+        Errno::NOEXEC => {
+            not_runnable(format!("{program}: not a program that this machine can run, and no #! line: {cause}"))
+        }
+        Errno::TOOBIG => not_runnable(format!(
+            "{program}: argument list too long: arguments and environment together exceed the kernel's limit (E2BIG)"
+        )),
+        _ => not_runnable(format!("{program}: {cause}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exec(command: Command) -> Exec {
+        Exec {
+            id: "x".into(),
+            command,
+            env: BTreeMap::new(),
+            cwd: "/".into(),
+            user: Some("4242".into()),
+            timeout_ms: None,
+            grace_ms: None,
+            no_new_privs: false,
+        }
+    }
+
+    #[test]
+    fn an_empty_environment_gets_the_defaults_and_a_given_one_keeps_its_own() {
+        let mut exec = exec(Command::Argv(vec!["a".into()]));
+        exec.env.insert("HOME".into(), "/mine".into());
+        let launch = plan(&exec).unwrap();
+        insta::assert_debug_snapshot!((launch.programs, launch.env));
+    }
+
+    #[test]
+    fn what_cannot_be_a_command_is_refused() {
+        let refuse = |exec: &Exec| plan(exec).unwrap_err();
+        let long = exec(Command::Argv(vec!["a".into(), "x".repeat(MAX_STRING)]));
+        assert!(refuse(&long).message.contains("argument 1 has 131072 bytes"), "{:?}", refuse(&long));
+        assert_eq!(refuse(&exec(Command::Argv(vec![]))).code, 126);
+        assert!(refuse(&exec(Command::Argv(vec!["a\0".into()]))).message.contains("NUL"));
+        let mut bad_name = exec(Command::Argv(vec!["a".into()]));
+        bad_name.env.insert("A=B".into(), String::new());
+        assert!(refuse(&bad_name).message.contains("not a name"));
+        let mut relative = exec(Command::Argv(vec!["a".into()]));
+        relative.cwd = "here".into();
+        assert!(refuse(&relative).message.contains("not absolute"));
+    }
+}

@@ -1,0 +1,114 @@
+//! The control stream: what was received and not yet read, what is to be sent and was not yet taken.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use berth_wire::{Body, Decoder, EncodeError, Failure, FailureCode, Frame, Reply};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+
+use crate::Error;
+
+/// Data is produced only while less than this waits to be sent; messages are always accepted.
+const HIGH_WATER: usize = 512 * 1024;
+/// An output buffer larger than this is given back when it is empty.
+const KEPT: usize = 128 * 1024;
+const READ: usize = 64 * 1024;
+
+pub(crate) struct Link {
+    stream: OwnedFd,
+    out: Vec<u8>,
+    sent: usize,
+    decoder: Decoder,
+    scratch: Box<[u8]>,
+}
+
+impl Link {
+    pub(crate) fn new(stream: OwnedFd) -> Result<Self, Error> {
+        let nonblocking = fcntl_getfl(&stream).and_then(|flags| fcntl_setfl(&stream, flags | OFlags::NONBLOCK));
+        nonblocking.map_err(|errno| system("make the control stream non-blocking", errno))?;
+        let scratch = vec![0; READ].into_boxed_slice();
+        Ok(Self { stream, out: Vec::new(), sent: 0, decoder: Decoder::new(), scratch })
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Whether data may be added.
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting() < HIGH_WATER
+    }
+
+    /// Bytes that wait to be sent.
+    pub(crate) fn waiting(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    pub(crate) fn send(&mut self, channel: u32, body: Body) {
+        let encoded = Frame { channel, body }.encode(&mut self.out);
+        self.settle(channel, encoded);
+    }
+
+    pub(crate) fn reply(&mut self, channel: u32, reply: &Reply) {
+        let encoded = berth_wire::encode_event(channel, reply, &mut self.out);
+        self.settle(channel, encoded);
+    }
+
+    pub(crate) fn data(&mut self, channel: u32, stderr: bool, bytes: &[u8]) {
+        let encoded = berth_wire::encode_data(channel, stderr, bytes, &mut self.out);
+        self.settle(channel, encoded);
+    }
+
+    /// Everything the guest sends is bounded well below the limits; should a message be too long all the same, the
+    /// host learns that rather than nothing.
+    fn settle(&mut self, channel: u32, encoded: Result<(), EncodeError>) {
+        if let Err(error) = encoded {
+            let failure = Failure { code: FailureCode::Io, message: error.to_string(), path: None };
+            let _ = berth_wire::encode_event(channel, &Reply::Failed(failure), &mut self.out);
+        }
+    }
+
+    /// Sends what the stream takes.
+    pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        while self.sent < self.out.len() {
+            match rustix::io::write(&self.stream, &self.out[self.sent..]) {
+                Ok(len) => self.sent += len,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(system("write to the control stream", errno)),
+            }
+        }
+        if self.sent == self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+            self.out.shrink_to(KEPT);
+        } else if self.sent > HIGH_WATER {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
+        Ok(())
+    }
+
+    /// Reads once; false at the end of the stream.
+    pub(crate) fn receive(&mut self) -> Result<bool, Error> {
+        match rustix::io::read(&self.stream, &mut self.scratch[..]) {
+            Ok(0) => Ok(false),
+            Ok(len) => {
+                self.decoder.feed(&self.scratch[..len]);
+                Ok(true)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(true),
+            Err(Errno::CONNRESET) => Ok(false),
+            Err(errno) => Err(system("read from the control stream", errno)),
+        }
+    }
+
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, Error> {
+        Ok(self.decoder.next_frame()?)
+    }
+}
+
+/// An error of the loop itself.
+pub(crate) fn system(operation: &'static str, errno: Errno) -> Error {
+    Error::System { operation, source: errno.into() }
+}

@@ -1,0 +1,214 @@
+//! File work, each request in a thread of its own, so that the loop never waits for a disk.
+//!
+//! The thread and the loop share three things: a queue of received data, whose length the window bounds; a short queue
+//! of data to send, at which the thread waits; and notes to the loop, for which a shared eventfd wakes it.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+
+use berth_wire::{FailureCode, MAX_DATA, ReceiveWindow, Reply, Request, SendWindow};
+
+use crate::failure;
+use crate::link::Link;
+use crate::{fsops, glob, pack, unpack};
+
+/// Chunks that may wait to be sent.
+const OUTGOING: usize = 2;
+/// Deep recursion is nowhere; the rest is buffers on the heap.
+const STACK: usize = 256 * 1024;
+
+/// What a thread tells the loop.
+pub(crate) enum Note {
+    /// It has used up received data.
+    Consumed { channel: u32, bytes: usize },
+    /// It is done; all of its data is in its queue.
+    Finished { channel: u32, reply: Reply },
+}
+
+/// The thread's way to the loop.
+#[derive(Clone)]
+pub(crate) struct Doorbell {
+    pub(crate) notes: Sender<Note>,
+    pub(crate) wake: Arc<OwnedFd>,
+}
+
+impl Doorbell {
+    fn ring(&self) {
+        // It can only fail when the counter is full, and then the loop is awake.
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+    }
+
+    fn tell(&self, note: Note) {
+        // Without a loop there is no guest.
+        let _ = self.notes.send(note);
+        self.ring();
+    }
+}
+
+enum Incoming {
+    Data(Vec<u8>),
+    End,
+}
+
+/// The loop's side of a request.
+pub(crate) struct Work {
+    incoming: Option<Sender<Incoming>>,
+    pub(crate) receive: ReceiveWindow,
+    outgoing: Option<Receiver<Vec<u8>>>,
+    pub(crate) send: SendWindow,
+    /// Taken from the queue but not yet sent.
+    pending: VecDeque<u8>,
+    reply: Option<Reply>,
+}
+
+/// Starts `request` in a thread.
+pub(crate) fn start(channel_number: u32, request: Request, bell: Doorbell) -> failure::Result<Work> {
+    let (incoming, received) = channel();
+    let (output, outgoing) = sync_channel(OUTGOING);
+    let input = Input { channel: channel_number, received, chunk: Vec::new(), at: 0, ended: false, bell: bell.clone() };
+    let output = Output { queue: output, buffer: Vec::new(), bell: bell.clone() };
+    let run = move || {
+        let reply = carry_out(request, input, output);
+        bell.tell(Note::Finished { channel: channel_number, reply });
+    };
+    std::thread::Builder::new().stack_size(STACK).spawn(run).map_err(|error| {
+        failure::because(FailureCode::Limit, format!("start a thread for file work: {error}"), None)
+    })?;
+    Ok(Work {
+        incoming: Some(incoming),
+        receive: ReceiveWindow::default(),
+        outgoing: Some(outgoing),
+        send: SendWindow::default(),
+        pending: VecDeque::new(),
+        reply: None,
+    })
+}
+
+fn carry_out(request: Request, mut input: Input, mut output: Output) -> Reply {
+    let outcome = match request {
+        Request::Unpack(request) => unpack::unpack(&request, &mut input),
+        Request::Pack(request) => pack::pack(&request, &mut output),
+        Request::Fs(request) => fsops::perform(&request),
+        Request::Glob(request) => glob::find(&request, &mut output),
+        Request::Exec(_) | Request::Kill { .. } | Request::Shutdown => {
+            Err(failure::because(FailureCode::Refused, "not file work", None))
+        }
+    };
+    outcome.map_or_else(Reply::Failed, Reply::Done)
+}
+
+impl Work {
+    /// Hands received data to the thread; one that is done already does not want it.
+    pub(crate) fn feed(&self, data: Vec<u8>) {
+        if let Some(incoming) = &self.incoming {
+            let _ = incoming.send(Incoming::Data(data));
+        }
+    }
+
+    /// Tells the thread that the data is complete.
+    pub(crate) fn end(&self) {
+        if let Some(incoming) = &self.incoming {
+            let _ = incoming.send(Incoming::End);
+        }
+    }
+
+    /// Lets go of both queues; the thread fails at its next touch of either.
+    pub(crate) fn cancel(&mut self) {
+        self.incoming = None;
+        self.outgoing = None;
+        self.pending.clear();
+    }
+
+    /// Keeps the thread's last word until its data is sent.
+    pub(crate) fn finished(&mut self, reply: Reply) {
+        self.reply = Some(reply);
+    }
+
+    /// Sends what window and link allow; gives the reply once everything before it is sent.
+    pub(crate) fn pump(&mut self, channel: u32, link: &mut Link) -> Option<Reply> {
+        while link.has_room() {
+            if self.pending.is_empty() && !self.refill() {
+                return self.reply.take();
+            }
+            let (chunk, _) = self.pending.as_slices();
+            let len = self.send.take(chunk.len().min(MAX_DATA));
+            if len == 0 {
+                return None;
+            }
+            link.data(channel, false, &chunk[..len]);
+            self.pending.drain(..len);
+        }
+        None
+    }
+
+    fn refill(&mut self) -> bool {
+        match self.outgoing.as_ref().map(Receiver::try_recv) {
+            Some(Ok(chunk)) => {
+                self.pending = chunk.into();
+                true
+            }
+            Some(Err(TryRecvError::Empty | TryRecvError::Disconnected)) | None => false,
+        }
+    }
+}
+
+/// The thread's side of received data.
+pub(crate) struct Input {
+    channel: u32,
+    received: Receiver<Incoming>,
+    chunk: Vec<u8>,
+    at: usize,
+    ended: bool,
+    bell: Doorbell,
+}
+
+impl Read for Input {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.chunk.len() && !self.ended {
+            match self.received.recv() {
+                Ok(Incoming::Data(chunk)) => (self.chunk, self.at) = (chunk, 0),
+                Ok(Incoming::End) => self.ended = true,
+                Err(_) => return Err(io::ErrorKind::ConnectionAborted.into()),
+            }
+        }
+        let len = buffer.len().min(self.chunk.len() - self.at);
+        buffer[..len].copy_from_slice(&self.chunk[self.at..self.at + len]);
+        self.at += len;
+        if len > 0 && self.at == self.chunk.len() {
+            let bytes = std::mem::take(&mut self.chunk).len();
+            self.at = 0;
+            self.bell.tell(Note::Consumed { channel: self.channel, bytes });
+        }
+        Ok(len)
+    }
+}
+
+/// The thread's side of data to send.
+pub(crate) struct Output {
+    queue: SyncSender<Vec<u8>>,
+    buffer: Vec<u8>,
+    bell: Doorbell,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = bytes.len().min(MAX_DATA - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..len]);
+        if self.buffer.len() == MAX_DATA {
+            self.flush()?;
+        }
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.buffer.is_empty() {
+            let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(MAX_DATA));
+            self.queue.send(chunk).map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))?;
+            self.bell.ring();
+        }
+        Ok(())
+    }
+}
