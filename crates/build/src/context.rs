@@ -92,6 +92,23 @@ pub enum ContextError {
     Ignore(#[from] IgnoreError),
 }
 
+impl ContextError {
+    /// Whether what the context holds is wrong, and not the machine that reads it.
+    pub fn is_content(&self) -> bool {
+        match self {
+            Self::Open { .. } => false,
+            Self::TooLong { .. } | Self::Ignore(_) => true,
+            // Links that lead out of the context or in circles, and texts that are not UTF-8.
+            Self::Read { source, .. } => {
+                let code = source.raw_os_error();
+                let [out, circle] =
+                    [rustix::io::Errno::XDEV, rustix::io::Errno::LOOP].map(|errno| errno.raw_os_error());
+                source.kind() == io::ErrorKind::InvalidData || code == Some(out) || code == Some(circle)
+            }
+        }
+    }
+}
+
 /// A path that leads nowhere in the context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unresolved {

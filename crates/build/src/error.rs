@@ -106,7 +106,7 @@ impl Error {
         match self {
             Self::Dockerfile(_) | Self::UnknownTarget { .. } | Self::StepFailed(_) => Kind::User,
             Self::NoDockerfile { .. } => Kind::NotFound,
-            Self::Context(ContextError::Ignore(_) | ContextError::TooLong { .. }) => Kind::User,
+            Self::Context(context) if context.is_content() => Kind::User,
             Self::Context(_) | Self::Reader(_) => Kind::Internal,
             Self::BaseImage { source, .. } | Self::Step { source, .. } | Self::Store { source, .. } => {
                 match source {

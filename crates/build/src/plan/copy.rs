@@ -107,7 +107,7 @@ impl Planner<'_> {
             || written.ends_with('/')
             || written.ends_with("/.");
         let dest = absolute(&current.config.workdir(), &written);
-        let history = format!("{name} {}", statement.arguments().0);
+        let history = statement.one_line();
         if sources.is_empty() {
             return Ok((Action::Config, None, history));
         }

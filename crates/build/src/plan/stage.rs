@@ -26,6 +26,9 @@ pub(super) struct Finished {
     pub(super) key: Digest,
 }
 
+/// Arguments of a `RUN`, and its script with where to put it.
+type Command = (Vec<String>, Option<(String, String)>);
+
 /// A stage under way.
 pub(super) struct Current<'a> {
     pub(super) stage: &'a Stage,
@@ -358,7 +361,7 @@ impl Current<'_> {
         command: &CommandLine,
         heredocs: &[Heredoc],
         statement: &Statement,
-    ) -> Result<(Vec<String>, Option<(String, String)>), Box<Fault>> {
+    ) -> Result<Command, Box<Fault>> {
         let (CommandLine::Shell(line), [first, ..]) = (command, heredocs) else {
             return Ok((self.config.argv(command), None));
         };

@@ -108,7 +108,7 @@ mod tests {
     fn the_last_fifty_lines_are_kept() {
         let mut tail = Tail::default();
         for number in 0..60 {
-            tail.push(&format!("line "));
+            tail.push("line ");
             tail.push(&format!("{number}\r\n"));
         }
         tail.push("end");

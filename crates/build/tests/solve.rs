@@ -1,0 +1,607 @@
+//! Builds against a machine in memory: what ends up in the image, what is cached and what is not, how it fails.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod fake;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Mutex;
+
+use berth_build::{DockerfileSource, Error, Outcome, Request, build, content_key};
+use berth_types::error::Kind;
+use berth_types::progress::Progress;
+use fake::{Machine, Tree};
+use serde_json::json;
+
+/// A context on disk, a machine, and the options of the next build.
+struct World {
+    dir: tempfile::TempDir,
+    machine: Machine,
+    args: BTreeMap<String, String>,
+    target: Option<String>,
+    no_cache: bool,
+    progress: Mutex<Vec<Progress>>,
+}
+
+impl World {
+    fn new(dockerfile: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let world = Self {
+            dir,
+            machine: Machine::new(),
+            args: BTreeMap::new(),
+            target: None,
+            no_cache: false,
+            progress: Mutex::default(),
+        };
+        world.write("Dockerfile", dockerfile);
+        world
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+
+    fn chmod(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    async fn try_build(&self) -> Result<Outcome, Error> {
+        let tell = |progress| self.progress.lock().unwrap().push(progress);
+        build(self.request(&tell), &self.machine).await
+    }
+
+    fn request<'a>(&'a self, progress: &'a (dyn Fn(Progress) + Send + Sync)) -> Request<'a> {
+        Request {
+            context: self.path(),
+            dockerfile: DockerfileSource::InContext("Dockerfile".to_owned()),
+            target: self.target.clone(),
+            build_args: self.args.clone(),
+            no_cache: self.no_cache,
+            tags: vec!["t:1".to_owned()],
+            platform: "linux/amd64".to_owned(),
+            progress,
+        }
+    }
+
+    async fn build(&self) -> Outcome {
+        self.try_build().await.unwrap_or_else(|error| panic!("{}", error.to_api()))
+    }
+
+    /// The tree of the built image, without the base's own files.
+    async fn tree(&self) -> Tree {
+        let outcome = self.build().await;
+        let mut tree = self.machine.tree(&outcome.image);
+        tree.retain(|path, _| !path.starts_with("/bin"));
+        tree
+    }
+
+    /// The tree as lines: type, mode, owner, path, content.
+    async fn listing(&self) -> String {
+        let lines: Vec<String> = self
+            .tree()
+            .await
+            .into_iter()
+            .map(|(path, node)| {
+                format!("{} {:04o} {} {path} {}", node.kind, node.mode, node.owner, node.content)
+                    .trim_end()
+                    .to_owned()
+            })
+            .collect();
+        lines.join("\n")
+    }
+
+    async fn failure(&self) -> String {
+        match self.try_build().await {
+            Ok(_) => panic!("the build succeeded"),
+            Err(error) => {
+                let api = error.to_api();
+                api.hint.map_or(api.message.clone(), |hint| format!("{} [{hint}]", api.message))
+            }
+        }
+    }
+
+    fn output(&self) -> String {
+        let progress = self.progress.lock().unwrap();
+        progress
+            .iter()
+            .filter_map(|line| match line {
+                Progress::Output { text, .. } => Some(text.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+async fn failure(dockerfile: &str) -> String {
+    World::new(dockerfile).failure().await
+}
+
+#[tokio::test]
+async fn an_unchanged_build_opens_no_sandbox() {
+    let world = World::new("FROM debian\nWORKDIR /app\nCOPY a .\nRUN write /b 1\nCMD [\"x\"]");
+    world.write("a", "A");
+    let first = world.build().await;
+    assert_eq!(first.cached_steps, 0);
+    assert_eq!(first.steps, 5);
+    world.machine.take_log();
+    let second = world.build().await;
+    assert_eq!(second, Outcome { cached_steps: 5, ..first });
+    assert_eq!(world.machine.take_log(), ["base debian"]);
+}
+
+#[tokio::test]
+async fn only_content_decides_what_is_built_again() {
+    let world = World::new("FROM debian\nCOPY dir /dir/\nRUN write /b 1");
+    world.write("dir/a", "A");
+    world.write("other", "not copied");
+    symlink("a", world.path().join("dir/link")).unwrap();
+    let first = world.build().await;
+
+    let same = async |what: &str| assert_eq!(world.build().await.image, first.image, "{what}");
+    let file = fs::File::options().write(true).open(world.path().join("dir/a")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    same("time").await;
+    world.write("other", "changed");
+    same("a file that is not copied").await;
+    world.write("Dockerfile", "# comment\nFROM debian\nCOPY   dir  /dir/\nRUN write /b 1");
+    same("blanks and comments").await;
+
+    let differs = async |what: &str| {
+        let outcome = world.build().await;
+        assert_ne!(outcome.content_key, first.content_key, "{what}");
+        assert_eq!(outcome.cached_steps, 0, "{what}");
+    };
+    world.chmod("dir/a", 0o755);
+    differs("mode").await;
+    world.chmod("dir/a", 0o644);
+    same("mode set back").await;
+    fs::remove_file(world.path().join("dir/link")).unwrap();
+    symlink("b", world.path().join("dir/link")).unwrap();
+    differs("link target").await;
+    fs::remove_file(world.path().join("dir/link")).unwrap();
+    symlink("a", world.path().join("dir/link")).unwrap();
+    world.write("dir/a", "B");
+    differs("bytes").await;
+    world.write("dir/a", "A");
+    world.write("dir/new", "");
+    differs("one more file").await;
+    fs::remove_file(world.path().join("dir/new")).unwrap();
+    fs::create_dir(world.path().join("dir/empty")).unwrap();
+    differs("an empty directory").await;
+}
+
+#[tokio::test]
+async fn the_name_of_the_context_does_not_matter() {
+    let [one, two] = [World::new("FROM debian\nCOPY . /x"), World::new("FROM debian\nCOPY . /x")];
+    let key = |outcome: Outcome| outcome.content_key;
+    assert_eq!(key(one.build().await), key(two.build().await));
+}
+
+#[tokio::test]
+async fn a_changed_last_step_runs_alone() {
+    let world = World::new("FROM debian\nRUN write /a 1\nCOPY f /f\nLABEL v=1");
+    world.write("f", "1");
+    world.build().await;
+    world.machine.take_log();
+    world.write("f", "2");
+    let outcome = world.build().await;
+    assert_eq!((outcome.steps, outcome.cached_steps), (4, 1));
+    assert_eq!(world.machine.take_log(), ["base debian", "open"]);
+    world.write("Dockerfile", "FROM debian\nLABEL v=2\nRUN write /a 1\nCOPY f /f");
+    world.build().await;
+    assert_eq!(world.machine.take_log(), ["base debian"]);
+}
+
+#[tokio::test]
+async fn args_and_env_change_the_steps_that_see_them() {
+    let mut world = World::new("FROM debian\nRUN write /a 1\nARG V=1\nRUN write /b $V\nARG W");
+    world.build().await;
+    world.machine.take_log();
+    world.args.insert("V".into(), "2".into());
+    world.build().await;
+    assert_eq!(world.machine.take_log(), ["base debian", "open", "run /bin/sh -c write /b $V"]);
+    world.args.insert("W".into(), "unseen by any step".into());
+    world.build().await;
+    assert_eq!(world.machine.take_log(), ["base debian"]);
+    world.args.insert("https_proxy".into(), "http://proxy".into());
+    world.build().await;
+    assert_eq!(world.machine.take_log(), ["base debian"]);
+}
+
+#[tokio::test]
+async fn no_cache_runs_everything_and_asks_for_bases_anew() {
+    let mut world = World::new("FROM debian\nRUN write /a 1");
+    let first = world.build().await;
+    world.machine.take_log();
+    world.no_cache = true;
+    let second = world.build().await;
+    assert_eq!(first.content_key, second.content_key);
+    assert_eq!(second.cached_steps, 0);
+    assert_eq!(world.machine.take_log(), ["base debian fresh", "open", "run /bin/sh -c write /a 1"]);
+}
+
+#[tokio::test]
+async fn a_new_base_builds_everything_again() {
+    let world = World::new("FROM debian\nRUN write /a 1");
+    let first = world.build().await;
+    world.machine.0.lock().unwrap().bases.get_mut("debian").unwrap().id = "sha256:newer".into();
+    let second = world.build().await;
+    assert_ne!(first.content_key, second.content_key);
+    assert_eq!(second.cached_steps, 0);
+}
+
+#[tokio::test]
+async fn stages_that_nobody_needs_are_not_built() {
+    let mut world = World::new(
+        "FROM debian AS a\nRUN write /a 1\nFROM missing AS unused\nRUN write /u 1\nFROM debian AS b\nCOPY --from=a /a /from-a\n\
+         FROM debian AS c\nRUN write /c 1",
+    );
+    world.target = Some("B".into());
+    let outcome = world.build().await;
+    let log = world.machine.take_log();
+    assert_eq!(log, ["base debian", "open", "run /bin/sh -c write /a 1", "open", "open"]);
+    assert_eq!(world.machine.tree(&outcome.image)["/from-a"].content, "1");
+    world.target = Some("d".into());
+    insta::assert_snapshot!(world.failure().await, @"Dockerfile has no stage `d`; did you mean stage `a`?");
+}
+
+#[tokio::test]
+async fn a_lending_stage_is_not_built_for_a_cached_copy() {
+    let world = World::new("FROM debian AS a\nRUN write /a 1\nFROM scratch\nCOPY --from=0 /a /\nCOPY f /f");
+    world.write("f", "1");
+    world.build().await;
+    world.machine.0.lock().unwrap().steps.retain(|_, step| {
+        // The lending stage's layer was collected.
+        step.layer.as_ref().is_none_or(|layer| layer.0 != "sha256:layer-2")
+    });
+    world.machine.take_log();
+    world.write("f", "2");
+    let outcome = world.build().await;
+    assert_eq!(world.machine.take_log(), ["base debian", "open"]);
+    assert_eq!(outcome.steps - outcome.cached_steps, 2);
+}
+
+#[tokio::test]
+async fn files_are_copied_as_docker_copies_them() {
+    let world = World::new(
+        "FROM debian\n\
+         COPY one /file\n\
+         COPY one /dir/\n\
+         COPY one dir/two /several\n\
+         COPY dir /tree\n\
+         COPY --chown=app:staff --chmod=750 dir/two /made/by/chown\n\
+         COPY *.txt /wild/\n\
+         COPY link /followed\n\
+         WORKDIR /work\n\
+         COPY one .\n\
+         COPY [\"with blank\", \"/with blank\"]\n\
+         COPY --chmod=0600 dir /tree",
+    );
+    world.write("one", "1");
+    world.chmod("one", 0o4755);
+    world.write("dir/two", "2");
+    world.write("dir/sub/three", "3");
+    world.write("a.txt", "a");
+    world.write("b.txt", "b");
+    world.write("with blank", "blank");
+    symlink("dir/two", world.path().join("link")).unwrap();
+    symlink("two", world.path().join("dir/link")).unwrap();
+    world.chmod("dir/sub", 0o700);
+    insta::assert_snapshot!(world.listing().await);
+}
+
+#[tokio::test]
+async fn stages_lend_files_with_their_owners() {
+    let world = World::new(
+        "FROM debian AS one\nWORKDIR /out/sub\nCOPY --chown=5:6 f /out/sub/f\nCOPY --chown=5:6 f /out/g\n\
+         FROM scratch\nCOPY --from=one /out /all\nCOPY --from=one --chown=7:8 /out/sub/f /renamed\n\
+         COPY --from=0 /out/*/f /globbed/\nCOPY --from=debian /bin/sh /shell",
+    );
+    world.write("f", "F");
+    insta::assert_snapshot!(world.listing().await);
+}
+
+#[tokio::test]
+async fn local_archives_are_unpacked_by_add_only() {
+    let world = World::new("FROM scratch\nADD a.tar.gz /x\nADD text.gz /y/\nCOPY a.tar.gz /z/");
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(2);
+    header.set_mode(0o640);
+    header.set_uid(12);
+    header.set_gid(34);
+    builder.append_data(&mut header, "in/side", &b"hi"[..]).unwrap();
+    let tar = builder.into_inner().unwrap();
+    world.write("a.tar.gz", zstd::encode_all(&tar[..], 1).unwrap());
+    world.write("text.gz", "no archive");
+    let tree = world.tree().await;
+    assert_eq!((tree["/x/in/side"].content.as_str(), tree["/x/in/side"].owner.as_str()), ("hi", "12:34"));
+    assert_eq!(tree["/y/text.gz"].content, "no archive");
+    assert!(tree.contains_key("/z/a.tar.gz"));
+}
+
+#[tokio::test]
+async fn heredocs_run_and_copy() {
+    let world = World::new(
+        "FROM debian\nARG name=world\nRUN <<EOF\nwrite /one 1\nEOF\n\
+         COPY <<greeting <<-'raw' /docs/\nhello $name\ngreeting\n\thello $name\n\traw\n\
+         RUN <<script\n#!/usr/bin/env python3\nprint(1)\nscript\n\
+         RUN cat <<A > /x && write /two 2\nbody\nA\n",
+    );
+    let tree = world.tree().await;
+    assert_eq!(tree["/docs/greeting"].content, "hello world\n");
+    assert_eq!(tree["/docs/raw"].content, "hello $name\n");
+    assert_eq!(tree["/docs/raw"].mode, 0o644);
+    assert!(!tree.contains_key("/dev/pipes/script"));
+    let log = world.machine.take_log();
+    assert!(log.contains(&"run /usr/bin/env python3 /dev/pipes/script".to_owned()), "{log:?}");
+    assert!(log.contains(&"run /bin/sh -c cat <<A > /x && write /two 2\nbody\nA".to_owned()), "{log:?}");
+}
+
+#[tokio::test]
+async fn a_run_sees_its_environment() {
+    let mut world = World::new(
+        "ARG global=G\nFROM debian\nENV A=1 B=\"two words\"\nENV OLD old form\nARG global\nARG none\nARG TARGETARCH\n\
+         ENV C=$A$global\nUSER app\nWORKDIR /w\nWORKDIR ${A}\nRUN env",
+    );
+    world.args.insert("http_proxy".into(), "http://p".into());
+    world.args.insert("mistyped".into(), "x".into());
+    world.build().await;
+    insta::assert_snapshot!(world.output(), @r"
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    A=1
+    B=two words
+    OLD=old form
+    global=G
+    TARGETARCH=amd64
+    C=1G
+    http_proxy=http://p
+    cwd=/w/1 user=app
+    ");
+    let progress = world.progress.lock().unwrap();
+    let text = "warning: no ARG takes the build arguments mistyped".to_owned();
+    assert!(progress.contains(&Progress::Message { text }));
+}
+
+#[tokio::test]
+async fn the_config_is_dockers() {
+    let world = World::new(
+        "FROM base AS one\nENV A=1\nWORKDIR /w\nUSER u:g\nCMD echo hi\nSHELL [\"/bin/bash\", \"-c\"]\nENTRYPOINT run\n\
+         LABEL a=b \"c d\"='e f'\nEXPOSE 80 53/udp 8000-8001\nVOLUME /v1 /v2\nSTOPSIGNAL SIGINT\n\
+         HEALTHCHECK --interval=30s --retries=3 CMD check it\nMAINTAINER me\nONBUILD RUN write /t 1\nRUN write /r 1",
+    );
+    world.machine.add_base("base", &[("x", "")], json!({
+        "Env": ["PATH=/p", "X=y"], "Cmd": ["old"], "Labels": { "kept": "yes" }, "Domainname": "unknown field",
+    }));
+    let outcome = world.build().await;
+    let mut config = world.machine.config(&outcome.image);
+    assert!(config["created"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+    config["created"] = json!("now");
+    for entry in config["history"].as_array_mut().unwrap() {
+        entry["created"] = json!("now");
+    }
+    insta::assert_json_snapshot!(config);
+}
+
+#[tokio::test]
+async fn triggers_of_the_base_run() {
+    let world = World::new("FROM parent\nRUN write /own 1");
+    world.machine.add_base(
+        "parent",
+        &[("x", "")],
+        json!({ "OnBuild": ["RUN write /trigger 1", "COPY f /f"] }),
+    );
+    world.write("f", "F");
+    let outcome = world.build().await;
+    assert_eq!(outcome.steps, 4);
+    assert_eq!(world.machine.tree(&outcome.image)["/f"].content, "F");
+    assert_eq!(world.machine.config(&outcome.image)["config"].get("OnBuild"), None);
+    world.machine.add_base(
+        "parent",
+        &[("x", "")],
+        json!({ "OnBuild": ["RUN --mount=type=cache,target=/x y"] }),
+    );
+    insta::assert_snapshot!(world.failure().await, @"ONBUILD of FROM parent:1: `RUN --mount` is not supported yet");
+}
+
+#[tokio::test]
+async fn a_failed_command_is_reported_whole() {
+    let world = World::new("FROM debian\n\nRUN echo before && \\\n    fail 3\nRUN write /never 1");
+    let error = world.try_build().await.unwrap_err();
+    let api = error.to_api();
+    assert_eq!((api.kind, api.code.as_str()), (Kind::User, "build_failed"));
+    insta::assert_json_snapshot!(api, @r#"
+    {
+      "code": "build_failed",
+      "kind": "user",
+      "message": "Dockerfile:3: step 2 of 3 failed with exit code 3: RUN echo before && fail 3",
+      "details": {
+        "exit_code": 3,
+        "file": "Dockerfile",
+        "instruction": "RUN echo before && fail 3",
+        "line": 3,
+        "output_tail": [
+          "before"
+        ],
+        "step": 2,
+        "steps": 3
+      }
+    }
+    "#);
+    assert!(world.machine.0.lock().unwrap().steps.is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_built_is_named() {
+    let table = [
+        "FROM missing",
+        "FROM debian AS build\nFROM buidl",
+        "FROM debian\nCOPY nothing /x",
+        "FROM debian\nCOPY ../up /x",
+        "FROM debian\nCOPY sub/../../up /x",
+        "FROM debian\nCOPY [\"a[\", \"/x\"]",
+        "FROM debian\nRUN --mount=type=cache,target=/c x",
+        "FROM debian\nRUN --network=none x",
+        "FROM debian\nCOPY --link a b",
+        "FROM debian\nCOPY --chwon=a a b",
+        "FROM debian\nADD https://example.org/x /x",
+        "FROM debian\nCOPY https://example.org/x /x",
+        "FROM debian\nCOPY --chmod=u+x a b",
+        "FROM debian\nCOPY --chmod=999 a b",
+        "FROM debian\nCOPY --from=3 a b",
+        "FROM debian\nCOPY --from=$x a b",
+        "FROM debian\nCOPY --from=debian /nothing b",
+        "FROM --platform=linux/s390x debian",
+        "FROM debian\nENV a=${b:}",
+        "FROM ${none}",
+        "# syntax=example.org/other\nFROM debian",
+    ];
+    let mut report = String::new();
+    for dockerfile in table {
+        report.push_str(&format!("{}\n    {}\n", dockerfile.replace('\n', " ⏎ "), failure(dockerfile).await));
+    }
+    insta::assert_snapshot!(report);
+}
+
+#[tokio::test]
+async fn links_out_of_the_context_are_refused() {
+    let world = World::new("FROM debian\nCOPY out /x");
+    for target in ["/etc/passwd", "../up", "sub/../../up"] {
+        let link = world.path().join("out");
+        let _ = fs::remove_file(&link);
+        symlink(target, &link).unwrap();
+        assert_eq!(world.failure().await, "Dockerfile:2: source `out` leaves the build context", "{target}");
+    }
+    // Within a copied directory a link is only a link.
+    world.write("Dockerfile", "FROM debian\nCOPY . /all");
+    assert_eq!(world.tree().await["/all/out"].content, "sub/../../up");
+}
+
+#[tokio::test]
+async fn a_dockerfile_may_not_be_a_link_out_of_the_context() {
+    let world = World::new("");
+    fs::remove_file(world.path().join("Dockerfile")).unwrap();
+    symlink("/etc/hostname", world.path().join("Dockerfile")).unwrap();
+    let error = world.try_build().await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (Kind::User, "build_context_unusable"));
+    fs::remove_file(world.path().join("Dockerfile")).unwrap();
+    let error = world.try_build().await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (Kind::NotFound, "dockerfile_not_found"));
+}
+
+#[tokio::test]
+async fn ignored_files_are_not_there() {
+    let world = World::new("FROM debian\nCOPY . /x");
+    world.write(".dockerignore", "*\n!keep\n!deep/down/kept\n.dockerignore");
+    world.write("keep", "");
+    world.write("gone", "");
+    world.write("deep/down/kept", "");
+    world.write("deep/down/gone", "");
+    let tree = world.tree().await;
+    let paths: Vec<&str> = tree.keys().map(String::as_str).collect();
+    assert_eq!(paths, ["/x", "/x/deep", "/x/deep/down", "/x/deep/down/kept", "/x/keep"]);
+    world.write("Dockerfile", "FROM debian\nCOPY gone /x");
+    insta::assert_snapshot!(world.failure().await,
+        @"Dockerfile:2: source `gone` is not in the build context [it is excluded by `*` (.dockerignore, line 1)]");
+    world.write("Dockerfile.dockerignore", "");
+    world.build().await;
+}
+
+#[tokio::test]
+async fn a_pattern_may_match_nothing() {
+    let world = World::new("FROM debian\nCOPY nothing* /x/");
+    world.build().await;
+    let text = "warning: COPY: `nothing*` matches nothing".to_owned();
+    assert!(world.progress.lock().unwrap().contains(&Progress::Message { text }));
+}
+
+#[tokio::test]
+async fn special_files_are_refused() {
+    let world = World::new("FROM debian\nCOPY dir /x");
+    world.write("dir/a", "");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        world.path().join("dir/fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    assert_eq!(
+        world.failure().await,
+        "Dockerfile:2: `fifo` in the build context is a FIFO, which cannot be copied"
+    );
+}
+
+#[tokio::test]
+async fn steps_are_told_as_they_come() {
+    let world = World::new("FROM debian\nRUN echo one\nENV a=b");
+    world.build().await;
+    let step = |step, instruction: &str| Progress::Step {
+        step,
+        steps: 3,
+        instruction: instruction.into(),
+        cached: false,
+    };
+    let output = Progress::Output { step: 2, text: "one\n".into() };
+    let wanted = [step(1, "FROM debian"), step(2, "RUN echo one"), output, step(3, "ENV a=b")];
+    assert_eq!(*world.progress.lock().unwrap(), wanted);
+}
+
+#[tokio::test]
+async fn the_content_key_is_known_without_building() {
+    let world = World::new("FROM debian\nCOPY Dockerfile /x");
+    let quiet = |_| {};
+    let key = content_key(&world.request(&quiet), &world.machine).await.unwrap();
+    assert_eq!(world.machine.take_log(), ["base debian"]);
+    assert_eq!(world.build().await.content_key, key);
+}
+
+#[tokio::test]
+async fn tags_point_at_found_images_too() {
+    let world = World::new("FROM debian");
+    let outcome = world.build().await;
+    world.machine.0.lock().unwrap().tags.clear();
+    world.build().await;
+    assert_eq!(world.machine.0.lock().unwrap().tags["t:1"], outcome.image);
+}
+
+#[tokio::test]
+async fn a_damaged_archive_makes_no_layer() {
+    let world = World::new("FROM scratch\nADD a.tar.gz /x");
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1 << 20);
+    builder.append_data(&mut header, "a", std::io::repeat(7).take(1 << 20)).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    gzip.write_all(&builder.into_inner().unwrap()).unwrap();
+    let whole = gzip.finish().unwrap();
+    world.write("a.tar.gz", &whole[..whole.len() / 2]);
+    let error = world.try_build().await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (Kind::User, "build_step_impossible"), "{}", error.to_api());
+    assert!(world.machine.0.lock().unwrap().steps.is_empty());
+}
+
+#[tokio::test]
+async fn the_machines_failure_is_not_the_dockerfiles() {
+    let world = World::new("FROM debian\nRUN write /a 1");
+    world.machine.0.lock().unwrap().broken = true;
+    let error = world.try_build().await.unwrap_err();
+    assert!(error.kind().is_infrastructure());
+    insta::assert_snapshot!(error.to_api(),
+        @"Dockerfile:2: cannot open a sandbox for step 2: RUN write /a 1: the machine is out of sandboxes");
+    world.machine.0.lock().unwrap().broken = false;
+    world.build().await;
+}
