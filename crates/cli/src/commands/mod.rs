@@ -1,0 +1,55 @@
+//! The commands, one file each.
+
+mod completions;
+mod daemon;
+mod doctor;
+mod image;
+mod removal;
+mod run;
+mod sandbox;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::Session;
+use crate::failure::Failure;
+
+pub(crate) use sandbox::EXEC_FAILURE;
+
+/// Commands that are clients of a daemon.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Run tasks of Harbor's format, and print their rewards
+    Run(run::Run),
+    /// Sandboxes: create, list, run commands, copy files, remove
+    #[command(subcommand)]
+    Sandbox(sandbox::SandboxCommand),
+    /// Images: pull, import, bootstrap, build, push, list, remove
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// The daemon: start, stop, status
+    #[command(subcommand)]
+    Daemon(daemon::DaemonCommand),
+    /// Check whether the machine is fit for sandboxes
+    Doctor,
+    /// Print the versions of this program and of the daemon
+    Version,
+    /// Print a shell's completion script
+    Completions(completions::Completions),
+}
+
+impl ClientCommand {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        match self {
+            ClientCommand::Run(command) => command.run(session).await,
+            ClientCommand::Sandbox(command) => command.run(session).await,
+            ClientCommand::Image(command) => command.run(session).await.map(|()| ExitCode::SUCCESS),
+            ClientCommand::Daemon(command) => command.run(session).await,
+            ClientCommand::Doctor => doctor::run(session).await,
+            ClientCommand::Version => version::run(session).await.map(|()| ExitCode::SUCCESS),
+            ClientCommand::Completions(command) => command.run().map(|()| ExitCode::SUCCESS),
+        }
+    }
+}

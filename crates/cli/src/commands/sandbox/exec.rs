@@ -1,0 +1,108 @@
+//! `berth sandbox exec SANDBOX -- COMMAND…`.
+
+use std::process::ExitCode;
+
+use berth_client::{Error, ExecOutput, ExecStream};
+use berth_types::exec::{Command, ExecRequest, ExecStatus};
+use clap::Args;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use crate::Session;
+use crate::arguments::{key_value, seconds};
+use crate::failure::Failure;
+
+/// Exit code when Berth itself failed, so that nothing is known about the command's end; docker's, too.
+pub(crate) const EXEC_FAILURE: u8 = 125;
+
+/// Arguments of `berth sandbox exec`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes:
+  0-255  the command's own, but for these:
+  124    it reached --timeout; everything that it started was killed
+  125    Berth failed: no such sandbox, daemon or sandbox lost, ...; the error is on stderr
+  126    the program cannot be executed
+  127    there is no such program
+  128+N  signal N ended it
+
+Output is passed on as it comes, byte by byte. The command reads nothing: its stdin is /dev/null. When this program is \
+interrupted, the command and all that it started are killed.")]
+pub struct Exec {
+    /// Id or name
+    sandbox: String,
+    /// User to run as: NAME, UID, NAME:GROUP or UID:GID; the sandbox's by default
+    #[arg(long, short)]
+    user: Option<String>,
+    /// Working directory; the sandbox's by default
+    #[arg(long, short = 'w', value_name = "DIR")]
+    cwd: Option<String>,
+    /// Environment variable; may be repeated
+    #[arg(long = "env", short, value_name = "KEY=VALUE", value_parser = key_value)]
+    env: Vec<(String, String)>,
+    /// Kill it after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<f64>,
+    /// Take the command's words, joined by blanks, as a line for the sandbox's shell
+    #[arg(long)]
+    shell: bool,
+    /// Program and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl Exec {
+    pub(super) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let client = session.client().await?;
+        let sandbox = self.sandbox.clone();
+        let stream = client.exec(&sandbox, &self.into_request()).await?;
+        let status = pass_on(stream, &sandbox, &mut tokio::io::stdout(), &mut tokio::io::stderr()).await?;
+        if let Some(message) = &status.message {
+            session.output.note(&format!("berth: {message}"));
+        }
+        exit_code(&sandbox, &status)
+    }
+
+    fn into_request(self) -> ExecRequest {
+        ExecRequest {
+            id: None,
+            command: if self.shell {
+                Command::Shell(self.command.join(" "))
+            } else {
+                Command::Argv(self.command)
+            },
+            env: self.env.into_iter().collect(),
+            cwd: self.cwd,
+            user: self.user,
+            timeout_seconds: self.timeout,
+        }
+    }
+}
+
+/// Passes the output on until the command ends.
+async fn pass_on(
+    mut stream: ExecStream,
+    sandbox: &str,
+    stdout: &mut (impl AsyncWrite + Unpin),
+    stderr: &mut (impl AsyncWrite + Unpin),
+) -> Result<ExecStatus, Failure> {
+    while let Some(output) = stream.next().await {
+        match output? {
+            ExecOutput::Started { .. } => {}
+            ExecOutput::Stdout(data) => write(stdout, &data).await?,
+            ExecOutput::Stderr(data) => write(stderr, &data).await?,
+            ExecOutput::Exited(status) => return Ok(status),
+        }
+    }
+    Err(Error::ExecLost { sandbox: sandbox.to_owned(), source: None }.into())
+}
+
+async fn write(to: &mut (impl AsyncWrite + Unpin), data: &[u8]) -> Result<(), Failure> {
+    to.write_all(data).await.map_err(Failure::Output)?;
+    to.flush().await.map_err(Failure::Output)
+}
+
+/// The command's own exit code; one that no process can have is the daemon's fault.
+fn exit_code(sandbox: &str, status: &ExecStatus) -> Result<ExitCode, Failure> {
+    u8::try_from(status.exit_code)
+        .map(ExitCode::from)
+        .map_err(|_| Failure::ExitCode { sandbox: sandbox.to_owned(), code: status.exit_code })
+}
