@@ -584,6 +584,9 @@ async fn a_damaged_archive_makes_no_layer() {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(1 << 20);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
     builder.append_data(&mut header, "a", std::io::repeat(7).take(1 << 20)).unwrap();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
     gzip.write_all(&builder.into_inner().unwrap()).unwrap();

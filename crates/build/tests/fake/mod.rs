@@ -231,7 +231,7 @@ impl Step for Sandbox {
                 };
                 if kind == 'f' {
                     let mut bytes = Vec::new();
-                    entry.read_to_end(&mut bytes).unwrap();
+                    entry.read_to_end(&mut bytes).map_err(|error| no_such(error.to_string()))?;
                     content = String::from_utf8_lossy(&bytes).into_owned();
                 }
                 let owner = match &owner {
