@@ -25,7 +25,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
@@ -330,6 +330,29 @@ async fn an_upload_that_cannot_be_read_says_why() {
         (line.as_str(), &body[..]),
         ("PUT /v1/sandboxes/s/archive?path=%2Fa%20b&keep_ids=false", &b"tar"[..])
     );
+}
+
+#[tokio::test]
+async fn an_upload_that_is_refused_early_still_says_why() {
+    let dir = TempDir::new().unwrap();
+    let listener = UnixListener::bind(dir.path().join("d.sock")).unwrap();
+    tokio::spawn(async move {
+        loop {
+            // Answers after the first bytes and hangs up on the rest.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read(&mut [0; 256]).await.unwrap();
+            let body = json!({"error": {"code": "path_not_found", "kind": "not_found", "message": "no"}}).to_string();
+            let head = format!("HTTP/1.1 404 X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        }
+    });
+    let client = Client::new(Host::Unix(dir.path().join("d.sock")));
+    let target = ArchiveIn { path: "/x".into(), keep_ids: false };
+    for _ in 0..20 {
+        let endless = tokio::io::repeat(7).take(64 << 20);
+        let error = client.put_archive("s", &target, endless).await.unwrap_err();
+        assert_eq!(error.api().map(|api| api.code.as_str()), Some("path_not_found"), "{error:?}");
+    }
 }
 
 #[tokio::test]
