@@ -266,14 +266,19 @@ class AsyncClient:
         """Merges the contents of a directory of the sandbox into one of this machine.
 
         ``exclude`` are patterns as GNU tar's ``--exclude`` has them. With ``select``, only regular files whose relative path it
-        accepts are written. A directory that is not there raises :class:`~berth.errors.NotFound` and leaves no target.
+        accepts are written. A directory that is not there raises :class:`~berth.errors.NotFound`, what is no directory
+        :class:`~berth.errors.Conflict`; neither leaves a target.
         """
         path = Path(target)
-        call = _calls.get_archive(sandbox, source, exclude)
+        call = _calls.get_archive(sandbox, directory(source), exclude)
         return await self._download(call, lambda stream: _tar.extract(stream, path, select))
 
     async def download_file(self, sandbox: str, source: str, target: Path | str) -> None:
-        """Copies a file of the sandbox to ``target``."""
+        """Copies a file of the sandbox, symlinks followed, to ``target``."""
+        # An archive does not tell a file from a directory that holds one.
+        found = await self.stat(sandbox, source)
+        if found is not None and found.kind == "dir":
+            raise errors.Conflict(f"{source} is a directory", code="is_a_directory")
         path = Path(target)
         await self._download(_calls.get_archive(sandbox, source), lambda stream: _tar.extract_file(stream, path))
 
@@ -574,6 +579,11 @@ class AsyncSandbox:
     async def stat(self, path: str, user: str | None = None) -> FileStat | None:
         """See :meth:`AsyncClient.stat`."""
         return await self.client.stat(self.id, path, user)
+
+
+def directory(path: str) -> str:
+    """``path``, named so that only a directory answers to it, also through a symlink."""
+    return f"{path.rstrip('/')}/."
 
 
 def split_target(target: str, source_name: str, is_dir: bool) -> tuple[str, str]:

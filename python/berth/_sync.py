@@ -13,7 +13,7 @@ from typing import Any, Self
 import httpx
 
 from berth import _calls, _http, _tar, errors
-from berth._async import ProgressCallback, split_target
+from berth._async import ProgressCallback, directory, split_target
 from berth._calls import Call
 from berth._endpoint import Endpoint, locate
 from berth._frames import ExecReader
@@ -200,11 +200,15 @@ class Client:
         """See :meth:`berth.AsyncClient.download_dir`."""
         path = Path(target)
         return self._download(
-            _calls.get_archive(sandbox, source, exclude), lambda stream: _tar.extract(stream, path, select)
+            _calls.get_archive(sandbox, directory(source), exclude), lambda stream: _tar.extract(stream, path, select)
         )
 
     def download_file(self, sandbox: str, source: str, target: Path | str) -> None:
-        """Copies a file of the sandbox to ``target``."""
+        """Copies a file of the sandbox, symlinks followed, to ``target``."""
+        # An archive does not tell a file from a directory that holds one.
+        found = self.stat(sandbox, source)
+        if found is not None and found.kind == "dir":
+            raise errors.Conflict(f"{source} is a directory", code="is_a_directory")
         path = Path(target)
         self._download(_calls.get_archive(sandbox, source), lambda stream: _tar.extract_file(stream, path))
 

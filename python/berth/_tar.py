@@ -149,7 +149,7 @@ def extract_file(stream: Readable, target: Path) -> None:
     with _archive(stream) as archive:
         member = archive.next()
         if member is None or not member.isreg():
-            raise IsADirectoryError("the archive does not hold a single file")
+            raise OSError("it is no regular file: the archive holds none")
         parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _write_file(archive, member, parent, name)

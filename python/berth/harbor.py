@@ -38,7 +38,7 @@ from berth._async import AsyncClient, AsyncSandbox, settle, split_target
 from berth._lease import process_lease
 from berth._sync import Client
 from berth._tar import Report
-from berth.errors import BerthError, BuildFailed, NotFound
+from berth.errors import BerthError, BuildFailed
 
 PULL_POLICIES = ("missing", "always", "never")
 STARTUP_TIMEOUT_SEC = 120.0
@@ -49,6 +49,12 @@ _REAP_TIMEOUT = 30.0
 
 _WRITABLE_BY_ALL = 0o777
 _OUTPUT_TAIL = 50
+_PATH_ERRORS: dict[str, type[OSError]] = {
+    "path_not_found": FileNotFoundError,
+    "not_a_directory": NotADirectoryError,
+    "is_a_directory": IsADirectoryError,
+    "permission_denied": PermissionError,
+}
 _OWN_KEYS = ("host", "mode", "no_new_privileges", "pull", "startup_timeout_sec")
 
 EnvironmentPath = str | PurePath
@@ -517,8 +523,8 @@ def _infrastructure(action: str) -> Iterator[None]:
 
 def _raise_for_harbor(action: str, error: BerthError) -> NoReturn:
     text = f"cannot {action}: {error}"
-    if isinstance(error, NotFound) and error.code == "path_not_found":
-        raise FileNotFoundError(text) from error
+    if about_path := _PATH_ERRORS.get(error.code):
+        raise about_path(text) from error
     if error.kind == "user":
         raise ValueError(text) from error
     raise RuntimeRequestError(f"{text} [{error.code}]") from error

@@ -341,6 +341,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = Path(self.query["path"])
         if not path.exists():
             raise Fault(404, "path_not_found", f"there is no {path}")
+        if self.query["path"].endswith("/.") and not path.is_dir():
+            raise Fault(409, "not_a_directory", f"{path} is not a directory")
         excluded = [f"--exclude={p}" for p in self.query.get("exclude", "").split("\n") if p]
         where = [str(path), "."] if path.is_dir() else [str(path.parent), path.name]
         command = ["tar", "-c", "--format=posix", *excluded, "-C", *where]

@@ -356,6 +356,10 @@ async def test_downloads(env: BerthEnvironment, tmp_path: Path, caplog: pytest.L
     for missing in (env.download_dir(f"{box}/no", tmp_path / "t2"), env.download_file(f"{box}/no", tmp_path / "t3")):
         with pytest.raises(FileNotFoundError):
             await missing
+    with pytest.raises(NotADirectoryError):
+        await env.download_dir(str(box / "file"), tmp_path / "t2")
+    with pytest.raises(IsADirectoryError):
+        await env.download_file(str(box), tmp_path / "t3")
     assert not (tmp_path / "t2").exists()
     assert not (tmp_path / "t3").exists()
 
@@ -405,7 +409,7 @@ async def test_filtered_downloads_equal_the_bases(
     await env.download_dir_filtered(source_dir=str(tmp_path / "corpus"), target_dir=ours, **filters)
     # One archive, and one file for each further name of a file whose first was not wanted.
     extra = sum(name in ("sub/two", "zz") for name in listing(ours)) if "one" not in listing(ours) else 0
-    assert len(daemon.requests) - before == 1 + extra
+    assert len(daemon.requests) - before == 1 + 2 * extra
     await BaseEnvironment.download_dir_filtered(env, source_dir=str(tmp_path / "corpus"), target_dir=theirs, **filters)
     assert listing(ours) == listing(theirs)
 

@@ -198,6 +198,8 @@ async def test_single_files(env: BerthEnvironment, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
     with pytest.raises(IsADirectoryError):
         await env.download_file("/new/deep", tmp_path / "no")
+    with pytest.raises(NotADirectoryError):
+        await env.download_dir("/new/f.sh", tmp_path / "no")
 
 
 async def test_probes_and_directories(env: BerthEnvironment) -> None:
