@@ -12,6 +12,11 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A daemon's address, checked but as it was written.
+pub(crate) fn host(text: &str) -> Result<String, berth_client::BadHost> {
+    berth_client::Host::parse(text).map(|_| text.to_owned())
+}
+
 /// A number of cores.
 pub(crate) fn cpus(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {

@@ -79,17 +79,17 @@ fn right_lines_are_understood() {
 #[test]
 fn serve_and_openapi_are_the_callers() {
     let Action::Serve(args) =
-        parse("serve --embedded --host unix:///x/y --data-dir /d --idle-exit 5").unwrap().into_action()
+        parse("serve --embedded --host unix:///x/y --data-dir /d --idle-exit 5").unwrap().action()
     else {
         panic!("not serve")
     };
     let expected = ServeArgs {
-        host: Host::parse("unix:///x/y").unwrap(),
-        data_dir: "/d".into(),
+        host: Some("unix:///x/y".into()),
+        data_dir: Some("/d".into()),
         config: None,
         embedded: true,
         idle_exit: Some(5),
     };
     assert_eq!(ServeArgs { config: None, ..args }, expected);
-    assert!(matches!(parse("openapi").unwrap().into_action(), Action::OpenApi));
+    assert!(matches!(parse("openapi").unwrap().action(), Action::OpenApi));
 }

@@ -1,7 +1,7 @@
 //! The `berth` command line, all but the daemon itself.
 //!
 //! ```text
-//! bin/berth ──parse──► Cli ──into_action──► Action::Serve / OpenApi   (bin/berth's own)
+//! bin/berth ──parse──► Cli ──action──► Action::Serve / OpenApi   (bin/berth's own)
 //!                                       └─► Action::Client ──run──► commands/*.rs ──► berth-client ──HTTP──► daemon
 //! ```
 //!
@@ -25,12 +25,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use berth_client::{Client, Host, StartOptions};
+use berth_client::{Client, StartOptions};
 use berth_types::system::DoctorReport;
 use clap::{Args, Parser, Subcommand};
 
 pub use commands::ClientCommand;
 
+use arguments::host;
 use failure::Failure;
 use output::Output;
 
@@ -76,18 +77,13 @@ enum Command {
 /// Arguments of `berth serve`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct ServeArgs {
-    /// Where to listen
-    #[arg(long, env = "BERTH_HOST", hide_env_values = true, default_value_t = Host::default())]
-    pub host: Host,
-    /// Where to keep images, layers and sandboxes
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "BERTH_DATA_DIR",
-        hide_env_values = true,
-        default_value = berth_client::start::DEFAULT_DATA_DIR
-    )]
-    pub data_dir: PathBuf,
+    /// Where to listen: unix:///path or tcp://host:port; by default what the configuration says, else
+    /// unix:///run/berth/berth.sock
+    #[arg(long, value_name = "HOST", env = "BERTH_HOST", hide_env_values = true, value_parser = host)]
+    pub host: Option<String>,
+    /// Where to keep images, layers and sandboxes; by default what the configuration says, else /var/lib/berth
+    #[arg(long, value_name = "DIR", env = "BERTH_DATA_DIR", hide_env_values = true)]
+    pub data_dir: Option<PathBuf>,
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE", env = "BERTH_CONFIG", hide_env_values = true)]
     pub config: Option<PathBuf>,
@@ -134,7 +130,7 @@ impl Cli {
     }
 
     /// Tells the caller's commands from those of this crate.
-    pub fn into_action(self) -> Action {
+    pub fn action(self) -> Action {
         match self.command {
             Command::Serve(args) => Action::Serve(args),
             Command::Openapi => Action::OpenApi,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
+use berth_client::Host;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,9 +79,7 @@ fn session(host: Host) -> Session {
 
 async fn run_line(session: &Session, line: &str) -> String {
     let words = std::iter::once("berth").chain(line.split_whitespace()).map(OsString::from);
-    let Action::Client(invocation) = Cli::parse_from_args(words).unwrap().into_action() else {
-        panic!("{line}")
-    };
+    let Action::Client(invocation) = Cli::parse_from_args(words).unwrap().action() else { panic!("{line}") };
     code(run_in(session, invocation.command).await)
 }
 

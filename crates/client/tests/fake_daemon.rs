@@ -340,9 +340,11 @@ async fn an_upload_that_is_refused_early_still_says_why() {
         loop {
             // Answers after the first bytes and hangs up on the rest.
             let (mut stream, _) = listener.accept().await.unwrap();
-            stream.read(&mut [0; 256]).await.unwrap();
-            let body = json!({"error": {"code": "path_not_found", "kind": "not_found", "message": "no"}}).to_string();
-            let head = format!("HTTP/1.1 404 X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.read_exact(&mut [0; 256]).await.unwrap();
+            let body = json!({"error": {"code": "path_not_found", "kind": "not_found", "message": "no"}})
+                .to_string();
+            let head =
+                format!("HTTP/1.1 404 X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
             stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         }
     });
