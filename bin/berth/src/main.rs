@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use berth_cli::{Action, Cli, Context};
-use clap::Parser;
 
 /// The sandbox's first process, as a static executable; see `build.rs`.
 static GUEST: &[u8] = include_bytes!(env!("BERTH_GUEST"));
@@ -17,7 +16,14 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|arg| arg == berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
-    let cli = Cli::parse();
+    let cli = match Cli::parse_from_args(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors and go to stdout; clap knows which and where.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -26,14 +32,17 @@ fn main() -> ExitCode {
         }
     };
     let context = Context { binary: own_path(), local_doctor: serve::local_doctor };
-    match cli.action() {
+    let code = match cli.action() {
         Action::Serve(args) => runtime.block_on(serve::serve(args)),
         Action::OpenApi => {
             print!("{}", berth_daemon::openapi_document());
             ExitCode::SUCCESS
         }
         Action::Client(cli) => runtime.block_on(berth_cli::run(cli, context)),
-    }
+    };
+    // A blocking read of a terminal's stdin can still be under way; nothing of worth waits for it.
+    runtime.shutdown_background();
+    code
 }
 
 /// Path by which this executable can be started again.

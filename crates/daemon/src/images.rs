@@ -46,7 +46,7 @@ pub(crate) async fn pull(
     State(app): State<App>,
     extract::Json(request): extract::Json<PullImage>,
 ) -> Response {
-    progress::respond(|sink| async move { app.node.pull_image(request, &sink).await })
+    progress::respond(|sink| async move { app.node.pull_image(request, sink).await })
 }
 
 /// Pushes an image to its registry.
@@ -56,7 +56,7 @@ pub(crate) async fn push(
     State(app): State<App>,
     extract::Json(request): extract::Json<PushImage>,
 ) -> Response {
-    progress::respond(|sink| async move { app.node.push_image(request, &sink).await })
+    progress::respond(|sink| async move { app.node.push_image(request, sink).await })
 }
 
 /// Imports the archive in the body.
@@ -70,7 +70,7 @@ pub(crate) async fn import(
     body: Body,
 ) -> Response {
     let archive = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
-    progress::respond(|sink| async move { app.node.import_image(query, Box::new(archive), &sink).await })
+    progress::respond(|sink| async move { app.node.import_image(query, Box::new(archive), sink).await })
 }
 
 /// Makes a base image from a Debian mirror.
@@ -80,7 +80,7 @@ pub(crate) async fn bootstrap(
     State(app): State<App>,
     extract::Json(request): extract::Json<BootstrapImage>,
 ) -> Response {
-    progress::respond(|sink| async move { app.node.bootstrap_image(request, &sink).await })
+    progress::respond(|sink| async move { app.node.bootstrap_image(request, sink).await })
 }
 
 /// Query of [`build`]: a [`BuildImage`] as JSON, since a query string cannot hold maps.
@@ -106,5 +106,5 @@ pub(crate) async fn build(
             .map_err(|error| user_error("bad_query", format!("the options are not valid: {error}")))?,
     };
     let context = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
-    Ok(progress::respond(|sink| async move { app.node.build_image(options, Box::new(context), &sink).await }))
+    Ok(progress::respond(|sink| async move { app.node.build_image(options, Box::new(context), sink).await }))
 }

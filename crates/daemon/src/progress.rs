@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 /// Where a long call reports to; never blocks it.
-pub(crate) type Sink = Box<dyn Fn(Progress) + Send + Sync>;
+pub(crate) type Sink = std::sync::Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// Runs `call` and streams what it reports. A client that goes away drops the call.
 pub(crate) fn respond<T, F, C>(call: C) -> Response
@@ -24,7 +24,7 @@ where
     C: FnOnce(Sink) -> F,
 {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let work = call(Box::new(move |progress| {
+    let work = call(std::sync::Arc::new(move |progress| {
         // Nobody listening any more means that this very future is about to be dropped.
         let _ = sender.send(progress);
     }));

@@ -1,12 +1,11 @@
 //! Sandboxes.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use berth_node::Filter;
 use berth_types::error::ErrorBody;
 use berth_types::sandbox::{CreateSandbox, Page, Sandbox, SetLease};
-use serde::Deserialize;
 
 use crate::reply::{Reply, user_error};
 use crate::{App, extract};
@@ -22,35 +21,37 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(app.node.create_sandbox(request).await?)))
 }
 
-/// Query of [`list`].
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ListQuery {
-    label: Option<String>,
-    limit: Option<usize>,
-    after: Option<String>,
-}
-
 /// Lists sandboxes, oldest first.
 #[utoipa::path(get, path = "/v1/sandboxes", tag = "sandboxes",
-    params(("label" = Option<String>, Query, description = "only those with this `key=value`"),
+    params(("label" = Option<String>, Query, description = "only those with this `key=value`; may be repeated"),
            ("limit" = Option<usize>, Query, description = "at most so many, 1 to 1000; 100 when absent"),
            ("after" = Option<String>, Query, description = "`next` of the page before")),
     responses((status = 200, body = Page<Sandbox>), (status = 400, body = ErrorBody)))]
-pub(crate) async fn list(
-    State(app): State<App>,
-    extract::Query(query): extract::Query<ListQuery>,
-) -> Reply<Json<Page<Sandbox>>> {
-    let label = match query.label.as_deref().map(|label| label.split_once('=')) {
-        None => None,
-        Some(Some((key, value))) => Some((key.to_owned(), value.to_owned())),
-        Some(None) => return Err(user_error("bad_query", "label takes key=value")),
-    };
-    let limit = query.limit.unwrap_or(100);
-    if !(1..=1000).contains(&limit) {
-        return Err(user_error("bad_query", format!("limit takes 1 to 1000, not {limit}")));
+pub(crate) async fn list(State(app): State<App>, RawQuery(query): RawQuery) -> Reply<Json<Page<Sandbox>>> {
+    Ok(Json(app.node.sandboxes(&parse_filter(&query.unwrap_or_default())?)))
+}
+
+/// By hand, since a label may be repeated.
+fn parse_filter(query: &str) -> Reply<Filter> {
+    let mut filter = Filter { limit: 100, ..Filter::default() };
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        match (&*key, value.split_once('=')) {
+            ("label", Some((name, value))) => filter.labels.push((name.to_owned(), value.to_owned())),
+            ("label", None) => return Err(user_error("bad_query", "label takes key=value")),
+            ("limit", _) => filter.limit = parse_limit(&value)?,
+            ("after", _) => filter.after = Some(value.into_owned()),
+            (other, _) => {
+                let message = format!("unknown parameter {other:?}; there are label, limit and after");
+                return Err(user_error("bad_query", message));
+            }
+        }
     }
-    Ok(Json(app.node.sandboxes(&Filter { label, limit, after: query.after })))
+    Ok(filter)
+}
+
+fn parse_limit(value: &str) -> Reply<usize> {
+    let limit = value.parse().ok().filter(|limit| (1..=1000).contains(limit));
+    limit.ok_or_else(|| user_error("bad_query", format!("limit takes 1 to 1000, not {value:?}")))
 }
 
 /// One sandbox, by id or name.
@@ -77,4 +78,19 @@ pub(crate) async fn set_lease(
     extract::Json(request): extract::Json<SetLease>,
 ) -> Reply<Json<Sandbox>> {
     Ok(Json(app.node.set_lease(&id, request.lease).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters() {
+        let filter = parse_filter("label=job%3Da&label=x=y=z&limit=7&after=1").unwrap();
+        assert_eq!(filter.labels, [("job".to_owned(), "a".to_owned()), ("x".to_owned(), "y=z".to_owned())]);
+        assert_eq!((filter.limit, filter.after.as_deref()), (7, Some("1")));
+        for bad in ["label=x", "limit=0", "limit=1001", "limit=x", "lable=a=b"] {
+            assert!(parse_filter(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -109,10 +109,13 @@ impl Images {
     ) -> Result<(), Error> {
         // Images may hold the same layer twice (the empty one, mostly).
         let mut seen = HashSet::new();
-        let wanted: Vec<_> =
-            diff_ids.iter().zip(&found.layers).filter(|(diff_id, _)| seen.insert(*diff_id)).collect();
-        futures_util::stream::iter(wanted)
+        let wanted = diff_ids.iter().zip(&found.layers).filter(|(diff_id, _)| seen.insert(*diff_id));
+        // The futures are made here and not in the stream: a closure over borrowed pairs there would keep the whole
+        // future from being `Send`.
+        let fetches: Vec<_> = wanted
             .map(|(diff_id, layer)| self.fetch_layer(&found.connection, diff_id, layer, reporter))
+            .collect();
+        futures_util::stream::iter(fetches)
             .buffer_unordered(PARALLEL_LAYERS)
             .try_collect::<()>()
             .await

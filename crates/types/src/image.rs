@@ -147,7 +147,7 @@ pub struct BuildImage {
     pub target: Option<String>,
     /// Values for `ARG`s.
     pub build_args: BTreeMap<String, String>,
-    /// Run every step again, whatever the cache holds, and ask the registry for base images anew.
+    /// Run every step again, whatever the cache holds. Base images of the store are used as they are.
     pub no_cache: bool,
 }
 

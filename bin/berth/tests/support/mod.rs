@@ -1,0 +1,247 @@
+//! A daemon of its own for every test, driven through the `berth` command as a user would.
+
+#![allow(dead_code, reason = "each test file uses its part of this")]
+
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// A static busybox, the smallest real userland there is.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Ends the test early, loudly, when the machine lacks something.
+#[macro_export]
+macro_rules! require_busybox {
+    () => {
+        if !std::path::Path::new("/bin/busybox").exists() {
+            println!("SKIP: {}: no /bin/busybox (Debian's busybox-static)", module_path!());
+            return;
+        }
+    };
+}
+
+pub struct Daemon {
+    dir: TempDir,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    pub fn start() -> Daemon {
+        let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in(test_root()).unwrap();
+        let mut daemon = Daemon { dir, child: None };
+        daemon.restart(&[]);
+        daemon
+    }
+
+    /// A daemon with the image `busybox` in its store.
+    pub fn with_busybox() -> Daemon {
+        let daemon = Daemon::start();
+        let tar = daemon.path().join("busybox.tar");
+        std::fs::write(&tar, busybox_rootfs()).unwrap();
+        daemon.ok(&["image", "import", tar.to_str().unwrap(), "--reference", "busybox:test"]);
+        daemon
+    }
+
+    pub fn restart(&mut self, args: &[&str]) {
+        let log = std::fs::File::options().create(true).append(true).open(self.path().join("daemon.log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_berth"))
+            .args(["serve", "--host", &self.host(), "--data-dir"])
+            .arg(self.path().join("data"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        self.wait_ready();
+    }
+
+    fn wait_ready(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the daemon ended ({status}):\n{}", self.log());
+            }
+            assert!(Instant::now() < deadline, "the daemon does not answer:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path().join("berth.sock")
+    }
+
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("daemon.log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+        command.args(args).env("BERTH_HOST", self.host()).env("NO_COLOR", "1").current_dir(self.path());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs a command that must succeed; its stdout without the last newline.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "berth {args:?}: {}\n{}\n{}", output.status, text(&output.stderr), self.log());
+        text(&output.stdout).trim_end_matches('\n').to_owned()
+    }
+
+    /// Runs a command that must fail; its exit code and stderr.
+    #[track_caller]
+    pub fn fails(&self, args: &[&str]) -> (i32, String) {
+        let output = self.run(args);
+        assert!(!output.status.success(), "berth {args:?} succeeded: {}", text(&output.stdout));
+        (output.status.code().unwrap_or(-1), text(&output.stderr))
+    }
+
+    /// A sandbox of `busybox:test`, by name.
+    #[track_caller]
+    pub fn sandbox(&self, name: &str, args: &[&str]) {
+        let mut all = vec!["sandbox", "create", "busybox:test", "--name", name];
+        all.extend(args);
+        self.ok(&all);
+    }
+
+    /// A shell line in a sandbox: exit code, stdout, stderr.
+    #[track_caller]
+    pub fn sh(&self, sandbox: &str, line: &str) -> (i32, String, String) {
+        let output = self.run(&["sandbox", "exec", sandbox, "--", "/bin/sh", "-c", line]);
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn terminate(&mut self) -> std::process::ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("the daemon does not end:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            let status = self.terminate();
+            if !std::thread::panicking() {
+                assert!(status.success(), "the daemon ended with {status}:\n{}", self.log());
+            } else {
+                println!("--- daemon.log\n{}", self.log());
+            }
+        }
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Where tests keep their data: a real disk, since overlayfs wants one and a tmpfs may be small.
+pub fn test_root() -> PathBuf {
+    let root = std::env::var_os("BERTH_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    std::fs::create_dir_all(&root).unwrap();
+    root
+}
+
+/// A root file system with nothing but busybox and its applets.
+pub fn busybox_rootfs() -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for dir in ["bin/", "etc/", "tmp/", "root/"] {
+        append(&mut tar, dir, tar::EntryType::Directory, if dir == "tmp/" { 0o1777 } else { 0o755 }, b"");
+    }
+    append(&mut tar, "bin/busybox", tar::EntryType::Regular, 0o755, &std::fs::read(BUSYBOX).unwrap());
+    let passwd = b"root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n";
+    append(&mut tar, "etc/passwd", tar::EntryType::Regular, 0o644, passwd);
+    append(&mut tar, "etc/group", tar::EntryType::Regular, 0o644, b"root:x:0:\nalice:x:1000:\nstaff:x:50:alice\n");
+    let list = Command::new(BUSYBOX).arg("--list").output().unwrap();
+    for applet in text(&list.stdout).lines().filter(|name| *name != "busybox") {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mode: u32, data: &[u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(data.len() as u64);
+    tar.append_data(&mut header, path, data).unwrap();
+}
+
+/// Writes files below `dir`, given as (path, mode, content).
+pub fn write_tree(dir: &Path, files: &[(&str, u32, &str)]) {
+    use std::os::unix::fs::PermissionsExt;
+    for (path, mode, content) in files {
+        let path = dir.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut file = std::fs::File::create(&path).unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        file.set_permissions(PermissionsExt::from_mode(*mode)).unwrap();
+    }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} does not come true");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether a process of this machine has `marker` in its command line.
+pub fn process_with(marker: &str) -> bool {
+    let Ok(all) = std::fs::read_dir("/proc") else { return false };
+    all.flatten().any(|entry| {
+        std::fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|cmdline| cmdline.windows(marker.len()).any(|part| part == marker.as_bytes()))
+            && entry.file_name().to_str().is_some_and(|name| name != std::process::id().to_string())
+    })
+}
+
+pub fn signal_of(output: &Output) -> Option<i32> {
+    output.status.signal()
+}

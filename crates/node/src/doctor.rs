@@ -1,0 +1,73 @@
+//! Whether this machine is fit, for people.
+
+use berth_disk::Engine;
+use berth_jail::doctor::{Finding, State};
+use berth_net::Network;
+use berth_types::system::{Check, CheckStatus, DoctorReport};
+
+use crate::Node;
+
+/// What only a running node knows.
+pub(crate) struct Facts {
+    network: Vec<Check>,
+    disk: Check,
+}
+
+impl Facts {
+    pub(crate) fn of(network: &Network, disk: &dyn Engine) -> Facts {
+        Facts { network: network_checks(network), disk: disk_check(disk) }
+    }
+}
+
+impl Node {
+    /// Every check, in a fixed order.
+    pub async fn doctor(&self) -> DoctorReport {
+        let mut report = local_doctor();
+        report.checks.extend(self.0.facts.network.iter().cloned());
+        report.checks.push(self.0.facts.disk.clone());
+        report
+    }
+}
+
+/// The checks that need no daemon.
+pub fn local_doctor() -> DoctorReport {
+    DoctorReport { checks: berth_jail::doctor().into_iter().map(show).collect() }
+}
+
+fn show(finding: Finding) -> Check {
+    let status = match finding.state {
+        State::Ok => CheckStatus::Ok,
+        State::Warn => CheckStatus::Warn,
+        State::Fail => CheckStatus::Fail,
+    };
+    Check { name: finding.name.to_owned(), status, found: finding.found, hint: finding.hint }
+}
+
+fn network_checks(network: &Network) -> Vec<Check> {
+    let check = |status, found: String, hint: Option<&str>| Check {
+        name: "network".to_owned(),
+        status,
+        found,
+        hint: hint.map(str::to_owned),
+    };
+    let public = match network.public() {
+        Ok(range) => check(CheckStatus::Ok, format!("public sandboxes have addresses in {range}"), None),
+        Err(refusal) => check(
+            CheckStatus::Warn,
+            format!("only no-network sandboxes can run: {}", crate::error::chain(refusal.as_ref())),
+            refusal.hint().as_deref(),
+        ),
+    };
+    let warnings = network.warnings().iter().map(|warning| check(CheckStatus::Warn, warning.clone(), None));
+    std::iter::once(public).chain(warnings).collect()
+}
+
+fn disk_check(disk: &dyn Engine) -> Check {
+    let limits = disk.enforces_storage();
+    Check {
+        name: "disk".to_owned(),
+        status: if limits { CheckStatus::Ok } else { CheckStatus::Warn },
+        found: disk.describe(),
+        hint: (!limits).then(|| "storage_mb is shown as not enforced on every sandbox that asks for it".to_owned()),
+    }
+}

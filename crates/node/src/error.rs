@@ -1,0 +1,212 @@
+//! Why the node could not do what it was asked, and how that reads to a client.
+
+use std::error::Error as StdError;
+
+use berth_types::error::{ApiError, Kind};
+use berth_types::sandbox::SandboxState;
+
+/// A failed call on the [`crate::Node`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of the request cannot be honoured.
+    #[error("{field}: {problem}")]
+    BadRequest {
+        /// The field, as in the request's JSON.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// No such sandbox.
+    #[error("there is no sandbox {id:?}")]
+    SandboxNotFound {
+        /// Id or name that was asked for.
+        id: String,
+    },
+    /// A living sandbox has that name.
+    #[error("the name {name:?} is taken by sandbox {holder}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Id of its holder.
+        holder: String,
+    },
+    /// The sandbox is still being made.
+    #[error("sandbox {id} is still starting")]
+    SandboxBusy {
+        /// Its id.
+        id: String,
+    },
+    /// The sandbox has ended.
+    #[error("sandbox {id} is {}{}", state_name(*state), because(reason.as_deref()))]
+    SandboxNotRunning {
+        /// Its id.
+        id: String,
+        /// Where it is in its life.
+        state: SandboxState,
+        /// Why, where that is known.
+        reason: Option<String>,
+    },
+    /// No such lease, or no longer.
+    #[error("there is no lease {id:?}")]
+    LeaseNotFound {
+        /// The id that was asked for.
+        id: String,
+    },
+    /// No such image in the store.
+    #[error("there is no image {name:?} in the store")]
+    ImageNotFound {
+        /// Reference or id that was asked for.
+        name: String,
+    },
+    /// No exec of that id is running in the sandbox.
+    #[error("no exec {exec:?} is running in sandbox {sandbox}")]
+    ExecNotFound {
+        /// The sandbox.
+        sandbox: String,
+        /// The exec.
+        exec: String,
+    },
+    /// A call into the sandbox failed for a reason that lies in the sandbox's files.
+    #[error("{message}")]
+    InSandbox {
+        /// Stable code.
+        code: &'static str,
+        /// Whose fault it is.
+        kind: Kind,
+        /// What went wrong, with the path.
+        message: String,
+    },
+    /// The store of images failed.
+    #[error(transparent)]
+    Image(#[from] berth_image::Error),
+    /// An archive that was imported holds no image.
+    #[error("the archive holds no image")]
+    EmptyArchive,
+    /// A build failed.
+    #[error(transparent)]
+    Build(#[from] berth_build::Error),
+    /// The build context could not be taken in.
+    #[error("cannot take in the build context")]
+    Context(#[source] std::io::Error),
+    /// The build context is no tar that can be unpacked.
+    #[error("the build context is not valid")]
+    BadContext(#[source] std::io::Error),
+    /// The database failed.
+    #[error("the database failed")]
+    Store(#[from] berth_store::Error),
+    /// The sandbox could not be made.
+    #[error("the sandbox could not be made")]
+    Start(#[source] berth_sandbox::Error),
+    /// The sandbox could not be ended.
+    #[error("the sandbox could not be ended")]
+    Stop(#[source] berth_sandbox::Error),
+    /// The sandbox died, or its guest failed, while this was under way: what came of it is not known.
+    #[error("the sandbox failed while this was under way{}", because(reason.as_deref()))]
+    Guest {
+        /// What is known of the sandbox's end.
+        reason: Option<String>,
+        /// What the connection said.
+        #[source]
+        source: berth_sandbox::guest::Error,
+    },
+    /// The network of sandboxes could not be set up.
+    #[error("the network could not be set up")]
+    Network(#[source] berth_net::Error),
+    /// The disk engine could not be set up.
+    #[error("the disk could not be set up")]
+    Disk(#[source] berth_disk::Error),
+    /// The driver could not be set up.
+    #[error("sandboxes cannot be driven on this machine")]
+    Driver(#[source] berth_sandbox::Error),
+    /// A background thread ended early: the daemon is ending.
+    #[error("the daemon is ending")]
+    Ending,
+}
+
+impl Error {
+    fn facts(&self) -> (&'static str, Kind) {
+        match self {
+            Error::BadRequest { .. } => ("bad_request", Kind::User),
+            Error::SandboxNotFound { .. } => ("sandbox_not_found", Kind::NotFound),
+            Error::NameTaken { .. } => ("name_taken", Kind::Conflict),
+            Error::SandboxBusy { .. } => ("sandbox_starting", Kind::Conflict),
+            Error::SandboxNotRunning { state: SandboxState::Lost, .. } => ("sandbox_lost", Kind::Unavailable),
+            Error::SandboxNotRunning { .. } => ("sandbox_not_running", Kind::Conflict),
+            Error::LeaseNotFound { .. } => ("lease_not_found", Kind::NotFound),
+            Error::ImageNotFound { .. } => ("image_not_found", Kind::NotFound),
+            Error::ExecNotFound { .. } => ("exec_not_found", Kind::NotFound),
+            Error::InSandbox { code, kind, .. } => (code, *kind),
+            Error::EmptyArchive => ("bad_archive", Kind::User),
+            Error::Image(error) => (error.code(), error.kind()),
+            Error::Build(error) => (error.code(), error.kind()),
+            Error::Context(error) if is_full(error) => ("disk_full", Kind::Capacity),
+            Error::Context(_) => ("context_failed", Kind::Internal),
+            Error::BadContext(_) => ("bad_context", Kind::User),
+            Error::Store(_) => ("database", Kind::Internal),
+            Error::Start(_) => ("sandbox_start_failed", Kind::Unavailable),
+            Error::Stop(_) => ("sandbox_stop_failed", Kind::Internal),
+            Error::Guest { .. } => ("sandbox_lost", Kind::Unavailable),
+            Error::Network(_) | Error::Disk(_) | Error::Driver(_) => ("machine_unfit", Kind::Config),
+            Error::Ending => ("shutting_down", Kind::Unavailable),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::ImageNotFound { .. } => {
+                Some("`berth image ls` lists them; `berth image pull`, `bootstrap`, `import` and `build` bring one in".into())
+            }
+            Error::SandboxNotFound { .. } => Some("`berth sandbox ls` lists them".into()),
+            Error::NameTaken { name, .. } => Some(format!("`berth sandbox rm {name}` removes it")),
+            Error::Image(error) => error.hint(),
+            Error::Build(error) => error.hint(),
+            Error::Start(_) | Error::Driver(_) => Some("`berth doctor` says what this machine lacks".into()),
+            _ => None,
+        }
+    }
+}
+
+impl From<&Error> for ApiError {
+    fn from(error: &Error) -> ApiError {
+        if let Error::Build(build) = error {
+            return build.to_api();
+        }
+        let (code, kind) = error.facts();
+        let mut api = ApiError::new(kind, code, chain(error));
+        api.hint = error.hint();
+        api
+    }
+}
+
+/// The error and its causes in one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        // A transparent wrapper repeats what it wraps.
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn because(reason: Option<&str>) -> String {
+    reason.map(|reason| format!(": {reason}")).unwrap_or_default()
+}
+
+fn state_name(state: SandboxState) -> &'static str {
+    match state {
+        SandboxState::Starting => "starting",
+        SandboxState::Running => "running",
+        SandboxState::Stopping => "being taken down",
+        SandboxState::Failed => "not there: it could not be made",
+        SandboxState::Lost => "lost",
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,164 @@
+//! Commands in a sandbox.
+
+use std::time::Duration;
+
+use berth_sandbox::guest::{self, ExecSpec};
+use berth_types::exec::{ExecRequest, ExecStatus};
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::{Error, Node, files};
+
+/// Longest id of an exec.
+const MAX_ID: usize = 64;
+
+/// Something that an exec did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ExecOutput {
+    /// The command runs.
+    Started {
+        /// The exec's id.
+        id: String,
+        /// Path of its program.
+        program: String,
+    },
+    /// Bytes of its stdout.
+    Stdout(Bytes),
+    /// Bytes of its stderr.
+    Stderr(Bytes),
+    /// It ended; nothing follows.
+    Exited(ExecStatus),
+}
+
+/// A command under way. Dropping it before its end kills everything that it started.
+pub struct Exec {
+    node: Node,
+    sandbox: String,
+    id: String,
+    inner: guest::Exec,
+}
+
+impl Node {
+    /// Runs a command in a sandbox.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`], [`Error::SandboxNotRunning`], [`Error::BadRequest`]. A command that cannot be started is
+    /// no error: it exits, with a reason.
+    pub async fn exec(&self, sandbox: &str, request: ExecRequest) -> Result<Exec, Error> {
+        let (sandbox, record, live) = self.live(sandbox)?;
+        let id = match request.id {
+            Some(id) => check_id(id)?,
+            None => Uuid::now_v7().simple().to_string(),
+        };
+        let mut env = (*live.env).clone();
+        env.extend(request.env);
+        let spec = ExecSpec {
+            id: id.clone(),
+            command: request.command,
+            env,
+            cwd: request.cwd.unwrap_or(record.workdir),
+            user: Some(request.user.unwrap_or(record.user)).filter(|user| !user.is_empty()),
+            timeout: timeout(request.timeout_seconds)?,
+            no_new_privileges: live.no_new_privileges,
+        };
+        let inner = match live.machine.guest().exec(spec).await {
+            Ok(inner) => inner,
+            Err(source) => return Err(self.guest_error(&sandbox, source).await),
+        };
+        Ok(Exec { node: self.clone(), sandbox, id, inner })
+    }
+
+    /// Kills a running exec with everything it started.
+    ///
+    /// # Errors
+    /// [`Error::ExecNotFound`] when none of that id is running.
+    pub async fn kill_exec(&self, sandbox: &str, exec: &str) -> Result<(), Error> {
+        let (sandbox, _, live) = self.live(sandbox)?;
+        match live.machine.guest().kill(exec).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::ExecNotFound { sandbox, exec: exec.to_owned() }),
+            Err(source) => Err(self.guest_error(&sandbox, source).await),
+        }
+    }
+
+    /// What a failed call of the guest means: something in the sandbox's files, or the end of the sandbox.
+    pub(crate) async fn guest_error(&self, sandbox: &str, source: guest::Error) -> Error {
+        if let Some(error) = files::refusal(&source) {
+            return error;
+        }
+        Error::Guest { reason: self.end_of(sandbox).await, source }
+    }
+
+    /// What is known of a sandbox's end. The stream closes a moment before the kernel reports the death.
+    async fn end_of(&self, sandbox: &str) -> Option<String> {
+        for _ in 0..20 {
+            match self.0.sandboxes.find(sandbox) {
+                Ok(entry) if entry.sandbox().reason.is_some() => return entry.sandbox().reason.clone(),
+                Ok(entry) if entry.live.is_some() => tokio::time::sleep(Duration::from_millis(10)).await,
+                Ok(_) => return None,
+                Err(_) => return Some("it was deleted".to_owned()),
+            }
+        }
+        None
+    }
+}
+
+impl Exec {
+    /// What happened next; after [`ExecOutput::Exited`] and after an error there is nothing more to ask for.
+    ///
+    /// # Errors
+    /// The sandbox died or was deleted: how the command ended is not known.
+    pub async fn next(&mut self) -> Result<ExecOutput, Error> {
+        match self.inner.next().await {
+            Some(Ok(guest::ExecOutput::Started { program })) => {
+                Ok(ExecOutput::Started { id: self.id.clone(), program })
+            }
+            Some(Ok(guest::ExecOutput::Stdout(data))) => Ok(ExecOutput::Stdout(data)),
+            Some(Ok(guest::ExecOutput::Stderr(data))) => Ok(ExecOutput::Stderr(data)),
+            Some(Ok(guest::ExecOutput::Exited(status))) => Ok(ExecOutput::Exited(status)),
+            Some(Err(source)) => Err(self.node.guest_error(&self.sandbox, source).await),
+            None => Err(self.node.guest_error(&self.sandbox, guest::Error::Gone).await),
+        }
+    }
+}
+
+fn check_id(id: String) -> Result<String, Error> {
+    let fits = (1..=MAX_ID).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    if fits {
+        return Ok(id);
+    }
+    Err(Error::BadRequest { field: "id", problem: format!("{id:?} is not 1 to {MAX_ID} of [A-Za-z0-9_-]") })
+}
+
+fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, Error> {
+    match seconds {
+        None => Ok(None),
+        Some(seconds) if seconds == 0.0 => Ok(None),
+        Some(seconds) => Duration::try_from_secs_f64(seconds)
+            .map(Some)
+            .map_err(|error| Error::BadRequest { field: "timeout_seconds", problem: format!("{seconds}: {error}") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        assert_eq!(timeout(None).unwrap(), None);
+        assert_eq!(timeout(Some(0.0)).unwrap(), None);
+        assert_eq!(timeout(Some(0.5)).unwrap(), Some(Duration::from_millis(500)));
+        assert!(timeout(Some(-1.0)).is_err());
+        assert!(timeout(Some(f64::NAN)).is_err());
+    }
+
+    #[test]
+    fn ids() {
+        assert!(check_id("a-b_1".into()).is_ok());
+        for bad in ["", "a b", "a/b", &"x".repeat(65)] {
+            assert!(check_id(bad.into()).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! A sandbox's life: made, watched, deleted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use berth_sandbox::{Bind, Limits, Machine, StartSpec};
+use berth_store::SandboxRow;
+use berth_types::sandbox::{CreateSandbox, NetworkMode, Page, Resources, Sandbox, SandboxState};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::registry::{Entry, Filter, Live};
+use crate::{Error, Node, request};
+
+/// MB in bytes, as in Harbor's task format.
+const MB: u64 = 1 << 20;
+
+impl Node {
+    /// Makes a sandbox and returns when it is ready. Dropping the future gives back what was made.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] for what cannot be honoured exactly, [`Error::ImageNotFound`], [`Error::NameTaken`],
+    /// [`Error::LeaseNotFound`]; anything else is the machine's.
+    pub async fn create_sandbox(&self, request: CreateSandbox) -> Result<Sandbox, Error> {
+        request::check(&request)?;
+        if let Some(earlier) = request.idempotency_key.as_deref().and_then(|key| self.0.sandboxes.find_key(key)) {
+            return adopt(earlier);
+        }
+        if let Some(lease) = &request.lease {
+            self.check_lease(lease).await?;
+        }
+        let began = Instant::now();
+        let image = self.resolve_image(&request.image).await?;
+        let pin = self.0.images.pin(&image.id).map_err(Error::Image)?;
+        let config = &image.config;
+
+        let sandbox = describe(&request, image.id.as_str(), config, self.0.driver.enforces_storage());
+        let row = SandboxRow {
+            sandbox: sandbox.clone(),
+            idempotency_key: request.idempotency_key.clone(),
+            ended_at: None,
+        };
+        self.0.sandboxes.insert(row.clone())?;
+        // From here on a drop of this future, or an error, takes the entry out again.
+        let mut creating = Creating { node: self.clone(), id: sandbox.id.clone(), done: false };
+        self.persist(row).await?;
+
+        let no_new_privileges = request.no_new_privileges.unwrap_or(!image.has_privileged_files());
+        let spec = start_spec(&sandbox, &request, layer_names(&image), no_new_privileges);
+        let machine = self.0.driver.start(spec).await.map_err(Error::Start)?;
+        let live = Live {
+            machine: machine.clone(),
+            env: Arc::new(environment(&config.env, &request.env)),
+            _image: Arc::new(pin),
+            no_new_privileges,
+        };
+        let shell = machine.guest().info().shell.clone();
+        let start_ms = began.elapsed().as_secs_f64() * 1e3;
+        let ready = self.0.sandboxes.update(&sandbox.id, |entry| {
+            entry.live = Some(live);
+            entry.row.sandbox.state = SandboxState::Running;
+            entry.row.sandbox.shell = shell;
+            entry.row.sandbox.start_ms = Some((start_ms * 1e3).round() / 1e3);
+        });
+        let entry = ready.ok_or(Error::SandboxNotFound { id: sandbox.id.clone() })?;
+        self.persist(entry.row.clone()).await?;
+        creating.done = true;
+        tokio::spawn(watch(self.clone(), sandbox.id, machine));
+        Ok(entry.row.sandbox)
+    }
+
+    /// One sandbox, by id or name.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`].
+    pub fn sandbox(&self, id: &str) -> Result<Sandbox, Error> {
+        Ok(self.0.sandboxes.find(id)?.row.sandbox)
+    }
+
+    /// Sandboxes, oldest first.
+    pub fn sandboxes(&self, filter: &Filter) -> Page<Sandbox> {
+        self.0.sandboxes.page(filter)
+    }
+
+    /// Whether any sandbox has not ended.
+    pub fn has_sandboxes(&self) -> bool {
+        self.0.sandboxes.any_alive()
+    }
+
+    /// Ends a sandbox and forgets it. When this returns its processes are dead.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`]; [`Error::SandboxBusy`] while it is still being made.
+    pub async fn delete_sandbox(&self, id: &str) -> Result<(), Error> {
+        let entry = self.0.sandboxes.find(id)?;
+        let id = entry.sandbox().id.clone();
+        if entry.sandbox().state == SandboxState::Starting {
+            return Err(Error::SandboxBusy { id });
+        }
+        self.0.sandboxes.update(&id, |entry| entry.row.sandbox.state = SandboxState::Stopping);
+        if let Some(live) = &entry.live {
+            live.machine.stop().await.map_err(Error::Stop)?;
+        }
+        self.0.sandboxes.remove(&id);
+        self.with_store(move |store| store.delete_sandbox(&id)).await
+    }
+
+    /// Puts a sandbox under another lease, or under none.
+    ///
+    /// # Errors
+    /// [`Error::SandboxNotFound`], [`Error::LeaseNotFound`].
+    pub async fn set_lease(&self, id: &str, lease: Option<String>) -> Result<Sandbox, Error> {
+        if let Some(lease) = &lease {
+            self.check_lease(lease).await?;
+        }
+        let id = self.0.sandboxes.find(id)?.sandbox().id.clone();
+        let changed = self.0.sandboxes.update(&id, |entry| entry.row.sandbox.lease = lease);
+        let entry = changed.ok_or(Error::SandboxNotFound { id })?;
+        self.persist(entry.row.clone()).await?;
+        Ok(entry.row.sandbox)
+    }
+
+    /// The living part of a sandbox, or why there is none.
+    pub(crate) fn live(&self, id: &str) -> Result<(String, Sandbox, Live), Error> {
+        let entry = self.0.sandboxes.find(id)?;
+        let sandbox = entry.row.sandbox;
+        match (entry.live, sandbox.state) {
+            (Some(live), SandboxState::Running) => Ok((sandbox.id.clone(), sandbox, live)),
+            (_, SandboxState::Starting) => Err(Error::SandboxBusy { id: sandbox.id }),
+            (_, state) => Err(Error::SandboxNotRunning { id: sandbox.id, state, reason: sandbox.reason }),
+        }
+    }
+
+    async fn persist(&self, row: SandboxRow) -> Result<(), Error> {
+        self.with_store(move |store| store.put_sandbox(&row)).await
+    }
+}
+
+/// A sandbox that is being made; taken out again unless `done`.
+struct Creating {
+    node: Node,
+    id: String,
+    done: bool,
+}
+
+impl Drop for Creating {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        self.node.0.sandboxes.remove(&self.id);
+        let (node, id) = (self.node.clone(), std::mem::take(&mut self.id));
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = node.0.store.delete_sandbox(&id) {
+                tracing::warn!(id, %error, "a sandbox that was not made stays in the database until the next start");
+            }
+        });
+    }
+}
+
+/// What a repeated request gets.
+fn adopt(earlier: Entry) -> Result<Sandbox, Error> {
+    let sandbox = earlier.row.sandbox;
+    match sandbox.state {
+        SandboxState::Running => Ok(sandbox),
+        SandboxState::Starting => Err(Error::SandboxBusy { id: sandbox.id }),
+        state => Err(Error::SandboxNotRunning { id: sandbox.id, state, reason: sandbox.reason }),
+    }
+}
+
+fn describe(
+    request: &CreateSandbox,
+    image: &str,
+    config: &berth_types::image::ImageConfig,
+    enforces_storage: bool,
+) -> Sandbox {
+    let id = Uuid::now_v7().simple().to_string();
+    let workdir = request.workdir.clone().unwrap_or_else(|| config.working_dir.clone());
+    Sandbox {
+        name: request.name.clone().unwrap_or_else(|| id.clone()),
+        group: id.clone(),
+        state: SandboxState::Starting,
+        reason: None,
+        image: image.to_owned(),
+        labels: request.labels.clone(),
+        lease: request.lease.clone(),
+        resources: request.resources.clone(),
+        storage_enforced: enforces_storage && request.resources.storage_mb.is_some(),
+        network: request.network,
+        workdir: if workdir.is_empty() { "/".to_owned() } else { workdir },
+        user: request.user.clone().unwrap_or_else(|| config.user.clone()),
+        shell: None,
+        created_at: Timestamp::now().to_string(),
+        start_ms: None,
+        id,
+    }
+}
+
+fn start_spec(
+    sandbox: &Sandbox,
+    request: &CreateSandbox,
+    layers: Vec<String>,
+    no_new_privileges: bool,
+) -> StartSpec {
+    let bind = |mount: &berth_types::sandbox::Mount| Bind {
+        source: mount.source.clone().into(),
+        target: mount.target.clone().into(),
+        read_only: mount.read_only,
+    };
+    StartSpec {
+        id: sandbox.id.clone(),
+        hostname: hostname(&sandbox.id),
+        layers,
+        public_network: sandbox.network == NetworkMode::Public,
+        limits: limits(&sandbox.resources),
+        binds: request.mounts.iter().map(bind).collect(),
+        no_new_privileges,
+    }
+}
+
+/// Directory names of an image's layers, the topmost first.
+fn layer_names(image: &berth_image::Image) -> Vec<String> {
+    image.layers.iter().rev().map(|layer| layer.name.clone()).collect()
+}
+
+/// Twelve characters of the id's random end, as Docker's host names are twelve of its id.
+pub(crate) fn hostname(id: &str) -> String {
+    id[id.len().saturating_sub(12)..].to_owned()
+}
+
+fn limits(resources: &Resources) -> Limits {
+    Limits {
+        cpus: resources.cpus,
+        memory_bytes: resources.memory_mb.map(|mb| mb * MB),
+        pids: resources.pids,
+    }
+}
+
+/// The image's `KEY=value` lines, then the request's.
+fn environment(image: &[String], request: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let own = image.iter().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned()));
+    own.chain(request.clone()).collect()
+}
+
+/// Waits for a sandbox's end and, when nobody asked for it, says so.
+async fn watch(node: Node, id: String, machine: Arc<dyn Machine>) {
+    let death = machine.died().await;
+    let lost = node.0.sandboxes.update(&id, |entry| {
+        if entry.row.sandbox.state == SandboxState::Running {
+            entry.row.sandbox.state = SandboxState::Lost;
+            entry.row.sandbox.reason = Some(death.to_string());
+            entry.row.ended_at = Some(Timestamp::now().as_second());
+            entry.live = None;
+        }
+    });
+    let Some(entry) = lost.filter(|entry| entry.sandbox().state == SandboxState::Lost) else { return };
+    tracing::warn!(id, %death, "a sandbox died without being asked to");
+    // Frees its disk and network; its processes are gone already.
+    if let Err(error) = machine.stop().await {
+        tracing::warn!(id, %error, "a dead sandbox could not be cleaned up");
+    }
+    if let Err(error) = node.persist(entry.row).await {
+        tracing::warn!(id, %error, "a sandbox's end could not be recorded");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_requests_environment_wins() {
+        let image = ["PATH=/bin".to_owned(), "A=1=2".to_owned(), "broken".to_owned()];
+        let request = BTreeMap::from([("PATH".to_owned(), "/opt".to_owned())]);
+        let merged = environment(&image, &request);
+        assert_eq!(merged.get("PATH").map(String::as_str), Some("/opt"));
+        assert_eq!(merged.get("A").map(String::as_str), Some("1=2"));
+        assert_eq!(merged.len(), 2);
+    }
+}

@@ -1,0 +1,60 @@
+//! Why a sandbox could not be made or ended.
+
+use std::io;
+use std::time::Duration;
+
+/// Every one of these is a failure of the infrastructure.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its writable layer could not be made.
+    #[error("cannot make the sandbox's disk")]
+    Disk(#[source] berth_disk::Error),
+    /// Its network could not be made.
+    #[error("cannot make the sandbox's network")]
+    Network(#[source] berth_net::Error),
+    /// Its limits cannot be set.
+    #[error("cannot set the sandbox's limits")]
+    Cgroup(#[source] berth_jail::cgroup::Error),
+    /// What was asked for cannot be planned.
+    #[error("cannot plan the sandbox")]
+    Plan(#[source] berth_jail::plan::Error),
+    /// What the kernel offers cannot be read.
+    #[error("cannot look at what the kernel offers")]
+    Facts(#[source] berth_jail::plan::DetectError),
+    /// The container did not start.
+    #[error("cannot start the sandbox")]
+    Launch(#[source] berth_jail::Error),
+    /// The guest's executable cannot be put into memory.
+    #[error("cannot prepare the guest's executable")]
+    GuestImage(#[source] berth_jail::GuestImageError),
+    /// Its files of `/etc` could not be written.
+    #[error("cannot write the sandbox's /etc files")]
+    EtcFiles(#[source] io::Error),
+    /// The stream to the guest, or a descriptor, could not be made.
+    #[error("cannot make the sandbox's control stream")]
+    Socket(#[source] io::Error),
+    /// The guest spoke no sense or went away.
+    #[error("the sandbox's guest failed")]
+    Guest(#[source] crate::guest::Error),
+    /// The guest did not answer.
+    #[error("the sandbox's guest did not answer within {} s", limit.as_secs())]
+    GuestSilent {
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// Its first process could not be killed or waited for.
+    #[error("cannot end the sandbox's first process")]
+    Kill(#[source] io::Error),
+    /// Its first process was killed and is still there.
+    #[error("the sandbox's first process does not end")]
+    Undead,
+    /// Mount points of the container could not be taken out of a layer.
+    #[error("cannot clear mount points out of the layer")]
+    Stubs(#[source] io::Error),
+    /// The sandbox was ended while this was asked of it.
+    #[error("the sandbox has ended")]
+    Ended,
+    /// The daemon is ending.
+    #[error("the daemon is ending")]
+    Cancelled,
+}
