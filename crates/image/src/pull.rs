@@ -115,10 +115,7 @@ impl Images {
         let fetches: Vec<_> = wanted
             .map(|(diff_id, layer)| self.fetch_layer(&found.connection, diff_id, layer, reporter))
             .collect();
-        futures_util::stream::iter(fetches)
-            .buffer_unordered(PARALLEL_LAYERS)
-            .try_collect::<()>()
-            .await
+        futures_util::stream::iter(fetches).buffer_unordered(PARALLEL_LAYERS).try_collect::<()>().await
     }
 
     async fn fetch_layer(

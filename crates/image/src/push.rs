@@ -180,5 +180,10 @@ fn refused(
     what: &'static str,
     source: OciDistributionError,
 ) -> RegistryError {
-    RegistryError::Push { url: connection.url(), what, reference: reference.to_string(), source }
+    RegistryError::Push {
+        url: connection.url(),
+        what,
+        reference: reference.to_string(),
+        source: source.into(),
+    }
 }

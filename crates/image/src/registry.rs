@@ -55,7 +55,7 @@ pub enum RegistryError {
         reference: String,
         /// The registry's words.
         #[source]
-        source: OciDistributionError,
+        source: Box<OciDistributionError>,
     },
     /// At least one place could not be asked, and no other had the image.
     #[error("image {reference} could not be fetched: {}", tried.join("; "))]
@@ -66,7 +66,7 @@ pub enum RegistryError {
         tried: Vec<String>,
         /// The last place's failure.
         #[source]
-        source: OciDistributionError,
+        source: Box<OciDistributionError>,
     },
     /// Content does not have the digest that it was asked for by.
     #[error("{what} from {url} has digest {actual} instead of {expected}")]
@@ -127,7 +127,7 @@ pub enum RegistryError {
         url: String,
         /// Cause.
         #[source]
-        source: OciDistributionError,
+        source: Box<OciDistributionError>,
     },
     /// A push was refused.
     #[error("{url} did not take {what} of {reference}")]
@@ -140,7 +140,7 @@ pub enum RegistryError {
         reference: String,
         /// Its words.
         #[source]
-        source: OciDistributionError,
+        source: Box<OciDistributionError>,
     },
 }
 
@@ -157,8 +157,8 @@ pub(crate) struct Connection {
 /// How one endpoint failed; decides whether the next is asked.
 pub(crate) enum Failure {
     NotFound,
-    Unauthorised(OciDistributionError),
-    Away(OciDistributionError),
+    Unauthorised(Box<OciDistributionError>),
+    Away(Box<OciDistributionError>),
     Fatal(RegistryError),
 }
 
@@ -178,7 +178,7 @@ impl Connection {
             ..ClientConfig::default()
         };
         let client = Client::try_from(config)
-            .map_err(|source| RegistryError::Setup { url: endpoint.url(), source })?;
+            .map_err(|source| RegistryError::Setup { url: endpoint.url(), source: source.into() })?;
         let repository = format!("{}{}", endpoint.prefix, reference.repository());
         let target = match reference.version() {
             Version::Tag(tag) => OciReference::with_tag(endpoint.host.clone(), repository, tag.clone()),
@@ -303,8 +303,6 @@ impl Connection {
         while let Some(chunk) = stream.stream.next().await {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
-                // All is there: what failed is the client's own check of the digest, which is made again here.
-                Err(_) if out.bytes >= announced => break,
                 Err(error) => return Err(Broken::Transport(stream_error(error))),
             };
             out.file.write_all(&chunk).await.map_err(Broken::Keep)?;
@@ -355,8 +353,8 @@ impl Connection {
             }),
             error => match status(&error) {
                 Some(404) => Failure::NotFound,
-                Some(401 | 403) => Failure::Unauthorised(error),
-                _ => Failure::Away(error),
+                Some(401 | 403) => Failure::Unauthorised(error.into()),
+                _ => Failure::Away(error.into()),
             },
         }
     }
@@ -395,7 +393,7 @@ pub(crate) struct Failures {
     tried: Vec<String>,
     not_found: Vec<String>,
     unauthorised: Option<RegistryError>,
-    away: Option<OciDistributionError>,
+    away: Option<Box<OciDistributionError>>,
 }
 
 impl Failures {
@@ -452,8 +450,12 @@ enum Broken {
     Keep(io::Error),
 }
 
+/// The client hands a wrong digest, found at the end of a stream, on as an I/O error, which it is not.
 fn stream_error(error: io::Error) -> OciDistributionError {
-    OciDistributionError::IoError(error)
+    match error.downcast::<OciDigestError>() {
+        Ok(digest) => OciDistributionError::DigestError(digest),
+        Err(error) => OciDistributionError::IoError(error),
+    }
 }
 
 async fn retry<T, F, G>(get: G) -> Result<T, OciDistributionError>

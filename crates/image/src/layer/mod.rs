@@ -15,6 +15,9 @@ use walk::WalkError;
 /// Marks a directory that hides everything below it.
 pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
+/// Names and values, both any bytes: extended attributes, pax records.
+pub(crate) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What a tree holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -49,3 +52,6 @@ pub(crate) fn survey(root: &Path) -> Result<Facts, WalkError> {
     })?;
     Ok(facts)
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use tar::{EntryType, Header};
 
-use super::is_whiteout;
 use super::walk::{Node, WalkError, walk};
+use super::{Pairs, is_whiteout};
 
 const COPY_BUFFER: usize = 512 * 1024;
 /// Largest value of a ustar field of seven octal digits: owners.
@@ -97,7 +97,7 @@ impl<W: Write> Packer<'_, W> {
         }
         let (xattrs, opaque) = self.xattrs(node)?;
         if let Some(first) = self.first_name(node) {
-            return self.write_header(node, EntryType::Link, &first, 0, &[]);
+            return self.write_header(node, EntryType::Link, &first, 0, &Pairs::new());
         }
         match node.kind() {
             FileType::Directory => self.write_header(node, EntryType::Directory, b"", 0, &xattrs)?,
@@ -138,7 +138,7 @@ impl<W: Write> Packer<'_, W> {
     }
 
     /// Attributes that belong to the content, and whether the directory is opaque.
-    fn xattrs(&self, node: &Node<'_>) -> Result<(Vec<(Vec<u8>, Vec<u8>)>, bool), PackError> {
+    fn xattrs(&self, node: &Node<'_>) -> Result<(Pairs, bool), PackError> {
         let mut kept = Vec::new();
         let mut opaque = false;
         for (name, value) in node.xattrs()? {
@@ -157,7 +157,7 @@ impl<W: Write> Packer<'_, W> {
         Ok((kept, opaque))
     }
 
-    fn add_file(&mut self, node: &Node<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), PackError> {
+    fn add_file(&mut self, node: &Node<'_>, xattrs: &Pairs) -> Result<(), PackError> {
         let size = u64::try_from(node.stat.st_size).unwrap_or(0);
         self.write_header(node, EntryType::Regular, b"", size, xattrs)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -178,9 +178,7 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn add_deletion(&mut self, path: &[u8]) -> Result<(), PackError> {
-        let mut header = Header::new_ustar();
-        header.set_entry_type(EntryType::Regular);
-        header.set_mode(0);
+        let mut header = blank(EntryType::Regular);
         let mut pax = Vec::new();
         put_name(&mut header, path, &mut pax);
         self.write_with_pax(header, pax)
@@ -192,11 +190,10 @@ impl<W: Write> Packer<'_, W> {
         kind: EntryType,
         link: &[u8],
         size: u64,
-        xattrs: &[(Vec<u8>, Vec<u8>)],
+        xattrs: &Pairs,
     ) -> Result<(), PackError> {
-        let mut header = Header::new_ustar();
-        let mut pax: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-        header.set_entry_type(kind);
+        let mut header = blank(kind);
+        let mut pax: Pairs = Vec::new();
         header.set_mode(node.stat.st_mode & 0o7777);
         put_name(&mut header, &tar_name(node), &mut pax);
         put_link(&mut header, link, &mut pax);
@@ -218,17 +215,11 @@ impl<W: Write> Packer<'_, W> {
         self.write_with_pax(header, pax)
     }
 
-    fn write_with_pax(
-        &mut self,
-        mut header: Header,
-        mut pax: Vec<(Vec<u8>, Vec<u8>)>,
-    ) -> Result<(), PackError> {
+    fn write_with_pax(&mut self, mut header: Header, mut pax: Pairs) -> Result<(), PackError> {
         if !pax.is_empty() {
             pax.sort();
             let records: Vec<u8> = pax.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
-            let mut extension = Header::new_ustar();
-            extension.set_entry_type(EntryType::XHeader);
-            extension.set_mode(0);
+            let mut extension = blank(EntryType::XHeader);
             extension.set_size(records.len() as u64);
             extension.set_cksum();
             self.write(extension.as_bytes())?;
@@ -275,7 +266,19 @@ fn in_dir(path: &[u8], prefix: &[u8]) -> Vec<u8> {
     [&path[..split], prefix, &path[split..]].concat()
 }
 
-fn put_name(header: &mut Header, name: &[u8], pax: &mut Vec<(Vec<u8>, Vec<u8>)>) {
+/// A header whose numbers are all zero.
+fn blank(kind: EntryType) -> Header {
+    let mut header = Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
+    header.set_mtime(0);
+    header
+}
+
+fn put_name(header: &mut Header, name: &[u8], pax: &mut Pairs) {
     let fits = name.len().min(100);
     header.as_mut_bytes()[..fits].copy_from_slice(&name[..fits]);
     if name.len() > 100 {
@@ -283,7 +286,7 @@ fn put_name(header: &mut Header, name: &[u8], pax: &mut Vec<(Vec<u8>, Vec<u8>)>)
     }
 }
 
-fn put_link(header: &mut Header, link: &[u8], pax: &mut Vec<(Vec<u8>, Vec<u8>)>) {
+fn put_link(header: &mut Header, link: &[u8], pax: &mut Pairs) {
     let fits = link.len().min(100);
     header.as_mut_bytes()[157..157 + fits].copy_from_slice(&link[..fits]);
     if link.len() > 100 {
@@ -291,7 +294,7 @@ fn put_link(header: &mut Header, link: &[u8], pax: &mut Vec<(Vec<u8>, Vec<u8>)>)
     }
 }
 
-fn put_number(pax: &mut Vec<(Vec<u8>, Vec<u8>)>, key: &str, value: u64, max: u64, set: impl FnOnce(u64)) {
+fn put_number(pax: &mut Pairs, key: &str, value: u64, max: u64, set: impl FnOnce(u64)) {
     if value > max {
         pax.push((key.as_bytes().to_vec(), value.to_string().into_bytes()));
         set(0);

@@ -5,10 +5,22 @@
 //! by their length, and all of GNU's sparse formats are understood.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 use tar::Header;
 
+use super::Pairs;
+
 const BLOCK: u64 = 512;
+// Where the numeric fields lie in a header.
+const MODE: Range<usize> = 100..108;
+const UID: Range<usize> = 108..116;
+const GID: Range<usize> = 116..124;
+const SIZE: Range<usize> = 124..136;
+const MTIME: Range<usize> = 136..148;
+const CHECKSUM: Range<usize> = 148..156;
+const MAJOR: Range<usize> = 329..337;
+const MINOR: Range<usize> = 337..345;
 /// Longest name or pax header that is read, in bytes; pax headers carry attributes of up to 64 KiB each.
 const MAX_EXTENSION: u64 = 4 << 20;
 /// Most data areas of one sparse file.
@@ -100,7 +112,7 @@ pub(crate) struct Member {
     /// Of the file as it will be on disk; a sparse file's holes included.
     pub(crate) size: u64,
     pub(crate) device: (u32, u32),
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Pairs,
     /// Data areas `(offset, length)` of a sparse file.
     pub(crate) sparse: Option<Vec<(u64, u64)>>,
     /// Where its data begins in the uncompressed stream.
@@ -125,7 +137,7 @@ pub(crate) struct TarReader<R> {
 }
 
 #[derive(Clone, Default)]
-struct Pax(Vec<(Vec<u8>, Vec<u8>)>);
+struct Pax(Pairs);
 
 impl Pax {
     fn get(&self, key: &str) -> Option<&[u8]> {
@@ -209,17 +221,17 @@ impl<R: Read> TarReader<R> {
         self.current = String::from_utf8_lossy(&path).into_owned();
         let name = self.current.clone();
         let kind = kind_of(header, &path, &name)?;
-        let at = |source| TarError::Header { offset: self.position, source };
+        let at = |source| TarError::Header { offset: self.position - BLOCK, source };
         let stored = match pax.number("size", &name)? {
             Some(size) => size,
-            None => header.entry_size().map_err(at)?,
+            None => unsigned(header, SIZE).map_err(at)?,
         };
         let mut member = Member {
             link,
             kind,
-            mode: header.mode().map_err(at)?,
-            uid: pax.number("uid", &name)?.map_or_else(|| header.uid(), Ok).map_err(at)?,
-            gid: pax.number("gid", &name)?.map_or_else(|| header.gid(), Ok).map_err(at)?,
+            mode: u32::try_from(unsigned(header, MODE).map_err(at)? & 0o7777).unwrap_or(0),
+            uid: pax.number("uid", &name)?.map_or_else(|| unsigned(header, UID), Ok).map_err(at)?,
+            gid: pax.number("gid", &name)?.map_or_else(|| unsigned(header, GID), Ok).map_err(at)?,
             mtime: mtime_of(header, pax, &name).map_err(at)?,
             size: if kind == Kind::File { stored } else { 0 },
             device: device_of(header, kind).map_err(at)?,
@@ -321,10 +333,10 @@ impl<R: Read> TarReader<R> {
         let offset = self.position - BLOCK;
         let sum = header.as_bytes().iter().enumerate().map(|(i, b)| {
             // The checksum field itself counts as spaces.
-            u32::from(if (148..156).contains(&i) { b' ' } else { *b })
+            u32::from(if CHECKSUM.contains(&i) { b' ' } else { *b })
         });
         let at = |source| TarError::Header { offset, source };
-        if header.cksum().map_err(at)? != sum.sum::<u32>() {
+        if unsigned(&header, CHECKSUM).map_err(at)? != u64::from(sum.sum::<u32>()) {
             return Err(at(io::Error::new(io::ErrorKind::InvalidData, "wrong checksum")));
         }
         Ok(Some(header))
@@ -332,7 +344,8 @@ impl<R: Read> TarReader<R> {
 
     fn read_extension(&mut self, header: &Header) -> Result<Vec<u8>, TarError> {
         let offset = self.position;
-        let size = header.entry_size().map_err(|source| TarError::Header { offset, source })?;
+        let size =
+            unsigned(header, SIZE).map_err(|source| TarError::Header { offset: offset - BLOCK, source })?;
         if size > MAX_EXTENSION {
             return Err(TarError::ExtensionTooLong { offset, size });
         }
@@ -432,18 +445,47 @@ fn device_of(header: &Header, kind: Kind) -> io::Result<(u32, u32)> {
     if !matches!(kind, Kind::Char | Kind::Block) {
         return Ok((0, 0));
     }
-    Ok((header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0)))
+    let number = |field| Ok::<_, io::Error>(u32::try_from(unsigned(header, field)?).unwrap_or(u32::MAX));
+    Ok((number(MAJOR)?, number(MINOR)?))
 }
 
-fn xattrs_of(pax: &Pax) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn xattrs_of(pax: &Pax) -> Pairs {
     const PREFIX: &[u8] = b"SCHILY.xattr.";
     let own = pax.0.iter().filter_map(|(k, v)| Some((k.strip_prefix(PREFIX)?.to_vec(), v.clone())));
     own.collect()
 }
 
+fn unsigned(header: &Header, field: Range<usize>) -> io::Result<u64> {
+    let found = number(&header.as_bytes()[field])?;
+    u64::try_from(found).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a negative number"))
+}
+
+/// A numeric field: octal digits, GNU's base 256 when its first bit is set, 0 when it is blank.
+fn number(field: &[u8]) -> io::Result<i64> {
+    let bad = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    if field[0] & 0x80 != 0 {
+        // The bit after the marker is the sign.
+        let negative = field[0] & 0x40 != 0;
+        let head = if negative { field[0] } else { field[0] & 0x7f };
+        let bytes = std::iter::once(head).chain(field[1..].iter().copied());
+        let sum = |sum: i64, byte: u8| sum.checked_mul(256)?.checked_add(i64::from(byte));
+        let total = { bytes }.try_fold(if negative { -1 } else { 0 }, sum);
+        return total.ok_or_else(|| bad("a number too large"));
+    }
+    let blank = |b: &u8| matches!(b, b' ' | 0);
+    let digits: Vec<u8> = field.iter().copied().skip_while(|b| blank(b)).take_while(|b| !blank(b)).collect();
+    digits
+        .iter()
+        .try_fold(0i64, |sum, digit| match digit {
+            b'0'..=b'7' => sum.checked_mul(8)?.checked_add(i64::from(digit - b'0')),
+            _ => None,
+        })
+        .ok_or_else(|| bad("not an octal number"))
+}
+
 fn mtime_of(header: &Header, pax: &Pax, name: &str) -> io::Result<(i64, u32)> {
     let Some(value) = pax.get("mtime") else {
-        return Ok((i64::try_from(header.mtime()?).unwrap_or(i64::MAX), 0));
+        return Ok((number(&header.as_bytes()[MTIME])?, 0));
     };
     let text = std::str::from_utf8(value).ok();
     text.and_then(parse_time).ok_or_else(|| {
@@ -468,7 +510,7 @@ fn parse_time(text: &str) -> Option<(i64, u32)> {
 }
 
 /// Records are `LENGTH key=value\n`, where the length counts itself: values may hold any byte.
-fn parse_pax(mut bytes: &[u8], member: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarError> {
+fn parse_pax(mut bytes: &[u8], member: &str) -> Result<Pairs, TarError> {
     let bad = |what| TarError::Pax { member: member.to_owned(), what };
     let mut records = Vec::new();
     while !bytes.is_empty() && bytes[0] != 0 {
@@ -530,6 +572,21 @@ mod tests {
         for bad in [&b"99 a=b\n"[..], b"x", b"5 a=b", b"6 abc\n"] {
             assert!(parse_pax(bad, "m").is_err());
         }
+    }
+
+    #[test]
+    fn numbers() {
+        for (field, wanted) in [
+            (&b"0000644\0"[..], 0o644),
+            (b" 644 \0\0\0", 0o644),
+            (b"\0\0\0\0\0\0\0\0", 0),
+            (b"\x80\0\0\0\0\0\x01\0", 256),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfb", -5),
+        ] {
+            assert_eq!(number(field).unwrap(), wanted, "{field:?}");
+        }
+        assert!(number(b"8").is_err());
+        assert!(number(&[0xbf; 12]).is_err());
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::Pairs;
+
 /// A file could not be looked at.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path} in the tree at {root}")]
@@ -48,7 +50,7 @@ impl Node<'_> {
     }
 
     /// Extended attributes, by name.
-    pub(crate) fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, WalkError> {
+    pub(crate) fn xattrs(&self) -> Result<Pairs, WalkError> {
         let path = self.proc_path();
         let mut names = vec![0u8; 1024];
         let length = loop {
