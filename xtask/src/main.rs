@@ -3,9 +3,11 @@
 //! * `layers` checks that the crates import each other only down the floors of the house, that `unsafe` stays in its
 //!   room, and points at files that have grown too long; and prints the drawing.
 //! * `openapi` writes the API's document, or checks that the one in the repository is the present one.
+//! * `bench` measures Berth against its peers.
 //!
 //! What is checked is pure and tested; this file and the bottom of each module only fetch and print.
 
+mod bench;
 mod layers;
 mod openapi;
 mod sources;
@@ -33,12 +35,18 @@ enum Chore {
         #[arg(long)]
         check: bool,
     },
+    /// Measure Berth against its peers, in the same run.
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().chore {
         Chore::Layers => run_layers(),
         Chore::Openapi { check } => openapi::run(&root(), check),
+        Chore::Bench { bench } => bench::run(&root(), bench),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
