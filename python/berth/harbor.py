@@ -102,7 +102,7 @@ class BerthEnvironment(BaseEnvironment):
         self._sandbox: AsyncSandbox | None = None
         self._creating: asyncio.Task[AsyncSandbox] | None = None
         super().__init__(*args, **kwargs)
-        self._user_mounts = [_bind_mount(mount, self._host) for mount in self._host_mounts]
+        self._user_mounts = [_bind_mount(mount, self._host) for mount in self._mounts_of_user()]
 
     # ---------------------------------------------------------------------------------------- what it is and can do
 
@@ -119,6 +119,7 @@ class BerthEnvironment(BaseEnvironment):
     @classmethod
     @override
     def resource_capabilities(cls) -> EnvironmentResourceCapabilities:
+        # Harbor 0.24 knows whole CPUs only, and passes over the last word.
         return EnvironmentResourceCapabilities(cpu_limit=True, memory_limit=True, fractional_cpus=True)
 
     @override
@@ -242,6 +243,14 @@ class BerthEnvironment(BaseEnvironment):
             raise RuntimeRequestError(
                 f"the sandbox was not ready within startup_timeout_sec={self._startup_timeout_sec:g}"
             ) from error
+
+    def _mounts_of_user(self) -> list[Mapping[str, Any]]:
+        """The mounts that the user asked for. Harbor's own are the trial's directories, which it downloads instead."""
+        if hasattr(self, "_host_mounts"):
+            return list(self._host_mounts)
+        # Harbor 0.24 does not tell them apart, but by where they lie.
+        trial = self.trial_paths.trial_dir.resolve()
+        return [mount for mount in self._mounts if not Path(mount.get("source", "")).is_relative_to(trial)]
 
     async def _make_log_dirs(self) -> None:
         # A file or socket mounted by the user is there already, and is no directory.
@@ -567,7 +576,7 @@ def _refuse_unknown_keys(kwargs: Mapping[str, Any]) -> None:
         return
     texts = []
     for key in unknown:
-        near = difflib.get_close_matches(key, [*_OWN_KEYS, "auto_mounting"], n=1)
+        near = difflib.get_close_matches(key, _OWN_KEYS, n=1)
         texts.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     raise ValueError(f"unknown --ek key {', '.join(texts)}; valid keys are {', '.join(_OWN_KEYS)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import random
@@ -18,8 +19,13 @@ from berth import _http
 from berth.harbor import BerthEnvironment, RuntimeRequestError
 from fake_daemon import FakeDaemon
 from harbor.environments.base import BaseEnvironment, SandboxBuildFailedError
+from harbor.environments.capabilities import EnvironmentResourceCapabilities
 from harbor.models.task.config import EnvironmentConfig, NetworkMode, NetworkPolicy
 from harbor.models.trial.paths import TrialPaths
+
+BASE_ARGUMENTS = inspect.signature(BaseEnvironment.__init__).parameters
+FRACTIONAL_CPUS = "fractional_cpus" in EnvironmentResourceCapabilities.model_fields
+SINCE_0_25 = pytest.mark.skipif("auto_mounts" not in BASE_ARGUMENTS, reason="Harbor 0.24 does not have this")
 
 
 def make(
@@ -37,7 +43,11 @@ def make(
     trial.mkdir()
     if daemon is not None:
         kwargs.setdefault("host", daemon.host)
-    kwargs.setdefault("auto_mounts", [{"type": "bind", "source": "/x", "target": str(tmp_path / "box/logs")}])
+    logs = {"type": "bind", "source": str(trial.agent_dir.resolve()), "target": str(tmp_path / "box/logs")}
+    if "auto_mounts" in BASE_ARGUMENTS:
+        kwargs.setdefault("auto_mounts", [logs])
+    else:
+        kwargs["mounts"] = [{**logs, "bind": {"selinux": "z"}}, *kwargs.get("mounts", ())]
     return BerthEnvironment(
         environment_dir=directory,
         environment_name="Square 2",
@@ -73,7 +83,7 @@ async def env(daemon: FakeDaemon, tmp_path: Path) -> AsyncIterator[BerthEnvironm
         ({"startup_timeout_sec": -1}, "number of seconds"),
         ({"host": "ssh://x"}, "no address of a daemon"),
         ({"host": 5}, "takes an address"),
-        ({"auto_mounting": True}, "does not support automatic host mounts"),
+        pytest.param({"auto_mounting": True}, "does not support automatic host mounts", marks=SINCE_0_25),
         ({"stream": True}, "does not support stream"),
         ({"network_policy": NetworkPolicy(network_mode=NetworkMode.ALLOWLIST, allowed_hosts=["a.b"])}, "allowlist"),
         ({"mounts": [{"type": "volume", "source": "v", "target": "/v"}]}, "'volume' is not supported"),
@@ -116,7 +126,7 @@ def test_only_what_exists_is_declared(tmp_path: Path) -> None:
     declared = {name for name, there in make(None, tmp_path).capabilities.model_dump().items() if there}
     assert declared == {"disable_internet"}
     declared = {name for name, there in BerthEnvironment.resource_capabilities().model_dump().items() if there}
-    assert declared == {"cpu_limit", "memory_limit", "fractional_cpus"}
+    assert declared == {"cpu_limit", "memory_limit"} | ({"fractional_cpus"} if FRACTIONAL_CPUS else set())
 
 
 def test_preflight(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +144,8 @@ def test_preflight(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_start_asks_for_what_the_task_declares(daemon: FakeDaemon, tmp_path: Path) -> None:
-    config = EnvironmentConfig(cpus=0.5, memory_mb=256, storage_mb=512, workdir=str(tmp_path), env={"TASK": "1"})
+    cpus = 0.5 if FRACTIONAL_CPUS else 2
+    config = EnvironmentConfig(cpus=cpus, memory_mb=256, storage_mb=512, workdir=str(tmp_path), env={"TASK": "1"})
     environment = make(
         daemon,
         tmp_path,
@@ -148,7 +159,7 @@ async def test_start_asks_for_what_the_task_declares(daemon: FakeDaemon, tmp_pat
     (options, names), (creation,) = daemon.builds[0], daemon.creations
     assert options == {"tags": ["harbor/square-2:latest"]}
     assert names == ["Dockerfile"]
-    assert creation["resources"] == {"cpus": 0.5, "memory_mb": 256, "storage_mb": 512}
+    assert creation["resources"] == {"cpus": cpus, "memory_mb": 256, "storage_mb": 512}
     assert creation["network"] == "no-network"
     assert creation["env"] == {"TASK": "1", "MORE": "2"}
     assert creation["workdir"] == str(tmp_path)

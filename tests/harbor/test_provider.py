@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import berth
 import pytest
 import pytest_asyncio
 from berth.harbor import BerthEnvironment
+from harbor.environments.base import BaseEnvironment
 from harbor.models.task.config import EnvironmentConfig
 from harbor.models.trial.paths import TrialPaths
 
@@ -28,14 +30,16 @@ async def env(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BerthEn
     (root / "environment").mkdir()
     (root / "environment/Dockerfile").write_text(DOCKERFILE)
     (root / "trial").mkdir()
-    logs = [{"type": "bind", "source": str(root), "target": "/logs/agent"}]
+    logs = [{"type": "bind", "source": str(root / "trial/agent"), "target": "/logs/agent"}]
+    # Harbor 0.24 hands its own mounts over with the user's.
+    key = "auto_mounts" if "auto_mounts" in inspect.signature(BaseEnvironment.__init__).parameters else "mounts"
     environment = BerthEnvironment(
         environment_dir=root / "environment",
         environment_name="provider",
         session_id="provider__env",
         trial_paths=TrialPaths(root / "trial"),
         task_env_config=EnvironmentConfig(env={"TASK": "1"}, memory_mb=512),
-        auto_mounts=logs,
+        **{key: logs},
     )
     await environment.start(force_build=False)
     yield environment

@@ -16,8 +16,12 @@ from harbor.models.job.lock import JobLock, TrialLock
 from harbor.models.job.result import JobResult
 from harbor.models.trial.artifact_manifest import ArtifactManifestEntry
 from harbor.models.trial.config import TrialConfig
-from harbor.models.trial.error_policy import ERROR_POLICIES
 from harbor.models.trial.result import TrialResult
+
+try:
+    from harbor.models.trial.error_policy import ERROR_POLICIES
+except ModuleNotFoundError:  # Harbor 0.24 has no table of them yet
+    ERROR_POLICIES = None
 
 problems: list[str] = []
 
@@ -63,7 +67,7 @@ def check_trial(trial_dir: Path, locks: list[TrialLock], job_dir: Path) -> Trial
     if result.trial_name != trial_dir.name:
         problems.append(f"{trial_dir}/result.json: trial_name is {result.trial_name}")
     exception = result.exception_info
-    if exception is not None and exception.exception_type not in ERROR_POLICIES:
+    if exception is not None and ERROR_POLICIES is not None and exception.exception_type not in ERROR_POLICIES:
         problems.append(f"{trial_dir}/result.json: Harbor has no policy for {exception.exception_type}")
     manifest = trial_dir / "artifacts" / "manifest.json"
     if manifest.exists():
