@@ -18,6 +18,8 @@ pub(crate) struct Surroundings {
 pub(crate) fn prepare() -> Surroundings {
     // Processes of the sandbox must not look into PID 1's memory or descriptors, whoever they run as.
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // Executed from memory it would be called after its descriptor; whoever runs `ps` should see what it is.
+    let _ = rustix::thread::set_name(c"berth-guest");
     // Modes are always given in full.
     rustix::process::umask(Mode::empty());
     Surroundings { oom_score_adj: lower_oom_score(), open_files: raise_open_files() }

@@ -23,7 +23,7 @@
 //! `docs/formats/wire.md`.
 
 mod frame;
-mod message;
+pub mod message;
 mod window;
 
 pub use frame::{Body, DecodeError, Decoder, EncodeError, Frame, encode_data, encode_event, encode_open};

@@ -122,7 +122,7 @@ pub enum Owner {
 }
 
 /// What goes into a tar.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pack {
     /// Absolute path. A directory's entries are named relative to it; anything else is one entry of its base name.
@@ -355,6 +355,15 @@ pub struct Failure {
     /// The path that it failed on, where there is one.
     #[serde(default)]
     pub path: Option<String>,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{path}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
 }
 
 /// Kinds of failures.

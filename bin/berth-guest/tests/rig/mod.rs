@@ -1,0 +1,183 @@
+//! A guest as an ordinary process of this machine, and the host's side of it.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use berth_sandbox::guest::{Error, Exec, ExecOutput, ExecSpec, Guest};
+use berth_types::exec::{self, ExecStatus};
+
+/// A running guest. Everything that it started ends with it.
+pub(crate) struct Rig {
+    pub(crate) guest: Guest,
+    pub(crate) process: Child,
+    cgroup: Option<PathBuf>,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) status: ExecStatus,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+}
+
+impl Ran {
+    pub(crate) fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        self.status.message.as_deref().unwrap_or("")
+    }
+}
+
+impl Rig {
+    /// A guest without cgroups.
+    pub(crate) async fn new() -> Self {
+        Self::with(None).await
+    }
+
+    /// A guest with a cgroup of its own; `None`, said out loud, where this machine gives none.
+    pub(crate) async fn with_cgroup() -> Option<Self> {
+        let pid = std::process::id();
+        let roots = [("/sys/fs/cgroup/pids", false), ("/sys/fs/cgroup/unified", true), ("/sys/fs/cgroup", true)];
+        for (root, v2) in roots {
+            let dir = Path::new(root).join(format!("berth-test-{pid}"));
+            if std::fs::create_dir(&dir).is_ok() {
+                if dir.join("cgroup.procs").exists() {
+                    return Some(Self::with(Some((dir, v2))).await);
+                }
+                let _ = std::fs::remove_dir(&dir);
+            }
+        }
+        println!("SKIP: no cgroup can be made on this machine");
+        None
+    }
+
+    async fn with(cgroup: Option<(PathBuf, bool)>) -> Self {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        // The shell moves the stream from its standard input to the number that the guest is told.
+        let mut script = String::from("exec \"$0\" --control-fd=3 3<&0 0</dev/null");
+        if let Some((dir, v2)) = &cgroup {
+            script.push_str(&format!(" --cgroup-fd=4 4<{}", dir.display()));
+            script.push_str(if *v2 { " --cgroup-v2" } else { "" });
+        }
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_berth-guest")]);
+        let process = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
+        drop(command);
+        let stream = tokio::net::UnixStream::from_std(ours).unwrap();
+        let guest = Guest::connect(stream).await.unwrap();
+        Self { guest, process, cgroup: cgroup.map(|(dir, _)| dir) }
+    }
+
+    /// Limits how many processes the commands may have in all, where that can be done.
+    pub(crate) fn limit_processes(&self, max: u32) -> bool {
+        self.cgroup.as_ref().is_some_and(|dir| std::fs::write(dir.join("pids.max"), max.to_string()).is_ok())
+    }
+
+    pub(crate) async fn start(&self, spec: ExecSpec) -> Result<Exec, Error> {
+        self.guest.exec(spec).await
+    }
+
+    pub(crate) async fn run(&self, spec: ExecSpec) -> Ran {
+        finish(self.guest.exec(spec).await.unwrap()).await
+    }
+
+    pub(crate) async fn sh(&self, line: &str) -> Ran {
+        self.run(shell(line)).await
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if let Some(dir) = &self.cgroup {
+            kill_cgroup(dir);
+        }
+    }
+}
+
+fn kill_cgroup(dir: &Path) {
+    let until = Instant::now() + Duration::from_secs(5);
+    let children = || std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    while children().next().is_some() && Instant::now() < until {
+        for child in children() {
+            for pid in members(&child) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            let _ = std::fs::remove_dir(&child);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::fs::remove_dir(dir).unwrap();
+}
+
+fn members(cgroup: &Path) -> Vec<rustix::process::Pid> {
+    let text = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?)).collect()
+}
+
+/// Reads an exec to its end.
+pub(crate) async fn finish(mut exec: Exec) -> Ran {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    while let Some(output) = exec.next().await {
+        match output.unwrap() {
+            ExecOutput::Started { .. } => {}
+            ExecOutput::Stdout(data) => stdout.extend_from_slice(&data),
+            ExecOutput::Stderr(data) => stderr.extend_from_slice(&data),
+            ExecOutput::Exited(status) => {
+                assert!(exec.next().await.is_none());
+                return Ran { status, stdout, stderr };
+            }
+        }
+    }
+    panic!("the exec ended without a status");
+}
+
+/// A shell line as root in `/`.
+pub(crate) fn shell(line: &str) -> ExecSpec {
+    spec(exec::Command::Shell(line.to_owned()))
+}
+
+/// A program as root in `/`.
+pub(crate) fn argv(argv: &[&str]) -> ExecSpec {
+    spec(exec::Command::Argv(argv.iter().map(|arg| (*arg).to_owned()).collect()))
+}
+
+fn spec(command: exec::Command) -> ExecSpec {
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    ExecSpec {
+        id: format!("e{count}"),
+        command,
+        env: BTreeMap::new(),
+        cwd: "/".into(),
+        user: None,
+        timeout: None,
+        no_new_privileges: false,
+    }
+}
+
+/// Whether a process is there and not a zombie.
+pub(crate) fn is_alive(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+}
+
+/// Waits until something is so; fails after ten seconds.
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < limit, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,327 @@
+//! One stream, the task that serves it, and the channels on it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use berth_wire::{
+    Body, DecodeError, Decoder, Frame, GENERATION, Hello, MAX_DATA, ReceiveWindow, Reply, Request, WINDOW, WindowError,
+};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
+
+use super::Error;
+
+const READ: usize = 64 * 1024;
+
+/// What the guest sent on a channel.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Data(Bytes),
+    Stderr(Bytes),
+    Reply(Reply),
+}
+
+/// A stream that is served. Dropping it closes the stream.
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    task: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Shared {
+    slots: Mutex<Slots>,
+    /// Encoded frames. Data in it is bounded by the channels' windows.
+    out: mpsc::UnboundedSender<Vec<u8>>,
+    gone: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Slots {
+    last: u32,
+    open: HashMap<u32, Slot>,
+    gone: bool,
+}
+
+/// A channel on which the guest has not said its last word.
+struct Slot {
+    incoming: mpsc::UnboundedSender<Incoming>,
+    receive: ReceiveWindow,
+    send: Arc<Semaphore>,
+}
+
+/// Why a stream is given up.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("read from the guest")]
+    Read(#[source] io::Error),
+    #[error("write to the guest")]
+    Write(#[source] io::Error),
+    #[error("decode the guest's stream")]
+    Decode(#[from] DecodeError),
+    #[error("the guest does not keep to a window")]
+    Window(#[from] WindowError),
+    #[error("the guest sent a frame that only a host sends, on channel {0}")]
+    Unexpected(u32),
+}
+
+/// Reads the greeting and starts to serve the stream.
+pub(super) async fn greet<S>(mut stream: S) -> Result<(Connection, Hello), Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut decoder = Decoder::new();
+    let hello = read_hello(&mut stream, &mut decoder).await?;
+    if hello.generation != GENERATION {
+        return Err(Error::Generation { theirs: hello.generation });
+    }
+    let (out, queue) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared { slots: Mutex::default(), out, gone: watch::Sender::new(false) });
+    let (reader, writer) = tokio::io::split(stream);
+    let task = tokio::spawn(serve(shared.clone(), reader, decoder, writer, queue)).abort_handle();
+    Ok((Connection { shared, task }, hello))
+}
+
+async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, decoder: &mut Decoder) -> Result<Hello, Error> {
+    let mut buffer = vec![0; READ];
+    loop {
+        match decoder.next_frame().map_err(|error| Error::Protocol(Some(error)))? {
+            Some(Frame { body: Body::Hello(hello), .. }) => return Ok(hello),
+            Some(_) => return Err(Error::Protocol(None)),
+            None => {}
+        }
+        match stream.read(&mut buffer).await.map_err(Error::Greeting)? {
+            0 => return Err(Error::Greeting(io::ErrorKind::UnexpectedEof.into())),
+            len => decoder.feed(&buffer[..len]),
+        }
+    }
+}
+
+/// Reads and writes until the guest closes the stream or breaks the protocol, and then closes it from this side as
+/// well. Without room to write it goes on to read: the guest's last words may be on their way.
+async fn serve<S: AsyncRead + AsyncWrite>(
+    shared: Arc<Shared>,
+    reader: ReadHalf<S>,
+    decoder: Decoder,
+    writer: WriteHalf<S>,
+    queue: mpsc::UnboundedReceiver<Vec<u8>>,
+) {
+    let write = async {
+        if let Err(error) = write(writer, queue).await {
+            tracing::debug!(error = &error as &dyn std::error::Error);
+        }
+        std::future::pending().await
+    };
+    let read = tokio::select! {
+        read = read(&shared, reader, decoder) => read,
+        () = write => Ok(()),
+    };
+    match &read {
+        Ok(()) => {}
+        // A guest that dies resets the stream; only breaches of the protocol are news.
+        Err(error @ Broken::Read(_)) => tracing::debug!(error = error as &dyn std::error::Error),
+        Err(error) => {
+            tracing::warn!(error = error as &dyn std::error::Error, "gave up the connection to a guest");
+        }
+    }
+    shared.end();
+}
+
+async fn read<S>(shared: &Shared, mut reader: ReadHalf<S>, mut decoder: Decoder) -> Result<(), Broken>
+where
+    S: AsyncRead,
+{
+    let mut buffer = vec![0; READ];
+    loop {
+        while let Some(frame) = decoder.next_frame()? {
+            shared.take(frame)?;
+        }
+        match reader.read(&mut buffer).await.map_err(Broken::Read)? {
+            0 => return Ok(()),
+            len => decoder.feed(&buffer[..len]),
+        }
+    }
+}
+
+async fn write<S>(mut writer: WriteHalf<S>, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) -> Result<(), Broken>
+where
+    S: AsyncWrite,
+{
+    while let Some(frames) = queue.recv().await {
+        writer.write_all(&frames).await.map_err(Broken::Write)?;
+        if queue.is_empty() {
+            writer.flush().await.map_err(Broken::Write)?;
+        }
+    }
+    Ok(())
+}
+
+impl Shared {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        // Nothing panics while it holds the lock.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, Frame { channel, body }: Frame) -> Result<(), Broken> {
+        let mut slots = self.slots();
+        let Some(slot) = slots.open.get_mut(&channel) else {
+            // Credit may arrive after the last word was read; nothing else may.
+            return if matches!(body, Body::Credit(_)) { Ok(()) } else { Err(Broken::Unexpected(channel)) };
+        };
+        // A receiver that is gone has cancelled: what still comes is of no interest.
+        match body {
+            Body::Data(data) => {
+                slot.receive.received(data.len())?;
+                let _ = slot.incoming.send(Incoming::Data(data.into()));
+            }
+            Body::Stderr(data) => {
+                slot.receive.received(data.len())?;
+                let _ = slot.incoming.send(Incoming::Stderr(data.into()));
+            }
+            Body::Event(reply) => {
+                let is_last = reply.is_last();
+                let _ = slot.incoming.send(Incoming::Reply(reply));
+                if is_last {
+                    slots.open.remove(&channel);
+                }
+            }
+            Body::Credit(bytes) => grant(&slot.send, bytes)?,
+            Body::End => {}
+            Body::Hello(_) | Body::Open(_) | Body::Cancel => return Err(Broken::Unexpected(channel)),
+        }
+        Ok(())
+    }
+
+    fn send(&self, channel: u32, body: Body) {
+        let mut bytes = Vec::new();
+        // Control frames without a JSON body always encode.
+        if (Frame { channel, body }).encode(&mut bytes).is_ok() {
+            let _ = self.out.send(bytes);
+        }
+    }
+
+    /// Drops the senders of all channels, so that everybody who waits learns of it.
+    fn end(&self) {
+        let mut slots = self.slots();
+        slots.gone = true;
+        for (_, slot) in slots.open.drain() {
+            slot.send.close();
+        }
+        self.gone.send_replace(true);
+    }
+}
+
+fn grant(window: &Semaphore, bytes: u32) -> Result<(), WindowError> {
+    let left = u32::try_from(window.available_permits()).unwrap_or(u32::MAX);
+    if left.saturating_add(bytes) > WINDOW {
+        return Err(WindowError::Overflow { granted: bytes, left });
+    }
+    window.add_permits(bytes as usize);
+    Ok(())
+}
+
+impl Connection {
+    pub(super) async fn closed(&self) {
+        let mut gone = self.shared.gone.subscribe();
+        // The sender lives as long as `self`.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+}
+
+/// One conversation. Dropping it before the guest's last word tells the guest to stop.
+pub(super) struct Channel {
+    connection: Arc<Connection>,
+    number: u32,
+    incoming: mpsc::UnboundedReceiver<Incoming>,
+    window: Arc<Semaphore>,
+    is_over: bool,
+}
+
+impl Channel {
+    pub(super) fn open(connection: &Arc<Connection>, request: &Request) -> Result<Self, Error> {
+        let (sender, incoming) = mpsc::unbounded_channel();
+        let window = Arc::new(Semaphore::new(WINDOW as usize));
+        let slot = Slot { incoming: sender, receive: ReceiveWindow::default(), send: window.clone() };
+        let mut slots = connection.shared.slots();
+        let number = slots.free_number();
+        let mut bytes = Vec::new();
+        berth_wire::encode_open(number, request, &mut bytes).map_err(|error| Error::too_long(&error))?;
+        if slots.gone || connection.shared.out.send(bytes).is_err() {
+            return Err(Error::Gone);
+        }
+        slots.open.insert(number, slot);
+        drop(slots);
+        Ok(Self { connection: connection.clone(), number, incoming, window, is_over: false })
+    }
+
+    /// What came next; `None` after the last word, and when the connection is gone.
+    pub(super) async fn receive(&mut self) -> Option<Incoming> {
+        std::future::poll_fn(|context| self.poll_receive(context)).await
+    }
+
+    pub(super) fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        let incoming = std::task::ready!(self.incoming.poll_recv(context));
+        self.is_over |= match &incoming {
+            Some(Incoming::Reply(reply)) => reply.is_last(),
+            Some(_) => false,
+            None => true,
+        };
+        Poll::Ready(incoming)
+    }
+
+    /// Lets the guest send more, now that `bytes` of data are used up.
+    pub(super) fn consumed(&self, bytes: usize) {
+        let mut slots = self.connection.shared.slots();
+        let Some(slot) = slots.open.get_mut(&self.number) else { return };
+        if let Some(credit) = slot.receive.consumed(bytes) {
+            self.connection.shared.send(self.number, Body::Credit(credit));
+        }
+    }
+
+    /// The window of data to the guest; to be taken from before [`Channel::send`].
+    pub(super) fn window(&self) -> Arc<Semaphore> {
+        self.window.clone()
+    }
+
+    /// Sends at most [`MAX_DATA`] bytes, for which the window has room.
+    pub(super) fn send(&self, data: &[u8]) {
+        debug_assert!(data.len() <= MAX_DATA);
+        let mut bytes = Vec::with_capacity(data.len() + berth_wire::HEADER_LEN);
+        if berth_wire::encode_data(self.number, false, data, &mut bytes).is_ok() {
+            let _ = self.connection.shared.out.send(bytes);
+        }
+    }
+
+    /// Says that the data is complete.
+    pub(super) fn end(&self) {
+        self.connection.shared.send(self.number, Body::End);
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.connection.shared.send(self.number, Body::Cancel);
+        }
+    }
+}
+
+impl Slots {
+    /// Numbers go round only after four thousand million channels; one that is still open is passed over.
+    fn free_number(&mut self) -> u32 {
+        loop {
+            self.last = self.last.checked_add(1).unwrap_or(1);
+            if !self.open.contains_key(&self.last) {
+                return self.last;
+            }
+        }
+    }
+}

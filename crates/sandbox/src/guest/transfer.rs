@@ -1,0 +1,129 @@
+//! Tars in and out, and lists of names.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use berth_wire::{MAX_DATA, Outcome, PackReport, Reply, UnpackReport};
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+
+use super::Error;
+use super::connection::{Channel, Incoming};
+
+/// Sends `tar` as fast as the guest takes it. The guest may have its last word before the end of the tar.
+pub(super) async fn unpack(
+    mut channel: Channel,
+    path: String,
+    mut tar: impl AsyncRead + Unpin + Send,
+) -> Result<UnpackReport, Error> {
+    let window = channel.window();
+    let mut buffer = vec![0; MAX_DATA];
+    loop {
+        let read = tokio::select! {
+            answer = channel.receive() => return unpacked(answer),
+            read = tar.read(&mut buffer) => read,
+        };
+        let len = match read.map_err(|source| Error::Archive { path: path.clone(), source })? {
+            0 => break,
+            len => len,
+        };
+        let permits = u32::try_from(len).unwrap_or(u32::MAX);
+        tokio::select! {
+            answer = channel.receive() => return unpacked(answer),
+            room = window.acquire_many(permits) => match room {
+                Ok(room) => room.forget(),
+                Err(_) => return Err(Error::Gone),
+            },
+        }
+        channel.send(&buffer[..len]);
+    }
+    channel.end();
+    unpacked(channel.receive().await)
+}
+
+fn unpacked(answer: Option<Incoming>) -> Result<UnpackReport, Error> {
+    match answer {
+        Some(Incoming::Reply(Reply::Done(Outcome::Unpacked(report)))) => Ok(report),
+        Some(Incoming::Reply(Reply::Failed(failure))) => Err(Error::Refused(failure)),
+        Some(_) => Err(Error::Answer { request: "unpack" }),
+        None => Err(Error::Gone),
+    }
+}
+
+/// A tar that is coming out of the sandbox, to be read. It ends only when the guest says that it is complete; anything
+/// else is an error of the read, which wraps an [`Error`]. Dropping it stops the packing.
+pub struct Pack {
+    channel: Channel,
+    data: Bytes,
+    report: Option<PackReport>,
+}
+
+impl Pack {
+    pub(super) async fn start(mut channel: Channel) -> Result<Self, Error> {
+        match channel.receive().await {
+            Some(Incoming::Data(data)) => Ok(Self { channel, data, report: None }),
+            Some(Incoming::Reply(Reply::Failed(failure))) => Err(Error::Refused(failure)),
+            Some(_) => Err(Error::Answer { request: "pack" }),
+            None => Err(Error::Gone),
+        }
+    }
+
+    /// What went into the tar; there once all of it has been read.
+    pub fn report(&self) -> Option<&PackReport> {
+        self.report.as_ref()
+    }
+}
+
+impl AsyncRead for Pack {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.data.is_empty() && self.report.is_none() {
+            match ready!(self.channel.poll_receive(context)) {
+                Some(Incoming::Data(data)) => self.data = data,
+                Some(Incoming::Reply(Reply::Done(Outcome::Packed(report)))) => self.report = Some(report),
+                Some(Incoming::Reply(Reply::Failed(failure))) => return failed(Error::Refused(failure)),
+                Some(_) => return failed(Error::Answer { request: "pack" }),
+                None => return failed(Error::Gone),
+            }
+        }
+        let len = self.data.len().min(buffer.remaining());
+        buffer.put_slice(&self.data[..len]);
+        self.data.advance(len);
+        self.channel.consumed(len);
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn failed(error: Error) -> Poll<io::Result<()>> {
+    Poll::Ready(Err(io::Error::other(error)))
+}
+
+/// Reads names, each with a NUL byte after it.
+pub(super) async fn names(mut channel: Channel) -> Result<Vec<String>, Error> {
+    let mut bytes = Vec::new();
+    let found = loop {
+        match channel.receive().await {
+            Some(Incoming::Data(data)) => {
+                bytes.extend_from_slice(&data);
+                channel.consumed(data.len());
+            }
+            Some(Incoming::Reply(Reply::Done(Outcome::Globbed { found }))) => break found,
+            Some(Incoming::Reply(Reply::Failed(failure))) => return Err(Error::Refused(failure)),
+            Some(_) => return Err(Error::Answer { request: "glob" }),
+            None => return Err(Error::Gone),
+        }
+    };
+    let names = bytes.split_inclusive(|byte| *byte == 0).map(|name| name.strip_suffix(&[0]).unwrap_or(name));
+    let names: Vec<_> = names.map(utf8).collect::<Result<_, _>>()?;
+    if names.len() as u64 == found { Ok(names) } else { Err(Error::Answer { request: "glob" }) }
+}
+
+fn utf8(name: &[u8]) -> Result<String, Error> {
+    String::from_utf8(name.to_vec()).map_err(|error| Error::Name {
+        path: String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    })
+}
