@@ -79,7 +79,9 @@ fn mkdir(path: &[u8], mode: Option<u32>, owner: Option<(u32, u32)>) -> Result<()
         places::chown(&place.dir, uid, gid).map_err(|errno| failure::at("change owner", path, errno))?;
     }
     match mode {
-        Some(mode) => places::chmod(&place.dir, mode).map_err(|errno| failure::at("change mode", path, errno)),
+        Some(mode) => {
+            places::chmod(&place.dir, mode).map_err(|errno| failure::at("change mode", path, errno))
+        }
         None => Ok(()),
     }
 }
@@ -92,7 +94,8 @@ fn empty(path: &[u8], mode: Option<u32>) -> Result<()> {
         match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if file_type(&stat) == FileType::Directory => {}
             Ok(_) => {
-                rustix::fs::unlinkat(&parent, name, AtFlags::empty()).map_err(fail("replace by a directory"))?;
+                rustix::fs::unlinkat(&parent, name, AtFlags::empty())
+                    .map_err(fail("replace by a directory"))?;
             }
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(fail("look at")(errno)),
@@ -109,7 +112,11 @@ fn empty(path: &[u8], mode: Option<u32>) -> Result<()> {
 fn remove(path: &[u8]) -> Result<()> {
     let fail = |errno| failure::at("remove", path, errno);
     let Some((parent, name)) = places::split(path) else {
-        return Err(failure::because(FailureCode::Refused, "remove: not a path with a name at its end", Some(path)));
+        return Err(failure::because(
+            FailureCode::Refused,
+            "remove: not a path with a name at its end",
+            Some(path),
+        ));
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = match rustix::fs::open(parent, flags, Mode::empty()) {
@@ -157,7 +164,11 @@ fn clear(top: &OwnedFd, path: &[u8]) -> Result<()> {
         let Some(parent) = above.pop() else { return Ok(()) };
         here = open(&here, b"..").map_err(fail)?;
         if identity(&rustix::fs::fstat(&here).map_err(fail)?) != parent.identity {
-            return Err(failure::because(FailureCode::Io, "remove: a directory was moved meanwhile", Some(path)));
+            return Err(failure::because(
+                FailureCode::Io,
+                "remove: a directory was moved meanwhile",
+                Some(path),
+            ));
         }
         match rustix::fs::unlinkat(&here, &parent.name[..], AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}

@@ -22,7 +22,8 @@ pub(crate) fn find(request: &Glob, output: &mut impl Write) -> Result<Outcome> {
     found.sort_unstable();
     for path in &found {
         let written = output.write_all(path).and_then(|()| output.write_all(b"\0"));
-        written.map_err(|_| failure::because(FailureCode::Cancelled, "nobody takes the paths any more", None))?;
+        written
+            .map_err(|_| failure::because(FailureCode::Cancelled, "nobody takes the paths any more", None))?;
     }
     let flushed = output.flush();
     flushed.map_err(|_| failure::because(FailureCode::Cancelled, "nobody takes the paths any more", None))?;
@@ -52,11 +53,12 @@ fn descend(base: &[u8], components: &[Component], found: &mut Vec<Vec<u8>>) -> R
 fn names(base: &[u8], component: &Component) -> Result<Vec<Vec<u8>>> {
     let path = if base.is_empty() { b"/" } else { base };
     let fail = |errno| failure::at("read directory", path, errno);
-    let dir = match rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(dir) => dir,
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
-        Err(errno) => return Err(fail(errno)),
-    };
+    let dir =
+        match rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
+            Err(errno) => return Err(fail(errno)),
+        };
     let mut names = Vec::new();
     for entry in Dir::new(dir).map_err(fail)? {
         let name = entry.map_err(fail)?.file_name().to_bytes().to_vec();

@@ -50,7 +50,8 @@ fn not_runnable(message: impl Into<String>) -> NotStarted {
 pub(crate) fn find_shell() -> Option<(&'static str, &'static str)> {
     SHELLS.into_iter().find(|(path, _)| {
         // Not the guest's own rights but those of a command: root may read anything, yet executes only with an x bit.
-        rustix::fs::access(*path, Access::EXEC_OK).is_ok() && std::fs::metadata(path).is_ok_and(|file| file.is_file())
+        rustix::fs::access(*path, Access::EXEC_OK).is_ok()
+            && std::fs::metadata(path).is_ok_and(|file| file.is_file())
     })
 }
 
@@ -160,10 +161,12 @@ fn explain_exec(exec: &Exec, program: &str, errno: Errno) -> NotStarted {
             code: NOT_FOUND,
             message: format!("{program}: its interpreter or dynamic loader is not there"),
         },
-        Errno::NOENT | Errno::NOTDIR => NotStarted { code: NOT_FOUND, message: format!("{program}: {cause}") },
-        Errno::NOEXEC => {
-            not_runnable(format!("{program}: not a program that this machine can run, and no #! line: {cause}"))
+        Errno::NOENT | Errno::NOTDIR => {
+            NotStarted { code: NOT_FOUND, message: format!("{program}: {cause}") }
         }
+        Errno::NOEXEC => not_runnable(format!(
+            "{program}: not a program that this machine can run, and no #! line: {cause}"
+        )),
         Errno::TOOBIG => not_runnable(format!(
             "{program}: argument list too long: arguments and environment together exceed the kernel's limit (E2BIG)"
         )),

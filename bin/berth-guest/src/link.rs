@@ -24,7 +24,8 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(stream: OwnedFd) -> Result<Self, Error> {
-        let nonblocking = fcntl_getfl(&stream).and_then(|flags| fcntl_setfl(&stream, flags | OFlags::NONBLOCK));
+        let nonblocking =
+            fcntl_getfl(&stream).and_then(|flags| fcntl_setfl(&stream, flags | OFlags::NONBLOCK));
         nonblocking.map_err(|errno| system("make the control stream non-blocking", errno))?;
         let scratch = vec![0; READ].into_boxed_slice();
         Ok(Self { stream, out: Vec::new(), sent: 0, decoder: Decoder::new(), scratch })

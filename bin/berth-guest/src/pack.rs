@@ -337,11 +337,7 @@ fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
 }
 
-fn open_dir(
-    parent: impl rustix::fd::AsFd,
-    name: &[u8],
-    follow: bool,
-) -> std::result::Result<OwnedFd, Errno> {
+fn open_dir(parent: impl rustix::fd::AsFd, name: &[u8], follow: bool) -> std::result::Result<OwnedFd, Errno> {
     let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !follow);
     rustix::fs::openat(parent, name, flags, Mode::empty())

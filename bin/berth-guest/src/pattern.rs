@@ -88,7 +88,10 @@ fn next_char(text: &[u8]) -> Option<(u32, &[u8])> {
         0xf0..=0xf4 => 4,
         _ => 1,
     };
-    let whole = text.get(..len).and_then(|bytes| std::str::from_utf8(bytes).ok()).and_then(|text| text.chars().next());
+    let whole = text
+        .get(..len)
+        .and_then(|bytes| std::str::from_utf8(bytes).ok())
+        .and_then(|text| text.chars().next());
     Some(match whole {
         Some(char) => (char.into(), &text[len..]),
         None => (STRAY + u32::from(*first), rest),
@@ -377,8 +380,32 @@ mod tests {
             }
         }
         for pattern in [
-            "a", "*", "?", "a*", "*a", "d/*", "d/e", "./d", "./a", "/a", "[a-b]", "[!a]", "x[1]", r"x\[1\]", "*e*",
-            "e/*c", "d/", "*/", ".", "[[:alpha:]]", "d*c", "a.b", ".*", r"a\*b", "[", "[a",
+            "a",
+            "*",
+            "?",
+            "a*",
+            "*a",
+            "d/*",
+            "d/e",
+            "./d",
+            "./a",
+            "/a",
+            "[a-b]",
+            "[!a]",
+            "x[1]",
+            r"x\[1\]",
+            "*e*",
+            "e/*c",
+            "d/",
+            "*/",
+            ".",
+            "[[:alpha:]]",
+            "d*c",
+            "a.b",
+            ".*",
+            r"a\*b",
+            "[",
+            "[a",
         ] {
             let mut tar = std::process::Command::new("tar");
             tar.env("LC_ALL", "C.UTF-8").current_dir(&dir).args(["-cf", "-", "--exclude", pattern, "."]);
@@ -390,7 +417,9 @@ mod tests {
             let packed: Vec<String> = archive
                 .entries()
                 .unwrap()
-                .map(|entry| entry.unwrap().path().unwrap().to_string_lossy().trim_end_matches('/').to_owned())
+                .map(|entry| {
+                    entry.unwrap().path().unwrap().to_string_lossy().trim_end_matches('/').to_owned()
+                })
                 .map(|path| path.trim_start_matches("./").to_owned())
                 .collect();
             if packed.is_empty() {
@@ -398,7 +427,8 @@ mod tests {
                 continue;
             }
             for path in paths {
-                let parts: Vec<_> = path.match_indices('/').map(|(at, _)| &path[..at]).chain([path]).collect();
+                let parts: Vec<_> =
+                    path.match_indices('/').map(|(at, _)| &path[..at]).chain([path]).collect();
                 let ours = !parts.iter().any(|part| excluded(pattern, part));
                 assert_eq!(ours, packed.iter().any(|name| name == path), "{pattern} on {path}");
             }

@@ -27,7 +27,8 @@ pub(crate) fn make(path: &[u8], owner: Option<(u32, u32)>) -> Result<Place> {
     let root = rustix::fs::openat(CWD, "/", PLACE | OFlags::DIRECTORY, Mode::empty());
     let mut place = Place { dir: root.map_err(|errno| failure::at("open", b"/", errno))?, is_new: false };
     for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-        place = step(&place.dir, name, owner).map_err(|(operation, errno)| failure::at(operation, path, errno))?;
+        place = step(&place.dir, name, owner)
+            .map_err(|(operation, errno)| failure::at(operation, path, errno))?;
     }
     Ok(place)
 }

@@ -84,10 +84,7 @@ impl Trees {
     fn remove(&self, tree: &Tree) -> bool {
         // A session needs no removing.
         self.roots.iter().all(|root| {
-            matches!(
-                rustix::fs::unlinkat(root, &tree.name, AtFlags::REMOVEDIR),
-                Ok(()) | Err(Errno::NOENT)
-            )
+            matches!(rustix::fs::unlinkat(root, &tree.name, AtFlags::REMOVEDIR), Ok(()) | Err(Errno::NOENT))
         })
     }
 

@@ -104,7 +104,9 @@ impl Unpacker {
         let parent = match self.directory(parents) {
             Ok(parent) => parent,
             Err(Blocked::Refused(why)) => return self.refuse(shown, &why),
-            Err(Blocked::Failed(operation, errno)) => return Err(failure::at(operation, &member.path, errno)),
+            Err(Blocked::Failed(operation, errno)) => {
+                return Err(failure::at(operation, &member.path, errno));
+            }
         };
         let placed = match member.kind {
             Kind::Dir => self.place_dir(member, &names, &parent, name)?,
@@ -300,7 +302,12 @@ impl Unpacker {
         Ok(Ok(()))
     }
 
-    fn write<R: Read>(&mut self, member: &Member, archive: &mut Archive<R>, file: &mut std::fs::File) -> Result<()> {
+    fn write<R: Read>(
+        &mut self,
+        member: &Member,
+        archive: &mut Archive<R>,
+        file: &mut std::fs::File,
+    ) -> Result<()> {
         let Some(sparse) = &member.sparse else { return self.copy(member, archive, file, member.stored) };
         let fail = |error: std::io::Error| write_failure(member, &error);
         for (offset, length) in &sparse.pieces {
@@ -354,7 +361,8 @@ impl Unpacker {
 
     fn set_times(&mut self) -> Result<()> {
         for (path, mtime) in std::mem::take(&mut self.times).into_iter().rev() {
-            let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
+            let names: Vec<&[u8]> =
+                path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
             self.parent = None;
             // Something in the sandbox may have removed it meanwhile.
             let Ok(dir) = self.directory(&names) else { continue };

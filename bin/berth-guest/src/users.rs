@@ -82,7 +82,12 @@ fn resolve(spec: &str, passwd: &str, group: &str) -> Result<User, Error> {
     Ok(User {
         ids: Ids { uid, gid, groups },
         name: account.as_ref().map(|account| account.name.to_owned()),
-        home: account.as_ref().map(|account| account.home).filter(|home| !home.is_empty()).unwrap_or("/").into(),
+        home: account
+            .as_ref()
+            .map(|account| account.home)
+            .filter(|home| !home.is_empty())
+            .unwrap_or("/")
+            .into(),
         shell: account.map(|account| account.shell.to_owned()).filter(|shell| !shell.is_empty()),
     })
 }
@@ -104,7 +109,10 @@ fn find_group(name: &str, group: &str) -> Result<u32, Error> {
 fn memberships(account: Option<&Account<'_>>, group: &str) -> Vec<u32> {
     let Some(account) = account else { return Vec::new() };
     let groups = group.lines().filter_map(parse_group);
-    groups.filter(|group| group.members.split(',').any(|name| name == account.name)).map(|group| group.gid).collect()
+    groups
+        .filter(|group| group.members.split(',').any(|name| name == account.name))
+        .map(|group| group.gid)
+        .collect()
 }
 
 fn account(line: &str) -> Option<Account<'_>> {

@@ -68,7 +68,14 @@ pub(crate) struct Work {
 pub(crate) fn start(channel_number: u32, request: Request, bell: Doorbell) -> failure::Result<Work> {
     let (incoming, received) = channel();
     let (output, outgoing) = sync_channel(OUTGOING);
-    let input = Input { channel: channel_number, received, chunk: Vec::new(), at: 0, ended: false, bell: bell.clone() };
+    let input = Input {
+        channel: channel_number,
+        received,
+        chunk: Vec::new(),
+        at: 0,
+        ended: false,
+        bell: bell.clone(),
+    };
     let output = Output { queue: output, buffer: Vec::new(), bell: bell.clone() };
     let run = move || {
         let reply = carry_out(request, input, output);

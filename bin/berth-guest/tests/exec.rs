@@ -91,7 +91,10 @@ async fn environment_and_arguments_arrive_as_they_are() {
     let out = ran.out();
     let env: Vec<_> = out.split_terminator('\0').collect();
     assert!(env.contains(&"LINES_=a\nb\n\"c' $x é"), "{env:?}");
-    assert!(env.contains(&"HOME=/mine") && env.contains(&"USER=root") && env.contains(&"LOGNAME=root"), "{env:?}");
+    assert!(
+        env.contains(&"HOME=/mine") && env.contains(&"USER=root") && env.contains(&"LOGNAME=root"),
+        "{env:?}"
+    );
     assert!(env.iter().any(|var| var.starts_with("PATH=/usr/local/sbin:")), "{env:?}");
 
     let long = "x".repeat(100_000);
@@ -337,7 +340,20 @@ const ESCAPES: &str = "
 
 #[tokio::test]
 async fn nothing_gets_away_from_its_cgroup() {
-    let Some(rig) = Rig::with_cgroup().await else { return };
+    let mut tried = 0;
+    for (root, v2) in rig::HIERARCHIES {
+        if let Some(rig) = Rig::in_hierarchy(root, v2).await {
+            tried += 1;
+            println!("in {root}");
+            hunt_escapes(&rig).await;
+        }
+    }
+    if tried == 0 {
+        println!("SKIP: no cgroup can be made on this machine");
+    }
+}
+
+async fn hunt_escapes(rig: &Rig) {
     assert_eq!(rig.guest.info().tree_kill, TreeKill::Cgroup);
     for by_timeout in [true, false] {
         let mut spec = shell(ESCAPES);
@@ -362,6 +378,21 @@ async fn nothing_gets_away_from_its_cgroup() {
 }
 
 #[tokio::test]
+async fn as_pid_1_it_reaps_and_cannot_be_killed_from_inside() {
+    let Some(mut rig) = Rig::as_init().await else { return };
+    assert!(rig.guest.info().is_init);
+    // Orphans of orphans, all of which end up with PID 1.
+    rig.sh("for n in 1 2 3 4 5; do (setsid sh -c '(sleep 0.05 &) &' &); done").await;
+    rig.sh("kill -9 1; kill -15 1; kill -17 1; kill -13 1; kill -2 1").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let ran = rig.sh("ps -e -o stat= | grep -c Z; cat /proc/1/oom_score_adj").await;
+    assert!(ran.out().starts_with("0\n"), "zombies stay: {}", ran.out());
+    rig.sh("setsid sleep 60 >/dev/null 2>&1 &").await;
+    rig.guest.shutdown().await;
+    until("the namespace ends", || rig.process.try_wait().unwrap().is_some()).await;
+}
+
+#[tokio::test]
 async fn a_fork_bomb_ends_with_its_exec() {
     let Some(rig) = Rig::with_cgroup().await else { return };
     if !rig.limit_processes(300) {
@@ -378,7 +409,8 @@ async fn a_fork_bomb_ends_with_its_exec() {
 #[tokio::test]
 async fn cgroups_of_the_dead_are_removed() {
     let Some(rig) = Rig::with_cgroup().await else { return };
-    let ran = rig.sh("setsid sleep 0.4 >/dev/null 2>&1 & grep -m1 -o '/berth-test.*' /proc/self/cgroup").await;
+    let ran =
+        rig.sh("setsid sleep 0.4 >/dev/null 2>&1 & grep -m1 -o '/berth-test.*' /proc/self/cgroup").await;
     let own = ran.out().trim().to_owned();
     let find = || {
         let roots = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];

@@ -23,7 +23,8 @@ use berth_wire::{EncodeError, Fs, Glob, Outcome, Reply, Request};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use berth_wire::{
-    Failure, FailureCode, Notice, Owner, Pack as PackSpec, PackReport, TreeKill, Unpack as UnpackSpec, UnpackReport,
+    Failure, FailureCode, Notice, Owner, Pack as PackSpec, PackReport, TreeKill, Unpack as UnpackSpec,
+    UnpackReport,
 };
 pub use exec::{Exec, ExecOutput, ExecSpec};
 pub use transfer::Pack;
@@ -113,7 +114,9 @@ impl Guest {
     ///
     /// # Errors
     /// [`Error::Greeting`], [`Error::Protocol`], [`Error::Generation`].
-    pub async fn connect(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Self, Error> {
+    pub async fn connect(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<Self, Error> {
         let (connection, hello) = connection::greet(stream).await?;
         let info = GuestInfo {
             generation: hello.generation,
@@ -159,7 +162,11 @@ impl Guest {
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::Archive`], [`Error::Gone`].
-    pub async fn unpack(&self, spec: UnpackSpec, tar: impl AsyncRead + Unpin + Send) -> Result<UnpackReport, Error> {
+    pub async fn unpack(
+        &self,
+        spec: UnpackSpec,
+        tar: impl AsyncRead + Unpin + Send,
+    ) -> Result<UnpackReport, Error> {
         let path = spec.path.clone();
         transfer::unpack(self.open(Request::Unpack(spec))?, path, tar).await
     }

@@ -4,7 +4,6 @@ use std::io;
 
 use rustix::thread::Gid;
 
-
 /// Gives this *thread* the file-system rights of a user: his uid, gid and groups, and none of root's capabilities over
 /// files. Meant for a thread that ends after the look; there is no way back.
 ///
@@ -23,11 +22,7 @@ fn set_fs_id(call: libc::c_long, id: u32) -> io::Result<()> {
     // SAFETY: as above; -1 is no id, so nothing changes.
     let now = unsafe { libc::syscall(call, u32::MAX) };
     // An id above i32::MAX comes back as a negative number in some kernels' int; compare the low 32 bits.
-    if now as u32 == id {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(libc::EPERM))
-    }
+    if now as u32 == id { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
 }
 
 #[cfg(test)]

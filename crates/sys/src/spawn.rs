@@ -280,7 +280,8 @@ mod tests {
     #[test]
     fn an_inherited_number_is_taken_once() {
         let file = std::fs::File::open("/dev/null").unwrap();
-        let number = rustix::io::fcntl_dupfd_cloexec(&file, 400).map(std::os::fd::IntoRawFd::into_raw_fd).unwrap();
+        let number =
+            rustix::io::fcntl_dupfd_cloexec(&file, 400).map(std::os::fd::IntoRawFd::into_raw_fd).unwrap();
         let _owned = inherited(number).unwrap();
         assert!(inherited(number).is_err());
         assert!(inherited(1).is_err());

@@ -28,8 +28,8 @@ mod window;
 
 pub use frame::{Body, DecodeError, Decoder, EncodeError, Frame, encode_data, encode_event, encode_open};
 pub use message::{
-    Command, Exec, ExitReason, Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello, Notice, Outcome,
-    Owner, Pack, PackReport, Reply, Request, TreeKill, Unpack, UnpackReport,
+    Command, Exec, ExitReason, Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello, Notice,
+    Outcome, Owner, Pack, PackReport, Reply, Request, TreeKill, Unpack, UnpackReport,
 };
 pub use window::{ReceiveWindow, SendWindow, WindowError};
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use berth_wire::{
-    Body, Command, DecodeError, Decoder, Exec, ExitReason, Exited, Failure, FailureCode, Frame, Fs, Glob, HEADER_LEN,
-    Hello, MAX_DATA, Outcome, Owner, Pack, ReceiveWindow, Reply, Request, SendWindow, TreeKill, Unpack, UnpackReport,
-    WINDOW,
+    Body, Command, DecodeError, Decoder, Exec, ExitReason, Exited, Failure, FailureCode, Frame, Fs, Glob,
+    HEADER_LEN, Hello, MAX_DATA, Outcome, Owner, Pack, ReceiveWindow, Reply, Request, SendWindow, TreeKill,
+    Unpack, UnpackReport, WINDOW,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -37,8 +37,11 @@ fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         exec().prop_map(Request::Exec),
         (text(), option::of(any::<u64>())).prop_map(|(id, grace_ms)| Request::Kill { id, grace_ms }),
-        (text(), owner, option::of(any::<u32>()))
-            .prop_map(|(path, owner, mode)| Request::Unpack(Unpack { path, owner, mode })),
+        (text(), owner, option::of(any::<u32>())).prop_map(|(path, owner, mode)| Request::Unpack(Unpack {
+            path,
+            owner,
+            mode
+        })),
         (text(), vec(text(), 0..3), any::<bool>()).prop_map(|(path, exclude, follow)| Request::Pack(Pack {
             path,
             exclude,
@@ -47,23 +50,25 @@ fn request() -> impl Strategy<Value = Request> {
             xattrs: follow
         })),
         (text(), option::of(text())).prop_map(|(path, user)| Request::Fs(Fs::Stat { path, user })),
-        (vec(text(), 0..3), option::of(any::<u32>()))
-            .prop_map(|(paths, mode)| Request::Fs(Fs::Mkdir { paths, mode, owner: None })),
+        (vec(text(), 0..3), option::of(any::<u32>())).prop_map(|(paths, mode)| Request::Fs(Fs::Mkdir {
+            paths,
+            mode,
+            owner: None
+        })),
         text().prop_map(|pattern| Request::Glob(Glob { pattern })),
         Just(Request::Shutdown),
     ]
 }
 
 fn reply() -> impl Strategy<Value = Reply> {
-    let exited = (any::<i32>(), option::of(text()), any::<u64>()).prop_map(|(code, message, duration_ms)| Exited {
-        code,
-        reason: ExitReason::TimedOut,
-        signal: None,
-        message,
-        duration_ms,
+    let exited = (any::<i32>(), option::of(text()), any::<u64>()).prop_map(|(code, message, duration_ms)| {
+        Exited { code, reason: ExitReason::TimedOut, signal: None, message, duration_ms }
     });
-    let failure = (text(), option::of(text()))
-        .prop_map(|(message, path)| Failure { code: FailureCode::NoSpace, message, path });
+    let failure = (text(), option::of(text())).prop_map(|(message, path)| Failure {
+        code: FailureCode::NoSpace,
+        message,
+        path,
+    });
     prop_oneof![
         text().prop_map(|program| Reply::Started { program }),
         exited.prop_map(Reply::Exited),
@@ -198,16 +203,18 @@ fn control_messages_look_like_the_document_says() {
     let failed =
         Failure { code: FailureCode::NotFound, message: "open".into(), path: Some("/nowhere".into()) };
     let stat = Fs::Stat { path: "/etc".into(), user: None };
-    insta::assert_snapshot!([
-        serde_json::to_string(&Request::Exec(exec)).unwrap(),
-        serde_json::to_string(&Request::Unpack(unpack)).unwrap(),
-        serde_json::to_string(&Request::Fs(stat)).unwrap(),
-        serde_json::to_string(&Request::Shutdown).unwrap(),
-        serde_json::to_string(&Reply::Exited(exited)).unwrap(),
-        serde_json::to_string(&Reply::Failed(failed)).unwrap(),
-        serde_json::to_string(&Reply::Done(Outcome::Killed { was_running: true })).unwrap(),
-    ]
-    .join("\n"));
+    insta::assert_snapshot!(
+        [
+            serde_json::to_string(&Request::Exec(exec)).unwrap(),
+            serde_json::to_string(&Request::Unpack(unpack)).unwrap(),
+            serde_json::to_string(&Request::Fs(stat)).unwrap(),
+            serde_json::to_string(&Request::Shutdown).unwrap(),
+            serde_json::to_string(&Reply::Exited(exited)).unwrap(),
+            serde_json::to_string(&Reply::Failed(failed)).unwrap(),
+            serde_json::to_string(&Reply::Done(Outcome::Killed { was_running: true })).unwrap(),
+        ]
+        .join("\n")
+    );
 }
 
 #[test]

@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 use berth_sandbox::guest::{Error, Exec, ExecOutput, ExecSpec, Guest};
 use berth_types::exec::{self, ExecStatus};
 
+/// Where cgroups may be, and whether the unified hierarchy is there.
+pub(crate) const HIERARCHIES: [(&str, bool); 3] =
+    [("/sys/fs/cgroup/pids", false), ("/sys/fs/cgroup/unified", true), ("/sys/fs/cgroup", true)];
+
 /// A running guest. Everything that it started ends with it.
 pub(crate) struct Rig {
     pub(crate) guest: Guest,
@@ -40,31 +44,47 @@ impl Ran {
 impl Rig {
     /// A guest without cgroups.
     pub(crate) async fn new() -> Self {
-        Self::with(None).await
+        Self::with(None, &[]).await
     }
 
     /// A guest with a cgroup of its own; `None`, said out loud, where this machine gives none.
     pub(crate) async fn with_cgroup() -> Option<Self> {
-        let pid = std::process::id();
-        let roots = [("/sys/fs/cgroup/pids", false), ("/sys/fs/cgroup/unified", true), ("/sys/fs/cgroup", true)];
-        for (root, v2) in roots {
-            let dir = Path::new(root).join(format!("berth-test-{pid}"));
-            if std::fs::create_dir(&dir).is_ok() {
-                if dir.join("cgroup.procs").exists() {
-                    return Some(Self::with(Some((dir, v2))).await);
-                }
-                let _ = std::fs::remove_dir(&dir);
+        for (root, v2) in HIERARCHIES {
+            if let Some(rig) = Self::in_hierarchy(root, v2).await {
+                return Some(rig);
             }
         }
         println!("SKIP: no cgroup can be made on this machine");
         None
     }
 
-    async fn with(cgroup: Option<(PathBuf, bool)>) -> Self {
+    /// As [`Rig::with_cgroup`], in one of the places where cgroups may be.
+    pub(crate) async fn in_hierarchy(root: &str, v2: bool) -> Option<Self> {
+        let dir = Path::new(root).join(format!("berth-test-{}", std::process::id()));
+        std::fs::create_dir(&dir).ok()?;
+        if dir.join("cgroup.procs").exists() {
+            return Some(Self::with(Some((dir, v2)), &[]).await);
+        }
+        let _ = std::fs::remove_dir(&dir);
+        None
+    }
+
+    /// A guest as PID 1 of a namespace; `None`, said out loud, where none can be made.
+    pub(crate) async fn as_init() -> Option<Self> {
+        let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        let mut probe = Command::new(unshare[0]);
+        if !probe.args(&unshare[1..]).arg("true").status().is_ok_and(|status| status.success()) {
+            println!("SKIP: no pid namespace can be made by unshare");
+            return None;
+        }
+        Some(Self::with(None, &unshare).await)
+    }
+
+    async fn with(cgroup: Option<(PathBuf, bool)>, wrapper: &[&str]) -> Self {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         // The shell moves the stream from its standard input to the number that the guest is told.
-        let mut script = String::from("exec \"$0\" --control-fd=3 3<&0 0</dev/null");
+        let mut script = format!("exec {} \"$0\" --control-fd=3 3<&0 0</dev/null", wrapper.join(" "));
         if let Some((dir, v2)) = &cgroup {
             script.push_str(&format!(" --cgroup-fd=4 4<{}", dir.display()));
             script.push_str(if *v2 { " --cgroup-v2" } else { "" });
@@ -108,7 +128,8 @@ impl Drop for Rig {
 
 fn kill_cgroup(dir: &Path) {
     let until = Instant::now() + Duration::from_secs(5);
-    let children = || std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let children =
+        || std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
     while children().next().is_some() && Instant::now() < until {
         for child in children() {
             for pid in members(&child) {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use berth_wire::{
-    Body, DecodeError, Decoder, Frame, GENERATION, Hello, MAX_DATA, ReceiveWindow, Reply, Request, WINDOW, WindowError,
+    Body, DecodeError, Decoder, Frame, GENERATION, Hello, MAX_DATA, ReceiveWindow, Reply, Request, WINDOW,
+    WindowError,
 };
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};

@@ -123,7 +123,6 @@ pub(super) async fn names(mut channel: Channel) -> Result<Vec<String>, Error> {
 }
 
 fn utf8(name: &[u8]) -> Result<String, Error> {
-    String::from_utf8(name.to_vec()).map_err(|error| Error::Name {
-        path: String::from_utf8_lossy(error.as_bytes()).into_owned(),
-    })
+    String::from_utf8(name.to_vec())
+        .map_err(|error| Error::Name { path: String::from_utf8_lossy(error.as_bytes()).into_owned() })
 }
