@@ -1,4 +1,5 @@
 //! Archives of every kind into a store, and what is wrong with those that are refused.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 

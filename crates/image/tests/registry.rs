@@ -1,4 +1,5 @@
 //! Pulling and pushing, from a real registry on loopback and from ones that misbehave.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 #[path = "fixture/registry.rs"]
@@ -52,7 +53,7 @@ async fn what_is_pushed_can_be_pulled() {
     let (reporter, heard) = listening();
     let pulled = other.pull(&name, PullPolicy::Missing, None, reporter).await.unwrap();
     assert_eq!(pulled.id, pushed.id);
-    assert_eq!(pulled.references, [name.clone()]);
+    assert_eq!(pulled.references, std::slice::from_ref(&name));
     assert_eq!(
         std::fs::read(other.layers_dir().join(&pulled.layers[1].name).join("b")).unwrap(),
         [7; 3_000_000]

@@ -1,4 +1,5 @@
 //! The store itself: what stays, what goes, and what a crash or a full disk leaves.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 
