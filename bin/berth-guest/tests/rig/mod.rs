@@ -118,7 +118,17 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        let guest = self.process.id();
+        let children =
+            std::fs::read_to_string(format!("/proc/{guest}/task/{guest}/children")).unwrap_or_default();
         let _ = self.process.kill();
+        // A guest that is not PID 1 and is killed leaves its commands, each the leader of a group.
+        for pid in children
+            .split_ascii_whitespace()
+            .filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?))
+        {
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        }
         let _ = self.process.wait();
         if let Some(dir) = &self.cgroup {
             kill_cgroup(dir);
