@@ -92,7 +92,7 @@ def give_base() -> None:
 
 
 def versions() -> dict[str, str]:
-    harbor = "import importlib.metadata as m; print(m.version('harbor'), 'certifi', m.version('certifi'))"
+    harbor = "import importlib.metadata as m; print(m.version('harbor'), f'(certifi {m.version(\"certifi\")})')"
     return {
         "harbor": check("/opt/harbor/bin/python", "-c", harbor),
         "podman": check("podman", "--version").removeprefix("podman version "),

@@ -6,15 +6,30 @@
 set -euo pipefail
 
 if [ "${1:-}" != --inside ]; then
-    finish() {
-        [ -z "${child:-}" ] || kill -KILL "$child" 2>/dev/null || true
-        # Control groups outlive namespaces. podman names its own so; what is still in use cannot be removed.
-        find /sys/fs/cgroup -maxdepth 2 -type d -name libpod_parent 2>/dev/null | while read -r group; do
+    groups() { find /sys/fs/cgroup -maxdepth 2 -type d -name libpod_parent 2>/dev/null || true; }
+
+    # Control groups outlive namespaces. podman names its own so; those of a podman outside are left alone.
+    remove_groups() {
+        local group left=
+        for group in $(groups); do
             case $before in *" $group "*) continue ;; esac
-            find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
+            find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || left=1
+        done
+        [ -z "$left" ]
+    }
+
+    finish() {
+        if [ -n "${child:-}" ]; then
+            kill -KILL "$child" 2>/dev/null || true
+            wait "$child" 2>/dev/null || true
+        fi
+        # Processes that were killed take a moment to go.
+        for _ in $(seq 50); do
+            if remove_groups; then break; fi
+            sleep 0.1
         done
     }
-    before=" $(find /sys/fs/cgroup -maxdepth 2 -type d -name libpod_parent 2>/dev/null | tr '\n' ' ')"
+    before=" $(groups | tr '\n' ' ')"
     trap finish EXIT
     trap 'exit 143' TERM INT HUP
     # </dev/stdin, because a shell gives what it starts in the background an empty one.
