@@ -176,7 +176,7 @@ impl Report {
             self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         let busy = if self.machine.busy() { " (busy: these figures are not to be relied on)" } else { "" };
         format!(
-            "\n`cargo xtask bench trial`, {} rounds; {cores} cores of {cpu}, Linux {kernel}, load {load:.1} at the start\
+            "\n`cargo xtask bench trial`, rounds: {}; {cores} cores of {cpu}, Linux {kernel}, load {load:.1} at the start\
              {busy}; {}.\nImages are cached. Of podman's time per trial, up to 10 s is its wait for the container to end, \
              after the verdict.\n",
             self.rounds,
@@ -303,7 +303,7 @@ mod tests {
         | `podman run --rm` | 3 | 360.0 ms (350.0–400.0) |
         | Berth, Python client | 1 | 10.0 ms (10.0–10.0) |
 
-        `cargo xtask bench trial`, 2 rounds; 2 cores of a CPU, Linux 6.1, load 0.1 at the start; harbor 0.25.0, podman 5.4.2.
+        `cargo xtask bench trial`, rounds: 2; 2 cores of a CPU, Linux 6.1, load 0.1 at the start; harbor 0.25.0, podman 5.4.2.
         Images are cached. Of podman's time per trial, up to 10 s is its wait for the container to end, after the verdict.
         ");
     }

@@ -70,7 +70,9 @@ impl World {
             let berth = binary(checkout)?;
             install(checkout, &berth, &dir)?;
             let started = Daemon::start(&berth, &dir)?;
-            ours = Some(started.give_base(&dir)?);
+            ours = Some(
+                started.give_base(&dir)? + if given().is_some() { " (a binary that was given)" } else { "" },
+            );
             daemon = Some(started);
         }
         let (driver, mut versions) = Driver::start(checkout, &dir)?;
@@ -108,10 +110,15 @@ fn succeed(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The berth to measure: the one that `BERTH` names, else the optimised one, built now.
+/// The binary that `BERTH` names. Figures must not pass for those of the optimised one.
+fn given() -> Option<PathBuf> {
+    std::env::var_os("BERTH").map(PathBuf::from)
+}
+
+/// The berth to measure: the one that was given, else the optimised one, built now.
 fn binary(checkout: &Path) -> anyhow::Result<PathBuf> {
-    if let Some(given) = std::env::var_os("BERTH") {
-        return Ok(given.into());
+    if let Some(given) = given() {
+        return Ok(given);
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     succeed(
