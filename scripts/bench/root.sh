@@ -44,10 +44,10 @@ make_root() {
     [ ! -e /etc/ssl/certs/ca-certificates.crt ] ||
         cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
     cp -L /etc/resolv.conf "$root/etc/resolv.conf"
-    cp "$here/../../tests/harbor/install-harbor.sh" "$root/opt/"
+    cp "$here/install-harbor.sh" "$root/opt/"
     say "installing Harbor in it (a minute)"
     in_root "$root" python3 -m venv /opt/harbor >"$log" 2>&1 &&
-        in_root "$root" /opt/install-harbor.sh /opt/harbor/bin/pip 'harbor==0.25.*' >>"$log" 2>&1 || {
+        in_root "$root" /opt/install-harbor.sh /opt/harbor 'harbor==0.25.*' >>"$log" 2>&1 || {
         tail -n 20 "$log" >&2
         die "Harbor could not be installed, see above"
     }
@@ -72,7 +72,7 @@ make_base() {
     mv "$dir/bookworm.new.tar" "$dir/bookworm.tar"
 }
 
-present=$(cat "$0" "$here/../../tests/harbor/install-harbor.sh" | sha256sum | cut -c1-16)
+present=$(cat "$0" "$here/install-harbor.sh" | sha256sum | cut -c1-16)
 [ "$(cat "$dir/stamp" 2>/dev/null)" != "$present" ] || exit 0
 
 [ "$(id -u)" = 0 ] || die "the peers of the benchmark need root"
