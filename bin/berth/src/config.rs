@@ -38,7 +38,9 @@ impl Config {
         let (path, named) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => return Ok(Config::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => {
+                return Ok(Config::default());
+            }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
         toml::from_str(&text).with_context(|| format!("{} is not a valid configuration", path.display()))

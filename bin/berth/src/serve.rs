@@ -64,7 +64,8 @@ async fn run(args: ServeArgs) -> anyhow::Result<()> {
     stop_on_signals(stop.clone())?;
     let idle_exit = args.idle_exit.map(Duration::from_secs).or(args.embedded.then_some(EMBEDDED_IDLE));
     let options = berth_daemon::Options { address: address.clone(), idle_exit, data_dir };
-    let served = berth_daemon::serve(node.clone(), options, stop, || tracing::info!(%address, "serving")).await;
+    let served =
+        berth_daemon::serve(node.clone(), options, stop, || tracing::info!(%address, "serving")).await;
     node.shutdown().await;
     served?;
     tracing::info!("ended");
@@ -87,7 +88,8 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
 /// Layers and socket are root's own: what is in an image may be secret.
 fn make_private(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
     std::fs::set_permissions(dir, PermissionsExt::from_mode(0o700))
         .with_context(|| format!("cannot make {} private", dir.display()))
 }

@@ -1,5 +1,7 @@
 //! Commands in a sandbox, through the command line: what comes back is what happened.
 
+#![allow(clippy::unwrap_used, reason = "a test ends there, and says where")]
+
 mod support;
 
 use std::process::Stdio;
@@ -33,8 +35,15 @@ fn streams_are_apart_and_whole() {
     assert_eq!(daemon.sh("box", "").1, "");
 
     // 100 MB, far beyond any buffer on the way; the digest is taken inside and outside.
-    let big = daemon.run(&["sandbox", "exec", "box", "--", "/bin/sh", "-c",
-        "dd if=/dev/urandom of=/tmp/big bs=1M count=100 2>/dev/null; sha256sum < /tmp/big >&2; cat /tmp/big"]);
+    let big = daemon.run(&[
+        "sandbox",
+        "exec",
+        "box",
+        "--",
+        "/bin/sh",
+        "-c",
+        "dd if=/dev/urandom of=/tmp/big bs=1M count=100 2>/dev/null; sha256sum < /tmp/big >&2; cat /tmp/big",
+    ]);
     assert_eq!(big.status.code(), Some(0));
     assert_eq!(big.stdout.len(), 100 << 20);
     use sha2::Digest;
@@ -52,11 +61,16 @@ fn environment_directory_and_user_are_as_asked() {
         all.extend(args);
         text(&daemon.run(&all).stdout)
     };
-    assert_eq!(run(&["--env", "A=exec", "--", "/bin/sh", "-c", "printf '%s|%s' \"$A\" \"$B\""]), "exec|two\nlines \"'$");
+    assert_eq!(
+        run(&["--env", "A=exec", "--", "/bin/sh", "-c", "printf '%s|%s' \"$A\" \"$B\""]),
+        "exec|two\nlines \"'$"
+    );
     assert_eq!(run(&["--cwd", "/tmp", "--", "pwd"]), "/tmp\n");
     assert_eq!(run(&["--", "pwd"]), "/\n");
-    assert_eq!(run(&["--user", "alice", "--", "/bin/sh", "-c", "id -u; id -g; id -G; echo $HOME $USER"]),
-        "1000\n1000\n1000 50\n/home/alice alice\n");
+    assert_eq!(
+        run(&["--user", "alice", "--", "/bin/sh", "-c", "id -u; id -g; id -G; echo $HOME $USER"]),
+        "1000\n1000\n1000 50\n/home/alice alice\n"
+    );
     assert_eq!(run(&["--user", "4321", "--", "id", "-u"]), "4321\n");
     assert_eq!(run(&["--user", "1000:50", "--", "id", "-g"]), "50\n");
 

@@ -1,5 +1,7 @@
 //! `berth run`: Harbor tasks without Python.
 
+#![allow(clippy::unwrap_used, reason = "a test ends there, and says where")]
+
 mod support;
 
 use support::{Daemon, write_tree};
@@ -9,14 +11,21 @@ const TEST: &str = "#!/bin/sh\nmkdir -p /logs/verifier\n[ \"$(cat /tmp/answer.tx
 
 fn task(daemon: &Daemon, name: &str, test: &str, solve: &str) -> String {
     let dir = daemon.path().join(name);
-    write_tree(&dir, &[
-        ("task.toml", 0o644, "schema_version = \"1.1\"\n[task]\nname = \"demo/square\"\n[verifier]\ntimeout_sec = 30.0\n\
-            [agent]\ntimeout_sec = 5.0\n[environment]\ncpus = 1\nmemory_mb = 256\nallow_internet = false\n"),
-        ("instruction.md", 0o644, "Write the square of 2 to /tmp/answer.txt.\n"),
-        ("environment/Dockerfile", 0o644, "FROM busybox:test\n"),
-        ("solution/solve.sh", 0o755, solve),
-        ("tests/test.sh", 0o755, test),
-    ]);
+    write_tree(
+        &dir,
+        &[
+            (
+                "task.toml",
+                0o644,
+                "schema_version = \"1.1\"\n[task]\nname = \"demo/square\"\n[verifier]\ntimeout_sec = 30.0\n\
+            [agent]\ntimeout_sec = 5.0\n[environment]\ncpus = 1\nmemory_mb = 256\nallow_internet = false\n",
+            ),
+            ("instruction.md", 0o644, "Write the square of 2 to /tmp/answer.txt.\n"),
+            ("environment/Dockerfile", 0o644, "FROM busybox:test\n"),
+            ("solution/solve.sh", 0o755, solve),
+            ("tests/test.sh", 0o755, test),
+        ],
+    );
     dir.to_str().unwrap().to_owned()
 }
 
@@ -45,7 +54,7 @@ fn agents_get_what_they_earn() {
     assert_eq!(rewards(&daemon, "command"), ["1"], "an agent's exit code does not stop verification");
     daemon.ok(&["run", &path, "-a", "oracle", "-k", "12", "-n", "4", "--job-name", "many"]);
     assert_eq!(rewards(&daemon, "many"), vec!["1"; 12]);
-    assert_eq!(daemon.ok(&["sandbox", "ls", "--json"]).contains("running"), false);
+    assert!(!daemon.ok(&["sandbox", "ls", "--json"]).contains("running"));
 }
 
 #[test]
@@ -57,13 +66,15 @@ fn what_went_wrong_is_recorded_and_never_a_reward() {
     assert_eq!(rewards(&daemon, "silent"), Vec::<String>::new());
     assert!(results(&daemon, "silent").contains("RewardFileNotFoundError"));
 
-    let slow = task(&daemon, "slow", TEST, "#!/bin/sh\necho 4 > /tmp/answer.txt; setsid sleep 5555555 & sleep 60\n");
+    let slow =
+        task(&daemon, "slow", TEST, "#!/bin/sh\necho 4 > /tmp/answer.txt; setsid sleep 5555555 & sleep 60\n");
     let _ = daemon.run(&["run", &slow, "-a", "oracle", "--job-name", "slow"]);
     assert!(results(&daemon, "slow").contains("AgentTimeoutError") || rewards(&daemon, "slow") == ["1"]);
     assert!(!support::process_with("5555555"));
 
     let broken = task(&daemon, "broken", TEST, "#!/bin/sh\ntrue\n");
-    std::fs::write(daemon.path().join("broken/environment/Dockerfile"), "FROM busybox:test\nRUN exit 7\n").unwrap();
+    std::fs::write(daemon.path().join("broken/environment/Dockerfile"), "FROM busybox:test\nRUN exit 7\n")
+        .unwrap();
     let _ = daemon.run(&["run", &broken, "-a", "oracle", "--job-name", "broken"]);
     assert!(results(&daemon, "broken").contains("SandboxBuildFailedError"));
 

@@ -1,5 +1,6 @@
 //! Where the daemon listens, and how it stops.
 
+use std::future::IntoFuture;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -38,8 +39,12 @@ impl Address {
             return if path.starts_with('/') { Ok(Address::Unix(path.into())) } else { Err(bad()) };
         }
         let rest = text.strip_prefix("tcp://").or_else(|| text.strip_prefix("http://")).ok_or_else(bad)?;
-        let address =
-            rest.trim_end_matches('/').to_socket_addrs().ok().and_then(|mut all| all.next()).ok_or_else(bad)?;
+        let address = rest
+            .trim_end_matches('/')
+            .to_socket_addrs()
+            .ok()
+            .and_then(|mut all| all.next())
+            .ok_or_else(bad)?;
         if address.ip().is_loopback() {
             Ok(Address::Tcp(address))
         } else {
@@ -93,16 +98,18 @@ async fn clear_stale(path: &Path, address: &Address) -> Result<(), Error> {
 /// Serves until `stop` is cancelled, then for at most [`GRACE`].
 pub(crate) async fn run(bound: Bound, router: Router, stop: CancellationToken) {
     let stopped = stop.clone().cancelled_owned();
-    let (served, socket): (std::pin::Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>, _) = match bound {
-        Bound::Unix(listener, path) => {
-            (Box::pin(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future()), Some(path))
-        }
-        Bound::Tcp(listener) => {
-            // Execs are many small writes with an answer awaited; waiting to coalesce them costs 40 ms each.
-            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-            (Box::pin(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future()), None)
-        }
-    };
+    let (served, socket): (std::pin::Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>, _) =
+        match bound {
+            Bound::Unix(listener, path) => (
+                Box::pin(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future()),
+                Some(path),
+            ),
+            Bound::Tcp(listener) => {
+                // Execs are many small writes with an answer awaited; waiting to coalesce them costs 40 ms each.
+                let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+                (Box::pin(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future()), None)
+            }
+        };
     let deadline = async {
         stop.cancelled().await;
         tokio::time::sleep(GRACE).await;
@@ -117,8 +124,6 @@ pub(crate) async fn run(bound: Bound, router: Router, stop: CancellationToken) {
         let _ = std::fs::remove_file(path);
     }
 }
-
-use std::future::IntoFuture;
 
 #[cfg(test)]
 mod tests {

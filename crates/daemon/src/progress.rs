@@ -38,7 +38,7 @@ where
         let progress = receiver.recv().await?;
         Some((line(&Line::<()>::Progress(progress)), receiver))
     });
-    let all = Ordered { progress: Box::pin(lines), end: Box::pin(work), ended: None };
+    let all = Ordered { progress: Box::pin(lines).fuse(), end: Box::pin(work), ended: None };
     let mut response = Response::new(Body::from_stream(all.map(Ok::<_, Infallible>)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROGRESS_TYPE));
     response

@@ -16,7 +16,11 @@ impl From<berth_node::Error> for Failure {
     fn from(error: berth_node::Error) -> Self {
         let error = ApiError::from(&error);
         if error.kind == Kind::Internal {
-            tracing::error!(code = error.code, message = error.message, "a request failed for a fault of Berth's own");
+            tracing::error!(
+                code = error.code,
+                message = error.message,
+                "a request failed for a fault of Berth's own"
+            );
         }
         Failure(error)
     }
@@ -30,7 +34,8 @@ impl From<ApiError> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.0.kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(ErrorBody { error: self.0 })).into_response()
     }
 }

@@ -44,9 +44,10 @@ impl Node {
         sink: Sink,
     ) -> Result<BuildResult, Error> {
         for tag in &options.tags {
-            tag.parse::<berth_image::Reference>().map_err(berth_image::Error::Reference)?;
+            tag.parse::<berth_image::Reference>().map_err(berth_image::Error::from)?;
         }
-        let dir = tempfile::Builder::new().prefix("context-").tempdir_in(&self.0.tmp).map_err(Error::Context)?;
+        let dir =
+            tempfile::Builder::new().prefix("context-").tempdir_in(&self.0.tmp).map_err(Error::Context)?;
         let bytes = unpack_context(context, dir.path()).await?;
         // Trials of one task send the same bytes; the first builds, the others then find its result.
         let flight = (!options.no_cache).then(|| self.0.builds.flight(&bytes, &options));
@@ -174,10 +175,13 @@ struct Builder {
 impl Builder {
     /// A layer's directory name, if it is in the store.
     fn layer_name(&self, id: &LayerId) -> Result<String, RunnerError> {
-        let digest: Digest = id.0.parse().map_err(|source| infrastructure("a layer's digest is malformed", source))?;
-        self.node.0.images.layer(digest.as_str()).map(|layer| layer.name).ok_or_else(|| RunnerError::Infrastructure {
-            message: format!("layer {} is gone from the store", id.0),
-            source: None,
+        let digest: Digest =
+            id.0.parse().map_err(|source| infrastructure("a layer's digest is malformed", source))?;
+        self.node.0.images.layer(digest.as_str()).map(|layer| layer.name).ok_or_else(|| {
+            RunnerError::Infrastructure {
+                message: format!("layer {} is gone from the store", id.0),
+                source: None,
+            }
         })
     }
 
@@ -265,10 +269,16 @@ impl Runner for Builder {
         self.node.remember(IMAGE, key, id.to_owned()).boxed()
     }
 
-    fn create_image<'a>(&'a self, config: Value, layers: &'a [LayerId], tags: &'a [String]) -> Answer<'a, String> {
+    fn create_image<'a>(
+        &'a self,
+        config: Value,
+        layers: &'a [LayerId],
+        tags: &'a [String],
+    ) -> Answer<'a, String> {
         async move {
             let digests = layers.iter().map(|layer| layer.0.parse()).collect::<Result<Vec<Digest>, _>>();
-            let digests = digests.map_err(|source| infrastructure("a layer's digest is malformed", source))?;
+            let digests =
+                digests.map_err(|source| infrastructure("a layer's digest is malformed", source))?;
             let image = self.node.0.images.create_image(config, &digests, tags).await;
             Ok(image.map_err(classify)?.id.to_string())
         }
@@ -334,12 +344,21 @@ impl Step for BuildStep {
                     }
                 }
             }
-            Err(RunnerError::Infrastructure { message: "the command's end was not told".into(), source: None })
+            Err(RunnerError::Infrastructure {
+                message: "the command's end was not told".into(),
+                source: None,
+            })
         }
         .boxed()
     }
 
-    fn unpack<'a>(&'a mut self, target: &'a str, owner: Owner, mode: Option<u32>, tar: Tar) -> Answer<'a, ()> {
+    fn unpack<'a>(
+        &'a mut self,
+        target: &'a str,
+        owner: Owner,
+        mode: Option<u32>,
+        tar: Tar,
+    ) -> Answer<'a, ()> {
         async move {
             let owner = match owner {
                 Owner::Root => guest::Owner::Root,
@@ -351,7 +370,10 @@ impl Step for BuildStep {
             match report.refused.first() {
                 None => Ok(()),
                 Some(first) => Err(RunnerError::User {
-                    message: format!("{}: {} ({} refused in all)", first.path, first.why, report.refused_count),
+                    message: format!(
+                        "{}: {} ({} refused in all)",
+                        first.path, first.why, report.refused_count
+                    ),
                     source: None,
                 }),
             }
@@ -388,7 +410,9 @@ impl Step for BuildStep {
         async move {
             let disk = self.machine.take_disk().await;
             let disk = disk.map_err(|source| infrastructure("cannot end the step's sandbox", source))?;
-            if is_empty(disk.upper()).map_err(|source| infrastructure("cannot read the step's layer", source))? {
+            if is_empty(disk.upper())
+                .map_err(|source| infrastructure("cannot read the step's layer", source))?
+            {
                 return Ok(None);
             }
             let layer = self.node.0.images.adopt_layer(disk.upper()).await.map_err(classify)?;

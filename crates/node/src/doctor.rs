@@ -68,6 +68,7 @@ fn disk_check(disk: &dyn Engine) -> Check {
         name: "disk".to_owned(),
         status: if limits { CheckStatus::Ok } else { CheckStatus::Warn },
         found: disk.describe(),
-        hint: (!limits).then(|| "storage_mb is shown as not enforced on every sandbox that asks for it".to_owned()),
+        hint: (!limits)
+            .then(|| "storage_mb is shown as not enforced on every sandbox that asks for it".to_owned()),
     }
 }

@@ -77,14 +77,14 @@ pub enum Error {
         message: String,
     },
     /// The store of images failed.
-    #[error(transparent)]
-    Image(#[from] berth_image::Error),
+    #[error("{0}")]
+    Image(#[source] Box<berth_image::Error>),
     /// An archive that was imported holds no image.
     #[error("the archive holds no image")]
     EmptyArchive,
     /// A build failed.
-    #[error(transparent)]
-    Build(#[from] berth_build::Error),
+    #[error("{0}")]
+    Build(#[source] Box<berth_build::Error>),
     /// The build context could not be taken in.
     #[error("cannot take in the build context")]
     Context(#[source] std::io::Error),
@@ -96,10 +96,10 @@ pub enum Error {
     Store(#[from] berth_store::Error),
     /// The sandbox could not be made.
     #[error("the sandbox could not be made")]
-    Start(#[source] berth_sandbox::Error),
+    Start(#[source] Box<berth_sandbox::Error>),
     /// The sandbox could not be ended.
     #[error("the sandbox could not be ended")]
-    Stop(#[source] berth_sandbox::Error),
+    Stop(#[source] Box<berth_sandbox::Error>),
     /// The sandbox died, or its guest failed, while this was under way: what came of it is not known.
     #[error("the sandbox failed while this was under way{}", because(reason.as_deref()))]
     Guest {
@@ -107,17 +107,17 @@ pub enum Error {
         reason: Option<String>,
         /// What the connection said.
         #[source]
-        source: berth_sandbox::guest::Error,
+        source: Box<berth_sandbox::guest::Error>,
     },
     /// The network of sandboxes could not be set up.
     #[error("the network could not be set up")]
-    Network(#[source] berth_net::Error),
+    Network(#[source] Box<berth_net::Error>),
     /// The disk engine could not be set up.
     #[error("the disk could not be set up")]
     Disk(#[source] berth_disk::Error),
     /// The driver could not be set up.
     #[error("sandboxes cannot be driven on this machine")]
-    Driver(#[source] berth_sandbox::Error),
+    Driver(#[source] Box<berth_sandbox::Error>),
     /// A background thread ended early: the daemon is ending.
     #[error("the daemon is ending")]
     Ending,
@@ -163,6 +163,18 @@ impl Error {
             Error::Start(_) | Error::Driver(_) => Some("`berth doctor` says what this machine lacks".into()),
             _ => None,
         }
+    }
+}
+
+impl From<berth_image::Error> for Error {
+    fn from(error: berth_image::Error) -> Error {
+        Error::Image(Box::new(error))
+    }
+}
+
+impl From<berth_build::Error> for Error {
+    fn from(error: berth_build::Error) -> Error {
+        Error::Build(Box::new(error))
     }
 }
 

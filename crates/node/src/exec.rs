@@ -86,7 +86,7 @@ impl Node {
         if let Some(error) = files::refusal(&source) {
             return error;
         }
-        Error::Guest { reason: self.end_of(sandbox).await, source }
+        Error::Guest { reason: self.end_of(sandbox).await, source: Box::new(source) }
     }
 
     /// What is known of a sandbox's end. The stream closes a moment before the kernel reports the death.
@@ -134,10 +134,11 @@ fn check_id(id: String) -> Result<String, Error> {
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, Error> {
     match seconds {
         None => Ok(None),
-        Some(seconds) if seconds == 0.0 => Ok(None),
-        Some(seconds) => Duration::try_from_secs_f64(seconds)
-            .map(Some)
-            .map_err(|error| Error::BadRequest { field: "timeout_seconds", problem: format!("{seconds}: {error}") }),
+        Some(0.0) => Ok(None),
+        Some(seconds) => Duration::try_from_secs_f64(seconds).map(Some).map_err(|error| Error::BadRequest {
+            field: "timeout_seconds",
+            problem: format!("{seconds}: {error}"),
+        }),
     }
 }
 

@@ -19,7 +19,11 @@ impl Node {
         let spec = UnpackSpec { path: request.path, owner, mode: None };
         match live.machine.guest().unpack(spec, tar).await {
             Ok(report) => Ok(ArchiveReport {
-                refused: report.refused.into_iter().map(|notice| format!("{}: {}", notice.path, notice.why)).collect(),
+                refused: report
+                    .refused
+                    .into_iter()
+                    .map(|notice| format!("{}: {}", notice.path, notice.why))
+                    .collect(),
                 skipped: report.skipped.into_iter().map(|notice| notice.path).collect(),
             }),
             Err(source) => Err(self.guest_error(&sandbox, source).await),

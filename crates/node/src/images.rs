@@ -73,7 +73,9 @@ impl Node {
         let images = self.0.images.import(archive, options, sink.clone()).await?;
         let (first, others) = images.split_first().ok_or_else(|| Error::EmptyArchive)?;
         for other in others {
-            sink(Progress::Message { text: format!("also imported {} ({})", other.id, other.references.join(", ")) });
+            sink(Progress::Message {
+                text: format!("also imported {} ({})", other.id, other.references.join(", ")),
+            });
         }
         Ok(first.to_api())
     }

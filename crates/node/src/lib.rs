@@ -92,22 +92,25 @@ impl Node {
         let instance = instance(&options.data_dir);
         let disk: Arc<dyn Engine> = Arc::from(berth_disk::open(&options.data_dir).map_err(Error::Disk)?);
         clear_disk(disk.as_ref())?;
-        let images =
-            Images::open(berth_image::Options { root: options.data_dir.clone(), registry: options.registry })?;
+        let images = Images::open(berth_image::Options {
+            root: options.data_dir.clone(),
+            registry: options.registry,
+        })?;
         let network = Network::start(berth_net::Options {
             instance: instance.clone(),
             range: options.network_range,
             ..berth_net::Options::default()
         })
         .await
-        .map_err(Error::Network)?;
+        .map_err(|source| Error::Network(Box::new(source)))?;
         let facts = doctor::Facts::of(&network, disk.as_ref());
         let container = berth_sandbox::container::Options {
             instance,
             layers_dir: images.layers_dir(),
             guest: options.guest,
         };
-        let driver = ContainerDriver::new(container, disk, network).map_err(Error::Driver)?;
+        let driver = ContainerDriver::new(container, disk, network)
+            .map_err(|source| Error::Driver(Box::new(source)))?;
         let node = Node(Arc::new(Inner {
             store,
             images,

@@ -62,7 +62,9 @@ fn check_resources(resources: &Resources) -> Result<(), Error> {
 fn at_least(field: &'static str, value: Option<u64>, least: u64) -> Result<(), Error> {
     match value {
         Some(value) if value < least => Err(bad(field, format!("{value} is less than {least}"))),
-        Some(value) if value > u64::MAX >> 20 => Err(bad(field, format!("{value} is more than any machine has"))),
+        Some(value) if value > u64::MAX >> 20 => {
+            Err(bad(field, format!("{value} is more than any machine has")))
+        }
         _ => Ok(()),
     }
 }

@@ -24,7 +24,9 @@ impl Node {
     /// [`Error::LeaseNotFound`]; anything else is the machine's.
     pub async fn create_sandbox(&self, request: CreateSandbox) -> Result<Sandbox, Error> {
         request::check(&request)?;
-        if let Some(earlier) = request.idempotency_key.as_deref().and_then(|key| self.0.sandboxes.find_key(key)) {
+        if let Some(earlier) =
+            request.idempotency_key.as_deref().and_then(|key| self.0.sandboxes.find_key(key))
+        {
             return adopt(earlier);
         }
         if let Some(lease) = &request.lease {
@@ -32,7 +34,7 @@ impl Node {
         }
         let began = Instant::now();
         let image = self.resolve_image(&request.image).await?;
-        let pin = self.0.images.pin(&image.id).map_err(Error::Image)?;
+        let pin = self.0.images.pin(&image.id)?;
         let config = &image.config;
 
         let sandbox = describe(&request, image.id.as_str(), config, self.0.driver.enforces_storage());
@@ -48,7 +50,7 @@ impl Node {
 
         let no_new_privileges = request.no_new_privileges.unwrap_or(!image.has_privileged_files());
         let spec = start_spec(&sandbox, &request, layer_names(&image), no_new_privileges);
-        let machine = self.0.driver.start(spec).await.map_err(Error::Start)?;
+        let machine = self.0.driver.start(spec).await.map_err(|source| Error::Start(Box::new(source)))?;
         let live = Live {
             machine: machine.clone(),
             env: Arc::new(environment(&config.env, &request.env)),
@@ -100,7 +102,7 @@ impl Node {
         }
         self.0.sandboxes.update(&id, |entry| entry.row.sandbox.state = SandboxState::Stopping);
         if let Some(live) = &entry.live {
-            live.machine.stop().await.map_err(Error::Stop)?;
+            live.machine.stop().await.map_err(|source| Error::Stop(Box::new(source)))?;
         }
         self.0.sandboxes.remove(&id);
         self.with_store(move |store| store.delete_sandbox(&id)).await
@@ -230,11 +232,7 @@ pub(crate) fn hostname(id: &str) -> String {
 }
 
 fn limits(resources: &Resources) -> Limits {
-    Limits {
-        cpus: resources.cpus,
-        memory_bytes: resources.memory_mb.map(|mb| mb * MB),
-        pids: resources.pids,
-    }
+    Limits { cpus: resources.cpus, memory_bytes: resources.memory_mb.map(|mb| mb * MB), pids: resources.pids }
 }
 
 /// The image's `KEY=value` lines, then the request's.

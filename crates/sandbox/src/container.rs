@@ -1,7 +1,7 @@
 //! Sandboxes as containers: disk, network, control groups and jail put together, and taken apart again.
 //!
-//! Each phase of a start adds what it made to [`Parts`]. Whoever drops `Parts` (a failed start, a cancelled one, a
-//! sandbox that was stopped) hands it to the [`reaper`](crate::reaper), which gives everything back in order.
+//! Each phase of a start adds what it made to `Parts`. Whoever drops `Parts` (a failed start, a cancelled one, a
+//! sandbox that was stopped) hands it to the `reaper`, which gives everything back in order.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -111,8 +111,9 @@ impl ContainerDriver {
         parts.parts().process = Some(self.launch(plan, netns, theirs).await?);
 
         let connected = tokio::time::timeout(HELLO_LIMIT, Guest::connect(ours)).await;
-        let guest = connected.map_err(|_| Error::GuestSilent { limit: HELLO_LIMIT })?.map_err(Error::Guest)?;
-        Ok(Container::new(guest, parts.release(), self.reaper.clone())?)
+        let guest =
+            connected.map_err(|_| Error::GuestSilent { limit: HELLO_LIMIT })?.map_err(Error::Guest)?;
+        Container::new(guest, parts.release(), self.reaper.clone())
     }
 
     fn plan_cgroup(&self, spec: &StartSpec) -> Result<cgroup::Plan, Error> {
@@ -157,7 +158,12 @@ impl ContainerDriver {
     }
 
     /// Launches on a thread of its own: the child's mounts take milliseconds that no other request should wait for.
-    async fn launch(&self, plan: berth_jail::Plan, netns: OwnedFd, control: OwnedFd) -> Result<Process, Error> {
+    async fn launch(
+        &self,
+        plan: berth_jail::Plan,
+        netns: OwnedFd,
+        control: OwnedFd,
+    ) -> Result<Process, Error> {
         let (launcher, guest) = (self.launcher.clone(), self.guest.clone());
         let launched = tokio::task::spawn_blocking(move || {
             use std::os::fd::AsFd;
@@ -208,7 +214,10 @@ impl Container {
     fn new(guest: Guest, parts: Parts, reaper: Reaper) -> Result<Container, Error> {
         let process = parts.process.as_ref().ok_or(Error::Ended)?;
         let pidfd = process.pidfd().try_clone().map_err(Error::Socket)?;
-        #[expect(deprecated, reason = "an OwnedFd keeps its descriptor, which is all that the new, unsafe call asks")]
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd keeps its descriptor, which is all that the new, unsafe call asks"
+        )]
         let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(Error::Socket)?;
         let parts = Arc::new(Mutex::new(Some(parts)));
         let (announce, death) = watch::channel(None);

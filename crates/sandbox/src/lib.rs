@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A start is a row of phases, each of which owns what it made; a start that fails or is dropped half-way gives all
-//! of it back through the [`reaper`]. Nothing here knows HTTP or keeps records: that is the node's.
+//! of it back through the reaper. Nothing here knows HTTP or keeps records: that is the node's.
 //!
 //! How it fails: [`Error`], always of the infrastructure. What a command in a sandbox does wrong is an
 //! [`berth_types::exec::ExecStatus`], never an error.

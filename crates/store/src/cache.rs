@@ -22,7 +22,8 @@ impl Store {
 
     /// Forgets `key`.
     pub fn forget(&self, kind: &str, key: &str) -> Result<(), Error> {
-        let deleted = self.connection().execute("DELETE FROM cache WHERE kind = ?1 AND key = ?2", [kind, key]);
+        let deleted =
+            self.connection().execute("DELETE FROM cache WHERE kind = ?1 AND key = ?2", [kind, key]);
         deleted.map(drop).map_err(query("write the build cache"))
     }
 }

@@ -16,7 +16,8 @@ pub struct LeaseRow {
 impl Store {
     /// Makes a lease.
     pub fn put_lease(&self, lease: &LeaseRow) -> Result<(), Error> {
-        let sql = "INSERT INTO leases (id, expires_at, revision) VALUES (?1, ?2, (SELECT value FROM revision))";
+        let sql =
+            "INSERT INTO leases (id, expires_at, revision) VALUES (?1, ?2, (SELECT value FROM revision))";
         let made = self.connection().execute(sql, params![lease.id, lease.expires_at]);
         made.map(drop).map_err(query("write a lease"))
     }
@@ -32,7 +33,8 @@ impl Store {
     pub fn leases(&self) -> Result<Vec<LeaseRow>, Error> {
         let failed = query("list leases");
         let connection = self.connection();
-        let mut statement = connection.prepare_cached("SELECT id, expires_at FROM leases").map_err(&failed)?;
+        let mut statement =
+            connection.prepare_cached("SELECT id, expires_at FROM leases").map_err(&failed)?;
         let rows = statement
             .query_map([], |row| Ok(LeaseRow { id: row.get(0)?, expires_at: row.get(1)? }))
             .map_err(&failed)?;

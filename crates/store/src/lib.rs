@@ -104,7 +104,8 @@ impl Store {
         // transactions; the sandboxes they spoke of are gone then too.
         connection.pragma_update(None, "journal_mode", "WAL").map_err(open)?;
         connection.pragma_update(None, "synchronous", "NORMAL").map_err(open)?;
-        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open)?;
+        let found: i64 =
+            connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open)?;
         if found > SCHEMA_VERSION {
             return Err(Error::NewerSchema { found, known: SCHEMA_VERSION });
         }

@@ -66,8 +66,9 @@ impl Store {
     pub fn purge_ended(&self, time: i64) -> Result<Vec<String>, Error> {
         let failed = query("purge sandboxes");
         let connection = self.connection();
-        let mut statement =
-            connection.prepare_cached("DELETE FROM sandboxes WHERE ended_at < ?1 RETURNING id").map_err(&failed)?;
+        let mut statement = connection
+            .prepare_cached("DELETE FROM sandboxes WHERE ended_at < ?1 RETURNING id")
+            .map_err(&failed)?;
         let ids = statement.query_map([time], |row| row.get(0)).map_err(&failed)?;
         ids.map(|id| id.map_err(&failed)).collect()
     }

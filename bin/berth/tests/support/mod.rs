@@ -24,13 +24,13 @@ macro_rules! require_busybox {
     };
 }
 
-pub struct Daemon {
+pub(crate) struct Daemon {
     dir: TempDir,
     child: Option<Child>,
 }
 
 impl Daemon {
-    pub fn start() -> Daemon {
+    pub(crate) fn start() -> Daemon {
         let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in(test_root()).unwrap();
         let mut daemon = Daemon { dir, child: None };
         daemon.restart(&[]);
@@ -38,7 +38,7 @@ impl Daemon {
     }
 
     /// A daemon with the image `busybox` in its store.
-    pub fn with_busybox() -> Daemon {
+    pub(crate) fn with_busybox() -> Daemon {
         let daemon = Daemon::start();
         let tar = daemon.path().join("busybox.tar");
         std::fs::write(&tar, busybox_rootfs()).unwrap();
@@ -46,8 +46,9 @@ impl Daemon {
         daemon
     }
 
-    pub fn restart(&mut self, args: &[&str]) {
-        let log = std::fs::File::options().create(true).append(true).open(self.path().join("daemon.log")).unwrap();
+    pub(crate) fn restart(&mut self, args: &[&str]) {
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.path().join("daemon.log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_berth"))
             .args(["serve", "--host", &self.host(), "--data-dir"])
             .arg(self.path().join("data"))
@@ -72,47 +73,53 @@ impl Daemon {
         }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.path().join("berth.sock")
     }
 
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         format!("unix://{}", self.socket().display())
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.path().join("daemon.log")).unwrap_or_default()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
         command.args(args).env("BERTH_HOST", self.host()).env("NO_COLOR", "1").current_dir(self.path());
         command
     }
 
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).stdin(Stdio::null()).output().unwrap()
     }
 
     /// Runs a command that must succeed; its stdout without the last newline.
     #[track_caller]
-    pub fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
-        assert!(output.status.success(), "berth {args:?}: {}\n{}\n{}", output.status, text(&output.stderr), self.log());
+        assert!(
+            output.status.success(),
+            "berth {args:?}: {}\n{}\n{}",
+            output.status,
+            text(&output.stderr),
+            self.log()
+        );
         text(&output.stdout).trim_end_matches('\n').to_owned()
     }
 
     /// Runs a command that must fail; its exit code and stderr.
     #[track_caller]
-    pub fn fails(&self, args: &[&str]) -> (i32, String) {
+    pub(crate) fn fails(&self, args: &[&str]) -> (i32, String) {
         let output = self.run(args);
         assert!(!output.status.success(), "berth {args:?} succeeded: {}", text(&output.stdout));
         (output.status.code().unwrap_or(-1), text(&output.stderr))
@@ -120,7 +127,7 @@ impl Daemon {
 
     /// A sandbox of `busybox:test`, by name.
     #[track_caller]
-    pub fn sandbox(&self, name: &str, args: &[&str]) {
+    pub(crate) fn sandbox(&self, name: &str, args: &[&str]) {
         let mut all = vec!["sandbox", "create", "busybox:test", "--name", name];
         all.extend(args);
         self.ok(&all);
@@ -128,18 +135,18 @@ impl Daemon {
 
     /// A shell line in a sandbox: exit code, stdout, stderr.
     #[track_caller]
-    pub fn sh(&self, sandbox: &str, line: &str) -> (i32, String, String) {
+    pub(crate) fn sh(&self, sandbox: &str, line: &str) -> (i32, String, String) {
         let output = self.run(&["sandbox", "exec", sandbox, "--", "/bin/sh", "-c", line]);
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    pub fn terminate(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
         let mut child = self.child.take().unwrap();
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -171,19 +178,19 @@ impl Drop for Daemon {
     }
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Where tests keep their data: a real disk, since overlayfs wants one and a tmpfs may be small.
-pub fn test_root() -> PathBuf {
+pub(crate) fn test_root() -> PathBuf {
     let root = std::env::var_os("BERTH_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     std::fs::create_dir_all(&root).unwrap();
     root
 }
 
 /// A root file system with nothing but busybox and its applets.
-pub fn busybox_rootfs() -> Vec<u8> {
+pub(crate) fn busybox_rootfs() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for dir in ["bin/", "etc/", "tmp/", "root/"] {
         append(&mut tar, dir, tar::EntryType::Directory, if dir == "tmp/" { 0o1777 } else { 0o755 }, b"");
@@ -191,7 +198,13 @@ pub fn busybox_rootfs() -> Vec<u8> {
     append(&mut tar, "bin/busybox", tar::EntryType::Regular, 0o755, &std::fs::read(BUSYBOX).unwrap());
     let passwd = b"root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n";
     append(&mut tar, "etc/passwd", tar::EntryType::Regular, 0o644, passwd);
-    append(&mut tar, "etc/group", tar::EntryType::Regular, 0o644, b"root:x:0:\nalice:x:1000:\nstaff:x:50:alice\n");
+    append(
+        &mut tar,
+        "etc/group",
+        tar::EntryType::Regular,
+        0o644,
+        b"root:x:0:\nalice:x:1000:\nstaff:x:50:alice\n",
+    );
     let list = Command::new(BUSYBOX).arg("--list").output().unwrap();
     for applet in text(&list.stdout).lines().filter(|name| *name != "busybox") {
         let mut header = tar::Header::new_gnu();
@@ -211,7 +224,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mod
 }
 
 /// Writes files below `dir`, given as (path, mode, content).
-pub fn write_tree(dir: &Path, files: &[(&str, u32, &str)]) {
+pub(crate) fn write_tree(dir: &Path, files: &[(&str, u32, &str)]) {
     use std::os::unix::fs::PermissionsExt;
     for (path, mode, content) in files {
         let path = dir.join(path);
@@ -224,7 +237,7 @@ pub fn write_tree(dir: &Path, files: &[(&str, u32, &str)]) {
 
 /// Waits until `condition` holds.
 #[track_caller]
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(15);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} does not come true");
@@ -233,7 +246,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Whether a process of this machine has `marker` in its command line.
-pub fn process_with(marker: &str) -> bool {
+pub(crate) fn process_with(marker: &str) -> bool {
     let Ok(all) = std::fs::read_dir("/proc") else { return false };
     all.flatten().any(|entry| {
         std::fs::read(entry.path().join("cmdline"))
@@ -242,6 +255,6 @@ pub fn process_with(marker: &str) -> bool {
     })
 }
 
-pub fn signal_of(output: &Output) -> Option<i32> {
+pub(crate) fn signal_of(output: &Output) -> Option<i32> {
     output.status.signal()
 }
