@@ -69,7 +69,12 @@ fn resolve(spec: &str, passwd: &str, group: &str) -> Result<User, Error> {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (spec, None),
     };
-    let user = if user.is_empty() { "0" } else { user };
+    let user = match user {
+        "" => "0",
+        // Whoever prepares a sandbox asks for root by name; an image from scratch has no list with that name.
+        "root" if find_account(user, passwd).is_none() => "0",
+        user => user,
+    };
     let account = find_account(user, passwd);
     let uid = match &account {
         Some(account) => account.uid,
@@ -161,6 +166,14 @@ mod tests {
         assert_eq!(resolved("1234"), Ok((5, 5, vec![], "/five".into())));
         assert_eq!(resolved("0"), Ok((0, 0, vec![10], "/root".into())));
         assert_eq!(resolved(":wheel"), Ok((0, 10, vec![], "/root".into())));
+    }
+
+    #[test]
+    fn root_needs_no_list() {
+        let root = resolve("root", "", "").expect("root is always there");
+        assert_eq!((root.ids.uid, root.ids.gid, root.name, root.home), (0, 0, None, "/".into()));
+        let renamed = resolve("root", "admin:x:0:0::/home/admin:/bin/sh\n", "").expect("root is always there");
+        assert_eq!((renamed.ids.uid, renamed.home), (0, "/home/admin".into()));
     }
 
     #[test]
