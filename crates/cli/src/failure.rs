@@ -71,7 +71,7 @@ pub(crate) enum Failure {
     #[error("not done: {question}")]
     Unconfirmed { question: String },
     /// A daemon that agreed to stop and is still there.
-    #[error("the daemon at {host} still answers {seconds} s after it agreed to stop")]
+    #[error("the daemon at {host} is still there {seconds} s after it agreed to stop")]
     StillThere { host: String, seconds: u64 },
     /// An exit code that no process can have.
     #[error(

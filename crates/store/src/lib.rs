@@ -18,6 +18,7 @@ mod sandboxes;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -26,6 +27,9 @@ pub use sandboxes::SandboxRow;
 
 /// Schema that this code reads and writes; see `schema.sql`.
 const SCHEMA_VERSION: i64 = 1;
+
+/// How long the lock is waited for: a daemon that no longer listens may still be ending its sandboxes.
+const ENDING: Duration = Duration::from_secs(3);
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -125,10 +129,16 @@ impl Store {
 fn lock(path: &Path) -> Result<File, Error> {
     let on = |source| Error::LockFile { path: path.to_owned(), source };
     let file = File::options().create(true).truncate(false).write(true).open(path).map_err(on)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(on(source)),
+    let deadline = Instant::now() + ENDING;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(on(source)),
+        }
     }
 }
 

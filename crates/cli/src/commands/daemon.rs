@@ -1,5 +1,6 @@
 //! `berth daemon start|stop|status`.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,8 @@ async fn start(session: &Session) -> Result<(), Failure> {
 async fn stop(session: &Session) -> Result<(), Failure> {
     let options = session.start_options()?;
     let client = Client::new(options.host.clone());
+    // Asked before, since afterwards nobody answers.
+    let version = client.version().await;
     match client.shutdown().await {
         Ok(()) => {}
         Err(Error::Connect { .. }) if !options.host_is_given => {
@@ -61,14 +64,19 @@ async fn stop(session: &Session) -> Result<(), Failure> {
         }
         Err(error) => return Err(error.into()),
     }
-    await_end(&client, &options.host).await?;
+    await_end(&client, &options.host, version.ok().map(|version| version.pid)).await?;
     session.output.note(&format!("the daemon at {} has stopped", options.host));
     Ok(())
 }
 
-async fn await_end(client: &Client, host: &Host) -> Result<(), Failure> {
+/// A daemon stops listening first and gives back what it holds on the machine then.
+async fn await_end(client: &Client, host: &Host, pid: Option<u32>) -> Result<(), Failure> {
+    // Only a daemon on a socket is surely a process of this machine.
+    let process = pid.filter(|_| host.socket().is_some()).map(|pid| format!("/proc/{pid}"));
     let since = Instant::now();
-    while !matches!(client.version().await, Err(Error::Connect { .. })) {
+    while !matches!(client.version().await, Err(Error::Connect { .. }))
+        || process.as_ref().is_some_and(|process| Path::new(process).exists())
+    {
         if since.elapsed() > STOP_LIMIT {
             return Err(Failure::StillThere { host: host.to_string(), seconds: STOP_LIMIT.as_secs() });
         }
