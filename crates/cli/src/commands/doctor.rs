@@ -9,20 +9,30 @@ use berth_types::system::{CheckStatus, DoctorReport};
 use crate::Session;
 use crate::failure::Failure;
 
-/// Prints the daemon's checks of its machine; where no daemon runs, checks this one.
+/// Prints the daemon's checks of its machine. Where no daemon runs, checks this one, and starts a daemon for the rest
+/// (network, disk) unless that could not run anyway.
 pub(super) async fn run(session: &Session) -> Result<ExitCode, Failure> {
     let options = session.start_options()?;
     let report = match Client::new(options.host).doctor().await {
         Ok(report) => report,
-        Err(berth_client::Error::Connect { .. }) if !options.host_is_given => {
-            session.output.note("no daemon runs: checking this machine directly");
-            tokio::task::spawn_blocking(session.context.local_doctor).await.map_err(Failure::Doctor)?
-        }
+        Err(berth_client::Error::Connect { .. }) if !options.host_is_given => check_here(session).await?,
         Err(error) => return Err(error.into()),
     };
     session.output.result(&report, render)?;
-    let is_fit = report.checks.iter().all(|check| check.status != CheckStatus::Fail);
-    Ok(if is_fit { ExitCode::SUCCESS } else { ExitCode::from(Kind::Config.exit_code()) })
+    Ok(if is_fit(&report) { ExitCode::SUCCESS } else { ExitCode::from(Kind::Config.exit_code()) })
+}
+
+async fn check_here(session: &Session) -> Result<DoctorReport, Failure> {
+    let local = tokio::task::spawn_blocking(session.context.local_doctor).await.map_err(Failure::Doctor)?;
+    if is_fit(&local) {
+        return Ok(session.client().await?.doctor().await?);
+    }
+    session.output.note("no daemon can run here, so network and disk were not looked at");
+    Ok(local)
+}
+
+fn is_fit(report: &DoctorReport) -> bool {
+    report.checks.iter().all(|check| check.status != CheckStatus::Fail)
 }
 
 fn render(report: &DoctorReport) -> String {
