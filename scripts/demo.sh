@@ -16,7 +16,8 @@ berth="$target/release/berth"
 "$berth" version
 
 say "3/4 base image debian:bookworm"
-if "$berth" image ls --json | grep -q 'library/debian:bookworm"'; then
+# No grep -q: it would end at the first match, and the command before it by a broken pipe.
+if "$berth" image ls --json | grep 'library/debian:bookworm"' >/dev/null; then
     echo "in the local store"
 elif "$berth" image pull debian:bookworm; then
     echo "pulled from the registry"
