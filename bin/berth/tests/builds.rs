@@ -168,3 +168,18 @@ fn equal_builds_at_once_are_one() {
     });
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
 }
+
+#[test]
+fn a_daemon_that_ends_takes_its_builds_along() {
+    require_busybox!();
+    let mut daemon = Daemon::with_busybox();
+    let dockerfile = "FROM busybox:test\nRUN sleep 6666666\n";
+    write_tree(&daemon.path().join("context"), &[("Dockerfile", 0o644, dockerfile)]);
+    let mut client = daemon.command(&["image", "build", "context"]).spawn().unwrap();
+    support::eventually("the step", || support::process_with("6666666"));
+    assert!(daemon.terminate().success());
+    assert_eq!(client.wait().unwrap().code(), Some(69));
+    assert!(!support::process_with("6666666"), "a step outlived the daemon");
+    assert!(!daemon.log().contains("stay behind"), "{}", daemon.log());
+    daemon.restart(&[]);
+}

@@ -28,6 +28,9 @@ use crate::images::{Body, Sink};
 use crate::sandboxes::hostname;
 use crate::{Error, Node, error};
 
+/// How the directories of build contexts are called in the scratch space.
+const CONTEXT_PREFIX: &str = "context-";
+
 /// Kinds of rows in the store's cache.
 const STEP: &str = "step";
 const IMAGE: &str = "image";
@@ -46,8 +49,10 @@ impl Node {
         for tag in &options.tags {
             tag.parse::<berth_image::Reference>().map_err(berth_image::Error::from)?;
         }
-        let dir =
-            tempfile::Builder::new().prefix("context-").tempdir_in(&self.0.tmp).map_err(Error::Context)?;
+        let dir = tempfile::Builder::new()
+            .prefix(CONTEXT_PREFIX)
+            .tempdir_in(&self.0.tmp)
+            .map_err(Error::Context)?;
         let bytes = unpack_context(context, dir.path()).await?;
         // Trials of one task send the same bytes; the first builds, the others then find its result.
         let flight = (!options.no_cache).then(|| self.0.builds.flight(&bytes, &options));
@@ -85,6 +90,17 @@ impl Node {
         let machine = Builder { node: self.clone(), sink: sink.clone(), kept: Mutex::default() };
         Ok(berth_build::build(request, &machine).await?)
     }
+}
+
+/// Removes the contexts of builds that an earlier daemon did not live to end.
+pub(crate) fn clear_contexts(tmp: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(tmp)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(CONTEXT_PREFIX.as_bytes()) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Unpacks the context and returns the digest of its bytes.

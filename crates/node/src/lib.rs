@@ -111,13 +111,15 @@ impl Node {
         };
         let driver = ContainerDriver::new(container, disk, network)
             .map_err(|source| Error::Driver(Box::new(source)))?;
+        let tmp = options.data_dir.join("tmp");
+        builds::clear_contexts(&tmp).map_err(Error::Context)?;
         let node = Node(Arc::new(Inner {
             store,
             images,
             driver: Arc::new(driver),
             sandboxes: Registry::default(),
             builds: Builds::default(),
-            tmp: options.data_dir.join("tmp"),
+            tmp,
             facts,
             background: Default::default(),
         }));
@@ -129,12 +131,14 @@ impl Node {
     /// Ends every sandbox and gives back what the node holds on this machine.
     pub async fn shutdown(&self) {
         self.0.background.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
-        for entry in self.0.sandboxes.select(|entry| entry.live.is_some()) {
-            let id = entry.sandbox().id.clone();
-            if let Err(error) = self.delete_sandbox(&id).await {
+        let alive = self.0.sandboxes.select(|entry| entry.live.is_some());
+        futures_util::future::join_all(alive.iter().map(|entry| async {
+            let id = &entry.sandbox().id;
+            if let Err(error) = self.delete_sandbox(id).await {
                 tracing::warn!(id, %error, "a sandbox could not be ended");
             }
-        }
+        }))
+        .await;
         self.0.driver.shutdown().await;
     }
 

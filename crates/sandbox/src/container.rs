@@ -7,7 +7,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use berth_disk::{Engine, Writable};
@@ -52,6 +53,29 @@ pub struct ContainerDriver {
     facts: berth_jail::Facts,
     cgroups: cgroup::Facts,
     reaper: Reaper,
+    alive: Alive,
+}
+
+/// What living containers hold, so that a shutdown ends those too whose owners have not let go.
+#[derive(Default)]
+struct Alive {
+    parts: Mutex<Vec<Weak<Mutex<Option<Parts>>>>>,
+    closed: AtomicBool,
+}
+
+impl Alive {
+    fn add(&self, parts: &Arc<Mutex<Option<Parts>>>) {
+        let mut all = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|parts| parts.strong_count() > 0);
+        all.push(Arc::downgrade(parts));
+    }
+
+    /// Takes everything from its owners; no container starts afterwards.
+    fn close(&self) -> Vec<Parts> {
+        self.closed.store(true, Ordering::SeqCst);
+        let all = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        all.iter().filter_map(|parts| lock(&*parts.upgrade()?).take()).collect()
+    }
 }
 
 /// What one sandbox holds on this machine. Given back in the order of the fields.
@@ -87,6 +111,7 @@ impl ContainerDriver {
             network,
             facts: berth_jail::Facts::detect().map_err(Error::Facts)?,
             cgroups,
+            alive: Alive::default(),
         })
     }
 
@@ -113,7 +138,12 @@ impl ContainerDriver {
         let connected = tokio::time::timeout(HELLO_LIMIT, Guest::connect(ours)).await;
         let guest =
             connected.map_err(|_| Error::GuestSilent { limit: HELLO_LIMIT })?.map_err(Error::Guest)?;
-        Container::new(guest, parts.release(), self.reaper.clone())
+        let container = Container::new(guest, parts.release(), self.reaper.clone())?;
+        self.alive.add(&container.parts);
+        if self.alive.closed.load(Ordering::SeqCst) {
+            return Err(Error::Cancelled);
+        }
+        Ok(container)
     }
 
     fn plan_cgroup(&self, spec: &StartSpec) -> Result<cgroup::Plan, Error> {
@@ -189,6 +219,9 @@ impl Driver for ContainerDriver {
 
     fn shutdown(&self) -> BoxFuture<'_, ()> {
         async move {
+            for parts in self.alive.close() {
+                drop(self.reaper.guard_of(parts));
+            }
             self.reaper.settled().await;
             if let Err(error) = self.network.shutdown().await {
                 tracing::warn!(%error, "network rules stay behind until the next start");
