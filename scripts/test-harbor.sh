@@ -6,7 +6,7 @@
 #   BERTH_TEST_DIR   where images are kept from run to run (default: /var/tmp/berth-test)
 #   BERTH_DATA_DIR   the daemon's data directory (default: $BERTH_TEST_DIR/harbor)
 #
-# Further arguments go to pytest, for example: scripts/test-harbor.sh -k square
+# Further arguments go to pytest and choose among the tests of the trials, for example: scripts/test-harbor.sh -k square
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,22 +17,30 @@ data=${BERTH_DATA_DIR:-$base/harbor}
 run=$(mktemp -d /tmp/berth-harbor.XXXXXX)
 box="harbor-suite-$$"
 daemons=()
+embedded=
+status=0
 
-say() { printf '\n== %s\n' "$*"; }
+say() { printf '\n== %s (after %d s)\n' "$*" "$SECONDS"; }
+
+die() {
+    echo "$*" >&2
+    exit 1
+}
 
 finish() {
     status=$?
     trap - EXIT
     if [ "$status" != 0 ]; then
-        for log in "$run"/*.log; do
-            [ -e "$log" ] && printf '\n-- end of %s\n' "${log##*/}" && tail -n 30 "$log"
+        for log in "$run"/*.log "$run"/embedded/data/daemon.log; do
+            [ ! -e "$log" ] || { printf '\n-- end of %s\n' "${log##*/}" && tail -n 30 "$log"; }
         done
     fi
     "$berth" --quiet sandbox rm "$box" 2>/dev/null || true
-    for pid in "${daemons[@]}"; do
+    # With the last of these, whatever runs in the embedded daemon's root ends too.
+    for pid in "${daemons[@]}" $embedded; do
         kill "$pid" 2>/dev/null || true
     done
-    for pid in "${daemons[@]}"; do
+    for pid in "${daemons[@]}" $embedded; do
         wait "$pid" 2>/dev/null || true
     done
     rm -rf "$run"
@@ -52,64 +60,96 @@ serve() {
         kill -0 "$served" 2>/dev/null || break
         sleep 0.1
     done
-    echo "the daemon $1 does not answer" >&2
-    exit 1
+    die "the daemon $1 does not answer"
 }
 
 # inside COMMAND…: runs a command in the suite's sandbox.
-inside() { "$berth" sandbox exec "$box" --cwd /suite --env PYTHONDONTWRITEBYTECODE=1 "$@"; }
+inside() { "$berth" sandbox exec "$box" --cwd /suite "$@"; }
 
-say "1/5 daemon"
-[ -x "$berth" ] || { echo "$berth is not there: cargo build -p berth" >&2; exit 1; }
-mkdir -p "$run/host" "$data"
+suite() { inside "$@" pytest -rs --no-header -p no:cacheprovider "${tests[@]}" || status=1; }
+
+# bootstrap SUITE…: makes sure of base images, all at once.
+bootstrap() {
+    local suite making=() made=0 known
+    known=$("$berth" image ls --json)
+    for suite in "$@"; do
+        if [[ $known == *"library/debian:$suite\""* ]]; then
+            echo "debian:$suite is in the store"
+        else
+            echo "debian:$suite comes from the mirror"
+            "$berth" --quiet image bootstrap "debian:$suite" >"$run/bootstrap-$suite.log" 2>&1 &
+            making+=($!)
+        fi
+    done
+    for pid in "${making[@]}"; do
+        wait "$pid" || made=1
+    done
+    return "$made"
+}
+
+# native NAME CODE ARGUMENT…: a job of Berth's own runner, for Harbor to read.
+native() {
+    local name=$1 expected=$2 code=0
+    shift 2
+    "$berth" --quiet run "$@" --jobs-dir "$run/suite/native" --job-name "$name" >"$run/native.log" 2>&1 || code=$?
+    [ "$code" = "$expected" ] || die "berth run $* ended with $code instead of $expected"
+}
+
+say "1/7 daemon"
+[ -x "$berth" ] || die "$berth is not there: cargo build -p berth"
+mkdir -p "$run/host" "$run/suite/python" "$run/context/ca" "$data"
 export BERTH_HOST="unix://$run/host/berth.sock"
 unset BERTH_DATA_DIR
 serve berth "$data"
 "$berth" version
 
-say "2/5 base images"
-for suite in trixie bookworm; do
-    if "$berth" image ls --json | grep -q "library/debian:$suite\""; then
-        echo "debian:$suite is in the store"
-    else
-        "$berth" image bootstrap "debian:$suite"
-    fi
-done
+say "2/7 base images"
+bootstrap trixie bookworm
 
-say "3/5 wheel"
-venv=$target/maturin
-[ -x "$venv/bin/maturin" ] || { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet 'maturin>=1.9,<2'; }
-context=$run/context
-mkdir -p "$context/ca" "$context/wheel"
-"$venv/bin/maturin" build --profile dev --compatibility linux --out "$context/wheel" ${CI:+--quiet}
-ls "$context/wheel"
+say "3/7 wheel"
+maturin=$target/tools/bin/maturin
+[ -x "$maturin" ] || { python3 -m venv "$target/tools" && "$target/tools/bin/pip" install --quiet 'maturin>=1.9,<2'; }
+"$maturin" build --profile dev --strip --compatibility linux --out "$run/suite/wheel" ${CI:+--quiet}
+(cd "$run/suite/wheel" && ls -sh -- *.whl)
 
-say "4/5 image with Harbor"
-cp tests/harbor/Dockerfile tests/harbor/install-harbor.sh "$context/"
-cp /etc/ssl/certs/ca-certificates.crt "$context/ca/" 2>/dev/null || touch "$context/ca/none"
-"$berth" image build --tag berth-test/harbor:latest "$context"
+say "4/7 image with Harbor"
+cp tests/harbor/Dockerfile "$run/context/"
+sed -n 's/^harbor = \["\(.*\)"\]$/\1/p' pyproject.toml >"$run/context/requirements.txt"
+cp /etc/ssl/certs/ca-certificates.crt "$run/context/ca/" 2>/dev/null || touch "$run/context/ca/none"
+"$berth" image build --tag berth-test/harbor:latest "$run/context"
 
-say "5/5 suite"
+say "5/7 suite"
 "$berth" sandbox create berth-test/harbor:latest --name "$box" \
     --mount "type=bind,src=$run/host,dst=/run/berth-host" --env BERTH_HOST=unix:///run/berth-host/berth.sock
-mkdir -p "$run/suite/python"
+
+native oracle 0 examples/tasks/square-2 -a oracle -k 3
+native nop 0 examples/tasks/square-2 -a nop
+native command 0 examples/tasks/square-2 --agent-cmd 'echo said; exit 3'
+native faults 69 tests/harbor/tasks/no-reward tests/harbor/tasks/broken-build
 cp -r examples tests pyproject.toml "$run/suite/"
 cp -r python/tests "$run/suite/python/"
+cp crates/harbor/tests/validate_layout.py "$run/suite/tests/harbor/"
 "$berth" sandbox cp "$run/suite" "$box:/suite"
 
-status=0
-inside pytest -q -rs -p no:cacheprovider python/tests || status=1
-inside pytest -q -rs -p no:cacheprovider --durations=5 tests/harbor "$@" || status=1
+inside sh -c 'pip install --quiet "$(echo wheel/*.whl)[harbor]" && pip list 2>/dev/null | grep -E "^(berth|harbor|certifi) "'
 
-# A daemon killed under a running trial: a second one, with nothing in its store, since the first runs the suite itself.
-say "a daemon killed under a trial"
+tests=(python/tests)
+suite
+tests=(--durations=5 tests/harbor --ignore tests/harbor/test_daemon_lost.py --ignore tests/harbor/test_embedded.py "$@")
+suite
+echo "-- the same provider under the code of Harbor 0.25.0, whatever floor of its dependencies the index cannot meet"
+tests=(python/tests tests/harbor/test_native.py tests/harbor/test_trials.py -k "not trials or test_square")
+suite --env PYTHONPATH=/opt/harbor-0.25
+
+say "6/7 a daemon killed under a trial"
+# A second daemon, with nothing in its store, since the first runs the suite itself.
 serve victim "$base/harbor-victim"
 victim=$served
 inside --env BERTH_HOST=unix:///run/berth-host/victim.sock --env BERTH_TEST_VICTIM=1 \
-    pytest -q -rs -p no:cacheprovider tests/harbor/test_daemon_lost.py &
+    pytest -rs --no-header -p no:cacheprovider tests/harbor/test_daemon_lost.py &
 lost=$!
 for _ in $(seq 600); do
-    [ -e "$run/host/ready" ] && break
+    [ ! -e "$run/host/ready" ] || break
     kill -0 "$lost" 2>/dev/null || break
     sleep 0.1
 done
@@ -124,6 +164,12 @@ fi
 wait "$lost" || status=1
 # Its successor finds and clears away what it left.
 serve victim "$base/harbor-victim"
+
+say "7/7 nobody starts a daemon"
+tests/harbor/embedded.sh "$data" berth-test/harbor:latest "$run/embedded" "$run/suite" &
+embedded=$!
+wait "$embedded" || status=1
+embedded=
 
 if [ "$status" = 0 ]; then say "all passed"; else say "FAILED"; fi
 exit "$status"

@@ -108,8 +108,8 @@ async def test_unknown_users_and_directories_are_named(env: BerthEnvironment) ->
 
 async def _alive(env: BerthEnvironment, seconds: int) -> str | None:
     """Which processes sleep for that long; the brackets keep the question itself out of the answer."""
-    pattern = f"sleep.[{str(seconds)[0]}]{str(seconds)[1:]}"
-    return (await env.exec(f"grep -lza '{pattern}' /proc/[0-9]*/cmdline; true")).stdout
+    listed = "for file in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$file; echo; done 2>/dev/null"
+    return (await env.exec(f"{{ {listed}; }} | grep 'sleep [{str(seconds)[0]}]{str(seconds)[1:]}'; true")).stdout
 
 
 async def test_a_timeout_leaves_nothing(env: BerthEnvironment) -> None:
