@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -114,13 +115,15 @@ def timed(request: dict[str, object]) -> dict[str, object]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        try:
-            status = process.wait(timeout=request["timeout"])
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            status = 124
+        # Not Popen.wait(timeout), which looks up to 50 ms too late.
+        ended = os.pidfd_open(process.pid)
+        in_time = select.select([ended], [], [], request["timeout"])[0]
         seconds = time.monotonic() - began
+        os.close(ended)
+        if not in_time:
+            os.killpg(process.pid, signal.SIGKILL)
+            print(f"bench: ended after {request['timeout']} s: {' '.join(request['argv'])}", file=sys.stderr)
+        status = process.wait()
         output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL))
         return {"seconds": seconds, "status": status, "output": output.read().decode(errors="replace")}
 
