@@ -427,7 +427,7 @@ class AsyncClient:
         if self._http is None:
             self._http = _http.async_client(endpoint)
         arguments = _http.request_arguments(call)
-        for pause in (*_http.RETRY_PAUSES, None):
+        for pause in _http.pauses(call):
             content = _in_worker_chunks(chunks) if chunks is not None else None
             request = self._http.build_request(**arguments, content=content)
             try:

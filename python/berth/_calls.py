@@ -45,6 +45,8 @@ class Call[T]:
     """Type of a body that the caller sends beside the call."""
     missing_ok: bool = False
     """Whether "not found" is as good as success."""
+    once: bool = False
+    """Whether to give up at the first refused connection."""
 
 
 def _nothing(_: Any) -> None:
@@ -83,7 +85,8 @@ def renew_lease(lease: str, ttl_seconds: int) -> Call[Lease]:
 
 
 def delete_lease(lease: str) -> Call[None]:
-    return Call("DELETE", f"/v1/leases/{quote(lease, safe='')}", _nothing, missing_ok=True)
+    # Once: a process says this as it exits, and a daemon that has gone has taken its sandboxes along.
+    return Call("DELETE", f"/v1/leases/{quote(lease, safe='')}", _nothing, missing_ok=True, once=True)
 
 
 # ------------------------------------------------------------------------------------------------------ sandboxes

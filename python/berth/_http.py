@@ -41,6 +41,11 @@ def async_client(endpoint: Endpoint) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=endpoint.base_url, transport=transport, timeout=_TIMEOUT, trust_env=False)
 
 
+def pauses(call: Call[Any]) -> tuple[float | None, ...]:
+    """One entry an attempt: how long to wait after it has been refused, or None to give up."""
+    return (None,) if call.once else (*RETRY_PAUSES, None)
+
+
 def request_arguments(call: Call[Any]) -> dict[str, Any]:
     """What to build the call's request from, but for a streamed body."""
     arguments: dict[str, Any] = {"method": call.method, "url": call.path}

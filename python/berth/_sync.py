@@ -341,7 +341,7 @@ class Client:
 
     def _send(self, call: Call[Any], chunks: Iterator[bytes] | None = None) -> httpx.Response:
         arguments = _http.request_arguments(call)
-        for pause in (*_http.RETRY_PAUSES, None):
+        for pause in _http.pauses(call):
             request = self._http.build_request(**arguments, content=chunks)
             try:
                 with _http.translated(self.endpoint):

@@ -16,7 +16,7 @@ import pytest
 from berth import _endpoint, _http
 from berth._endpoint import parse_host
 from berth._lease import LeaseKeeper
-from fake_daemon import FakeDaemon
+from fake_daemon import FakeDaemon, fake_daemon
 
 
 def test_hosts() -> None:
@@ -163,6 +163,16 @@ def test_the_lease_is_renewed_and_given_back(daemon: FakeDaemon) -> None:
     assert len(daemon.leases) == 1
     keeper.end()
     assert not daemon.leases
+
+
+def test_a_process_does_not_wait_at_its_end_for_a_daemon_that_has_gone(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_daemon(tmp_path_factory.mktemp("gone")) as running:
+        keeper = LeaseKeeper(parse_host(running.host))
+        keeper.current()
+    monkeypatch.setattr(_http, "RETRY_PAUSES", (60.0,))
+    keeper.end()
 
 
 def _until(condition: object) -> None:
