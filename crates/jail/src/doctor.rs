@@ -53,7 +53,17 @@ impl Finding {
 
 /// Looks at everything; changes nothing.
 pub fn doctor() -> Vec<Finding> {
-    vec![root(), capabilities(), kernel(), namespaces(), overlay(), clone3(), memory_file(), cgroups()]
+    vec![
+        root(),
+        capabilities(),
+        kernel(),
+        namespaces(),
+        overlay(),
+        clone3(),
+        memory_file(),
+        seccomp(),
+        cgroups(),
+    ]
 }
 
 fn root() -> Finding {
@@ -140,6 +150,18 @@ fn memory_file() -> Finding {
             Finding::bad("executable memory files", State::Fail, error.to_string(), hint)
         }
     }
+}
+
+fn seccomp() -> Finding {
+    const NAME: &str = "system call filter";
+    if let Err(error) = crate::seccomp::programs() {
+        return Finding::bad(NAME, State::Fail, error.to_string(), "use an x86-64 or 64-bit ARM machine");
+    }
+    if berth_sys::seccomp::filters_are_there() {
+        return Finding::ok(NAME, "yes");
+    }
+    let hint = "use a kernel with CONFIG_SECCOMP_FILTER, 4.14 or newer; in a container, allow seccomp(2)";
+    Finding::bad(NAME, State::Fail, "not there", hint)
 }
 
 fn cgroups() -> Finding {

@@ -40,6 +40,8 @@ fn serve() -> io::Result<()> {
     rustix::process::chdir("/")?;
     let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(null(OFlags::RDONLY)?)?;
+    // Compiled once here, for all children. An error is every child's own, when it comes to need it.
+    let _ = crate::seccomp::programs();
     while let Some((request, fds)) = message::receive::<Request>(&socket)? {
         let answered = match Descriptors::take(request, fds) {
             Some(fds) => start(&socket, fds),

@@ -21,8 +21,7 @@
 //!
 //! Where to start reading: [`spec`], then [`mod@plan`], then `perform`.
 //!
-//! Seams for later: user namespaces and id-mapped mounts become operations between `PrivateMounts` and `MountOverlay`,
-//! a seccomp filter one before `NoNewPrivileges`.
+//! Seam for later: user namespaces and id-mapped mounts become operations between `PrivateMounts` and `MountOverlay`.
 
 pub mod capability;
 pub mod cgroup;
@@ -35,6 +34,7 @@ mod mountpoint;
 mod perform;
 pub mod plan;
 mod process;
+pub mod seccomp;
 pub mod spec;
 
 pub use capability::Capability;

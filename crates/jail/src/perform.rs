@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::Capability;
 use crate::mountpoint::{self, Kind, Links};
 use crate::plan::{Flag, Mount, Op, Overlay, Plan, Tree};
+use crate::seccomp::{self, Profile};
 use crate::spec::GuestCgroup;
 
 /// A step that failed, in a form that fits through a pipe.
@@ -89,6 +90,7 @@ impl Performed {
             Op::ReadOnly(path) => read_only(path),
             Op::Hostname(name) => rustix::system::sethostname(name.as_bytes()).at("set the host name", name),
             Op::RaiseOpenFiles => raise_open_files(),
+            Op::FilterSystemCalls(profile) => filter_system_calls(*profile),
             Op::Capabilities { keep, last } => keep_capabilities(keep, *last),
             Op::NoNewPrivileges => {
                 rustix::thread::set_no_new_privs(true).at("give up new privileges of", "the guest")
@@ -266,6 +268,20 @@ fn raise_open_files() -> Result<(), Failure> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).at("raise the limit of", "open files")
+}
+
+fn filter_system_calls(profile: Profile) -> Result<(), Failure> {
+    let programs = match profile {
+        Profile::Unconfined => return Ok(()),
+        Profile::Default => seccomp::programs(),
+    };
+    // Only an architecture that nobody has ported has none; doctor says so in full.
+    let programs = programs.map_err(|_| {
+        Failure::new("compile the system call filter for", std::env::consts::ARCH, Errno::OPNOTSUPP)
+    })?;
+    programs.iter().try_for_each(|program| {
+        berth_sys::seccomp::install_filter(program).at("install the system call filter of", "the guest")
+    })
 }
 
 fn keep_capabilities(keep: &[Capability], last: u8) -> Result<(), Failure> {

@@ -15,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::capability::Capability;
+use crate::seccomp::Profile;
 use crate::spec::{Bind, GuestCgroup, Spec};
 
 /// Longest host name. gethostname(2).
@@ -209,6 +210,8 @@ pub enum Op {
     Hostname(String),
     /// Raise the soft limit of open files to the hard one.
     RaiseOpenFiles,
+    /// Have all system calls from here on judged by the filter of this profile.
+    FilterSystemCalls(Profile),
     /// Keep no capability but these, of all up to `last`.
     Capabilities {
         /// Kept.
@@ -304,6 +307,11 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     ops.extend(MASKED.map(|path| Op::Mask(path.into())));
     ops.extend(READ_ONLY.map(|path| Op::ReadOnly(path.into())));
     ops.extend([Op::Hostname(spec.hostname.clone()), Op::RaiseOpenFiles]);
+    if spec.seccomp != Profile::Unconfined {
+        // While the right to do so is there: without it the kernel asks for no-new-privileges, which sudo is not to have.
+        // So the filter applies to what follows too, all of which it allows.
+        ops.push(Op::FilterSystemCalls(spec.seccomp));
+    }
     ops.push(Op::Capabilities { keep: spec.capabilities.clone(), last: facts.last_capability });
     if spec.no_new_privileges {
         ops.push(Op::NoNewPrivileges);
@@ -458,6 +466,7 @@ mod tests {
             },
             no_new_privileges: true,
             capabilities: Capability::defaults(),
+            seccomp: Profile::Default,
             shm_bytes: DEFAULT_SHM_BYTES,
         }
     }
@@ -475,6 +484,7 @@ mod tests {
         spec.etc = EtcFiles::default();
         spec.cgroups = CgroupMembership::default();
         spec.no_new_privileges = false;
+        spec.seccomp = Profile::Unconfined;
         insta::assert_json_snapshot!(plan(&spec, &FACTS).unwrap());
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::capability::Capability;
+use crate::seccomp::Profile;
 
 /// Size of `/dev/shm` unless told otherwise, as Docker has it.
 pub const DEFAULT_SHM_BYTES: u64 = 64 << 20;
@@ -34,6 +35,9 @@ pub struct Spec {
     pub no_new_privileges: bool,
     /// What root keeps.
     pub capabilities: Vec<Capability>,
+    /// Which system calls its processes may make.
+    #[serde(default)]
+    pub seccomp: Profile,
     /// Size of `/dev/shm`, in bytes.
     pub shm_bytes: u64,
 }

@@ -182,6 +182,7 @@ impl ContainerDriver {
             cgroups,
             no_new_privileges: spec.no_new_privileges,
             capabilities: Capability::defaults(),
+            seccomp: berth_jail::seccomp::Profile::Default,
             shm_bytes: spec::DEFAULT_SHM_BYTES,
         };
         berth_jail::plan(&jail, &self.facts).map_err(Error::Plan)

@@ -20,6 +20,7 @@ pub mod netdev;
 pub mod netns;
 pub mod process;
 pub mod program;
+pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 

@@ -4,8 +4,10 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use berth_jail::plan::Op;
+use berth_jail::seccomp::Profile;
 use berth_jail::spec::Bind;
-use berth_jail::{Error, Exit};
+use berth_jail::{Error, Exit, Facts, plan};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::rig::{Rig, Sandbox, link};
@@ -295,4 +297,24 @@ fn sorted(list: &str) -> String {
     let mut names: Vec<&str> = list.lines().collect();
     names.sort_unstable();
     names.join(" ")
+}
+
+pub fn filters_system_calls() {
+    let mut rig = Rig::usual();
+    let sandbox = rig.launch();
+    assert_eq!(sandbox.status("Seccomp"), "2");
+    assert_eq!(sandbox.status("Seccomp_filters"), "3");
+    // Set-user-id programs work: the filter was not bought with no-new-privileges.
+    assert_eq!(sandbox.status("NoNewPrivs"), "0");
+    drop(sandbox);
+    rig.spec.seccomp = Profile::Unconfined;
+    assert_eq!(rig.launch().status("Seccomp"), "0");
+
+    // Where it cannot be installed there is no sandbox.
+    rig.spec.seccomp = Profile::Default;
+    let mut plan = plan(&rig.spec, &Facts::detect().unwrap()).unwrap();
+    let filter = plan.ops.iter().position(|op| matches!(op, Op::FilterSystemCalls(_))).unwrap();
+    plan.ops.swap(filter, filter + 1);
+    assert!(matches!(plan.ops[filter], Op::Capabilities { .. }));
+    assert_perform(rig.launch_plan(&plan, None), "install the system call filter of", Path::new("the guest"));
 }

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
-    let tests: [(&str, fn()); 18] = [
+    let tests: [(&str, fn()); 19] = [
         ("merges_layers_and_hides_what_was_deleted", containers::merges_layers),
         ("is_pid_1_with_the_defaults", containers::is_pid_1_with_the_defaults),
         ("leaves_the_hosts_mounts_alone", containers::leaves_the_hosts_mounts_alone),
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         ("links_of_an_image_do_not_lead_to_the_host", containers::links_stay_inside),
         ("a_linked_proc_is_refused", containers::a_linked_proc_is_refused),
         ("tells_what_it_made_in_an_empty_image", containers::tells_stubs),
+        ("filters_system_calls_or_does_not_start", containers::filters_system_calls),
         ("mounts_150_layers", containers::mounts_many_layers),
         ("names_the_layer_that_is_missing", containers::names_the_bad_layer),
         ("has_its_own_network_or_the_given_one", containers::networks),

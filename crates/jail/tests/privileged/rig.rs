@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use berth_jail::cgroup::{self, Cgroup, Limits};
 use berth_jail::spec::{DEFAULT_SHM_BYTES, EtcFiles, Root};
-use berth_jail::{Capability, Error, Facts, GuestImage, LaunchRequest, Launcher, Process, Spec, plan};
+use berth_jail::{Capability, Error, Facts, GuestImage, LaunchRequest, Launcher, Plan, Process, Spec, plan};
 use tempfile::TempDir;
 
 /// Why the tests cannot run here.
@@ -68,6 +68,7 @@ impl Rig {
             cgroups: Default::default(),
             no_new_privileges: false,
             capabilities: Capability::defaults(),
+            seccomp: Default::default(),
             shm_bytes: DEFAULT_SHM_BYTES,
         };
         Self { dir, spec }
@@ -108,10 +109,16 @@ impl Rig {
     }
 
     pub fn launch_in(&self, netns: Option<std::os::fd::BorrowedFd<'_>>) -> Result<Sandbox, Error> {
+        self.launch_plan(&plan(&self.spec, &Facts::detect().unwrap()).unwrap(), netns)
+    }
+
+    pub fn launch_plan(
+        &self,
+        plan: &Plan,
+        netns: Option<std::os::fd::BorrowedFd<'_>>,
+    ) -> Result<Sandbox, Error> {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let plan = plan(&self.spec, &Facts::detect().unwrap()).unwrap();
-        let request =
-            LaunchRequest { plan: &plan, netns, control: theirs.into(), guest: guest(), stderr: None };
+        let request = LaunchRequest { plan, netns, control: theirs.into(), guest: guest(), stderr: None };
         let process = launcher().launch(request)?;
         Ok(Sandbox { process, control: ours })
     }
