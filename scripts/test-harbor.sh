@@ -35,7 +35,7 @@ finish() {
             [ ! -e "$log" ] || { printf '\n-- end of %s\n' "${log##*/}" && tail -n 30 "$log"; }
         done
     fi
-    "$berth" --quiet sandbox rm "$box" 2>/dev/null || true
+    "$berth" --quiet sandbox rm "$box" >/dev/null 2>&1 || true
     # With the last of these, whatever runs in the embedded daemon's root ends too.
     for pid in "${daemons[@]}" $embedded; do
         kill "$pid" 2>/dev/null || true
@@ -138,7 +138,7 @@ suite
 tests=(--durations=5 tests/harbor --ignore tests/harbor/test_daemon_lost.py --ignore tests/harbor/test_embedded.py "$@")
 suite
 echo "-- the same provider under the code of Harbor 0.25.0, whatever floor of its dependencies the index cannot meet"
-tests=(python/tests tests/harbor/test_native.py tests/harbor/test_trials.py -k "not trials or test_square")
+tests=(python/tests/test_harbor_environment.py tests/harbor/test_native.py tests/harbor/test_trials.py -k "not trials or test_square")
 suite --env PYTHONPATH=/opt/harbor-0.25
 
 say "6/7 a daemon killed under a trial"
