@@ -137,7 +137,9 @@ tests=(python/tests)
 suite
 tests=(--durations=5 tests/harbor --ignore tests/harbor/test_daemon_lost.py --ignore tests/harbor/test_embedded.py "$@")
 suite
-echo "-- the same provider under the code of Harbor 0.25.0, whatever floor of its dependencies the index cannot meet"
+# What keeps pip from installing it in the ordinary way, if anything does.
+echo "-- the same under the code of Harbor 0.25.0, laid over these packages:"
+inside --env PYTHONPATH=/opt/harbor-0.25 pip check || true
 tests=(python/tests/test_harbor_environment.py tests/harbor/test_native.py tests/harbor/test_trials.py -k "not trials or test_square")
 suite --env PYTHONPATH=/opt/harbor-0.25
 
