@@ -52,6 +52,8 @@ const MASKED: [&str; 12] = [
 ];
 /// What root could change for the whole machine, namespaces or not.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// The guest's own files: root in the container is its user, and could offer it to the out-of-memory killer first.
+const GUEST_FILES: &str = "/proc/1";
 
 /// What the plan depends on besides the spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -305,7 +307,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     }
     // After the devices are attached: files are masked with the container's own /dev/null.
     ops.extend(MASKED.map(|path| Op::Mask(path.into())));
-    ops.extend(READ_ONLY.map(|path| Op::ReadOnly(path.into())));
+    ops.extend(READ_ONLY.into_iter().chain([GUEST_FILES]).map(|path| Op::ReadOnly(path.into())));
     ops.extend([Op::Hostname(spec.hostname.clone()), Op::RaiseOpenFiles]);
     if spec.seccomp != Profile::Unconfined {
         // While the right to do so is there: without it the kernel asks for no-new-privileges, which sudo is not to have.

@@ -380,6 +380,11 @@ mod tests {
         assert_eq!(call(__NR_personality, &[0x4_0000]), "allow");
         assert_eq!(call(__NR_personality, &[0xffff_ffff]), "allow");
         assert_eq!(call(__NR_personality, &[0x40_0000]), "EPERM", "READ_IMPLIES_EXEC");
+        assert_eq!(call(__NR_prlimit64, &[0, 0]), "allow");
+        assert_eq!(call(__NR_prlimit64, &[1, 0]), "EPERM");
+        assert_eq!(call(__NR_setpriority, &[0, 1]), "EPERM");
+        assert_eq!(call(__NR_setpriority, &[2, 0]), "EPERM");
+        assert_eq!(call(__NR_setpriority, &[0, 0]), "allow");
         for (family, expected) in [(1, "allow"), (2, "allow"), (10, "allow"), (16, "allow"), (17, "allow")] {
             assert_eq!(call(__NR_socket, &[family]), expected);
         }

@@ -347,7 +347,56 @@ pub(super) const ARGUMENTS: &[Argument] = &[
         refused: Condition::NoneOf(FAMILIES),
         errno: EAFNOSUPPORT,
     },
+    Argument {
+        why: "a limit of CPU time on the guest kills it, and the trial would look like a failure of the machine",
+        call: __NR_prlimit64,
+        index: 0,
+        refused: GUEST,
+        errno: EPERM,
+    },
+    Argument {
+        why: "the guest keeps time limits and must get to run",
+        call: __NR_sched_setscheduler,
+        index: 0,
+        refused: GUEST,
+        errno: EPERM,
+    },
+    Argument {
+        why: "the guest keeps time limits and must get to run",
+        call: __NR_sched_setparam,
+        index: 0,
+        refused: GUEST,
+        errno: EPERM,
+    },
+    Argument {
+        why: "the guest keeps time limits and must get to run",
+        call: __NR_sched_setattr,
+        index: 0,
+        refused: GUEST,
+        errno: EPERM,
+    },
+    Argument {
+        why: "the guest keeps time limits and must get to run",
+        call: __NR_sched_setaffinity,
+        index: 0,
+        refused: GUEST,
+        errno: EPERM,
+    },
+    Argument { why: "as sched_setscheduler", call: __NR_setpriority, index: 1, refused: GUEST, errno: EPERM },
+    Argument {
+        why: "the guest is among the processes of user 0",
+        call: __NR_setpriority,
+        index: 0,
+        refused: Condition::OneOf(&[PRIO_USER]),
+        errno: EPERM,
+    },
 ];
+
+/// The guest: no other process can be number 1, since there are no new pid namespaces. Root in a sandbox is its user, so
+/// nothing else is in the way.
+const GUEST: Condition = Condition::OneOf(&[1]);
+/// `linux/resource.h`.
+const PRIO_USER: u32 = 2;
 
 /// `asm-generic/errno-base.h`.
 const EPERM: u32 = 1;
