@@ -202,7 +202,7 @@ class BerthEnvironment(BaseEnvironment):
         return built.image.id
 
     def _tag(self) -> str:
-        return f"harbor/{_slug(self.environment_name, 'task').lower()}:latest"
+        return f"localhost/harbor/{_slug(self.environment_name, 'task').lower()}:latest"
 
     def _log_progress(self, progress: models.Progress) -> None:
         match progress.what:

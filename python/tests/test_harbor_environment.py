@@ -157,7 +157,7 @@ async def test_start_asks_for_what_the_task_declares(daemon: FakeDaemon, tmp_pat
     )
     await environment.start(force_build=False)
     (options, names), (creation,) = daemon.builds[0], daemon.creations
-    assert options == {"tags": ["harbor/square-2:latest"]}
+    assert options == {"tags": ["localhost/harbor/square-2:latest"]}
     assert names == ["Dockerfile"]
     assert creation["resources"] == {"cpus": cpus, "memory_mb": 256, "storage_mb": 512}
     assert creation["network"] == "no-network"
