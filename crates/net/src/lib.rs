@@ -47,6 +47,8 @@
 
 mod addresses;
 mod error;
+mod host;
+mod making;
 mod names;
 mod netlink;
 mod network;
@@ -54,6 +56,7 @@ mod nft;
 pub mod range;
 mod resolver;
 pub mod ruleset;
+mod shelf;
 mod slot;
 mod worker;
 
@@ -62,5 +65,6 @@ mod world_tests;
 
 pub use berth_types::sandbox::NetworkMode as Mode;
 pub use error::{Error, Refusal};
-pub use network::{Network, Options};
+pub use network::{Network, Options, PoolSizes};
+pub use shelf::PoolCounts;
 pub use slot::Slot;

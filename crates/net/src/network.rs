@@ -1,18 +1,20 @@
 //! The network of one daemon: a handle to the thread that owns it.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use ipnet::Ipv4Net;
 use tokio::sync::oneshot;
 
 use crate::Mode;
 use crate::error::{Error, Refusal};
+use crate::host::Started;
 use crate::names::Names;
+use crate::shelf::PoolCounts;
 use crate::slot::Slot;
-use crate::worker::{self, Command, Started};
+use crate::worker::{self, Door, Taken};
 
 /// What a network is started with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,12 +27,33 @@ pub struct Options {
     pub nameservers: Vec<Ipv4Addr>,
     /// The program nft; looked for in /usr/sbin, /sbin and `PATH` when absent.
     pub nft: Option<PathBuf>,
+    /// Slots that are kept ready.
+    pub pool: PoolSizes,
+}
+
+/// How many slots are kept ready, so that an attach need not wait until one is made.
+///
+/// A kind's slots are made after the first of that kind was asked for, in the background. A slot that is ready costs one
+/// descriptor of the daemon's and the kernel's memory of a namespace: about 250 KiB when connected, 160 KiB when not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSizes {
+    /// Slots of [`Mode::NoNetwork`]; 0 keeps none.
+    pub isolated: usize,
+    /// Slots of [`Mode::Public`]; 0 keeps none. Their addresses count as used.
+    pub connected: usize,
+    /// How far either grows while more are asked for at once, until half of them lie unused for half a minute.
+    pub most: usize,
+}
+
+impl Default for PoolSizes {
+    fn default() -> Self {
+        Self { isolated: 8, connected: 8, most: 64 }
+    }
 }
 
 /// A running network.
-#[derive(Debug)]
 pub struct Network {
-    worker: Sender<Command>,
+    door: Arc<Door>,
     public: Result<Ipv4Net, Arc<Refusal>>,
     warnings: Vec<String>,
 }
@@ -45,12 +68,12 @@ impl Network {
     /// A wrong instance or range, and leavings that cannot be removed.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let names = Names::new(&options.instance)?;
-        let (commands, started) = worker::spawn(names, options)?;
-        let Started { public, warnings } = started.await.map_err(|_| Error::Stopped)??;
-        Ok(Self { worker: commands, public, warnings })
+        let started = worker::spawn(names, options)?;
+        let (door, Started { public, warnings }) = started.await.map_err(|_| Error::Stopped)??;
+        Ok(Self { door, public, warnings })
     }
 
-    /// Makes a slot for one sandbox. It is the caller's from the moment that this returns: a call that is
+    /// A slot for one sandbox, from those that are ready or made now. It is the caller's from the moment that this returns: a call that is
     /// cancelled leaves nothing behind.
     ///
     /// # Errors
@@ -58,16 +81,20 @@ impl Network {
     /// [`Error::PublicRefused`] where this machine cannot do `public`, [`Error::NoFreeAddress`], and what the kernel
     /// refuses.
     pub async fn attach(&self, mode: Mode) -> Result<Slot, Error> {
-        let (reply, slot) = oneshot::channel();
-        let command = match mode {
-            Mode::NoNetwork => Command::Isolate { reply },
-            Mode::Public => match &self.public {
-                Ok(_) => Command::Attach { reply, worker: self.worker.clone() },
-                Err(refusal) => return Err(Error::PublicRefused(Arc::clone(refusal))),
-            },
-        };
-        self.worker.send(command).map_err(|_| Error::Stopped)?;
-        slot.await.map_err(|_| Error::Stopped)?
+        if mode == Mode::Public
+            && let Err(refusal) = &self.public
+        {
+            return Err(Error::PublicRefused(Arc::clone(refusal)));
+        }
+        match self.door.take(mode)? {
+            Taken::Ready(slot) => Ok(slot),
+            Taken::Waiting(slot) => slot.await.map_err(|_| Error::Stopped)?,
+        }
+    }
+
+    /// Figures of the slots that are kept ready.
+    pub fn pool(&self, mode: Mode) -> PoolCounts {
+        self.door.counts(mode)
     }
 
     /// The range of public sandboxes, or why this machine cannot have any.
@@ -94,9 +121,13 @@ impl Network {
     /// Something could not be removed; the rest was. A network that was shut down before is no error.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let (reply, done) = oneshot::channel();
-        if self.worker.send(Command::Shutdown { reply }).is_err() {
-            return Ok(());
-        }
+        self.door.shut_down(reply);
         done.await.unwrap_or(Ok(()))
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Network").field("public", &self.public).finish_non_exhaustive()
     }
 }

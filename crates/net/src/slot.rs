@@ -4,34 +4,26 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use crate::Mode;
-use crate::worker::Command;
+use crate::making::{Lease, Made};
+use crate::worker::Door;
 
-/// The network of one sandbox. Dropping it removes the link and gives the address back; the namespace ends with the last
-/// process and descriptor in it.
+/// The network of one sandbox. Dropping it has the link removed and the address given back; the namespace ends with the
+/// last process and descriptor in it. Nothing of it is ever used again for another sandbox, but the address, after a
+/// while.
 pub struct Slot {
     netns: OwnedFd,
-    connection: Option<Connection>,
-}
-
-/// A way out of the namespace.
-pub(crate) struct Connection {
-    pub(crate) number: u32,
-    pub(crate) address: Ipv4Addr,
-    pub(crate) link: String,
-    pub(crate) resolv_conf: Arc<str>,
-    pub(crate) worker: Sender<Command>,
+    lease: Option<Lease>,
+    resolv_conf: Arc<str>,
+    door: Arc<Door>,
 }
 
 impl Slot {
-    pub(crate) fn isolated(netns: OwnedFd) -> Self {
-        Self { netns, connection: None }
-    }
-
-    pub(crate) fn connected(netns: OwnedFd, connection: Connection) -> Self {
-        Self { netns, connection: Some(connection) }
+    /// Takes over what was made, and its lease.
+    pub(crate) fn new(made: Made, door: Arc<Door>, resolv_conf: Arc<str>) -> Self {
+        let Made { netns, lease } = made;
+        Self { netns, lease, resolv_conf, door }
     }
 
     /// The namespace, to setns(2) into.
@@ -41,30 +33,29 @@ impl Slot {
 
     /// What it may reach.
     pub fn mode(&self) -> Mode {
-        if self.connection.is_some() { Mode::Public } else { Mode::NoNetwork }
+        if self.lease.is_some() { Mode::Public } else { Mode::NoNetwork }
     }
 
     /// Its address; none without a network.
     pub fn address(&self) -> Option<Ipv4Addr> {
-        self.connection.as_ref().map(|c| c.address)
+        self.lease.as_ref().map(|l| l.address)
     }
 
     /// Name of its link on the host; none without a network.
     pub fn link(&self) -> Option<&str> {
-        self.connection.as_ref().map(|c| c.link.as_str())
+        self.lease.as_ref().map(|l| l.link.as_str())
     }
 
     /// What its `/etc/resolv.conf` is to hold; empty without a network, where no name can be resolved.
     pub fn resolv_conf(&self) -> &str {
-        self.connection.as_ref().map_or("", |c| &c.resolv_conf)
+        if self.lease.is_some() { &self.resolv_conf } else { "" }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(connection) = &self.connection {
-            // A network that is shut down has removed the link already.
-            let _ = connection.worker.send(Command::Detach { number: connection.number });
+        if let Some(lease) = &self.lease {
+            self.door.give_back(lease.number);
         }
     }
 }

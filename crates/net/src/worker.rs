@@ -1,399 +1,518 @@
-//! The thread that owns a network: its socket to the host's tables, its addresses, its nft table.
+//! The threads of a network, and the state that they share with its handles.
 //!
-//! One thread, since the kernel changes links under one lock anyway, and since it stays in the network namespace in which
-//! it was started. Slots that go away say so by a message, so dropping one never blocks.
+//! ```text
+//!   attach ──▶ shelf has one ──────────────────────────▶ slot, without waiting for any thread
+//!         └──▶ waiting ──▶ a maker (of two) makes it ──▶ slot
+//!                          makers with nobody waiting: at most one fills the shelves
+//!   drop of a slot ──▶ doomed ──▶ the keeper removes the link, then the address rests
+//! ```
+//!
+//! Removing takes a thread of its own because of the kernel: it makes and connects a namespace in 1 to 2 ms, but whoever
+//! removes a link waits 15 to 30 ms for readers of it (RCU) to be gone, without holding the lock that making needs.
+//! At most one maker fills, so that the other one is there for whoever comes meanwhile; and one that has filled gives
+//! its slot to whoever waits by then. None of the threads has a lower priority than the others: they hold the kernel's
+//! lock over all links (RTNL) in turn, and a holder that is not scheduled keeps everybody waiting.
+//!
+//! The keeper starts the network, in the calling thread's namespace, and ends it.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
-use std::time::Instant;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
 use tokio::sync::oneshot;
 
+use crate::Mode;
 use crate::addresses::Addresses;
-use crate::error::{Error, Refusal};
+use crate::error::Error;
+use crate::host::{Host, Started};
+use crate::making::{Lease, Made, make};
 use crate::names::Names;
-use crate::netlink::{Link, Mac, Netlink, Route, Veth};
-use crate::network::Options;
-use crate::nft::Nft;
-use crate::range::{self, Occupied, OccupiedKind};
-use crate::resolver::{self, Resolver};
-use crate::ruleset;
-use crate::slot::{Connection, Slot};
+use crate::netlink::Netlink;
+use crate::network::{Options, PoolSizes};
+use crate::shelf::{PoolCounts, Shelf};
+use crate::slot::Slot;
 
-/// The sandbox's end of a link.
-const GUEST_LINK: &str = "eth0";
-/// The default gateway of every sandbox. It is nobody's address: only its permanent neighbour entry counts.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// MTU where the host has no default route to take it from.
-const DEFAULT_MTU: u32 = 1500;
+/// Threads that make slots: one that fills and one that serves.
+const MAKERS: usize = 2;
+/// How long nothing is filled after a failure, which the next attach meets and reports if it lasts.
+const RETRY: Duration = Duration::from_secs(10);
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 type Answer<T> = oneshot::Receiver<Result<T, Error>>;
 
-/// What the thread is asked for.
-pub(crate) enum Command {
-    /// A slot with loopback only.
-    Isolate { reply: Reply<Slot> },
-    /// A connected slot, which reports its end to `worker`.
-    Attach { reply: Reply<Slot>, worker: Sender<Command> },
-    /// A slot's end.
-    Detach { number: u32 },
-    /// The network's end.
-    Shutdown { reply: Reply<()> },
-}
-
-/// What became of the start.
-#[derive(Debug)]
-pub(crate) struct Started {
-    pub(crate) public: Result<Ipv4Net, Arc<Refusal>>,
-    pub(crate) warnings: Vec<String>,
-}
-
-/// Starts the thread in the calling thread's namespace.
-pub(crate) fn spawn(names: Names, options: Options) -> Result<(Sender<Command>, Answer<Started>), Error> {
-    let (commands, inbox) = mpsc::channel();
+/// Starts a network; the answer comes when it has started.
+pub(crate) fn spawn(names: Names, options: Options) -> Result<Answer<(Arc<Door>, Started)>, Error> {
     let (reply, started) = oneshot::channel();
-    let body = move || match Worker::start(names, &options) {
-        Ok((worker, outcome)) => {
-            // With nobody waiting, the inbox is closed too, and the worker ends at once.
-            let _ = reply.send(Ok(outcome));
-            worker.run(&inbox);
+    let body = move || match Keeper::start(names, &options) {
+        Ok((keeper, outcome)) => {
+            // With nobody waiting the door is closed by this, and the keeper ends at once.
+            drop(reply.send(Ok((Arc::new(Door(Arc::clone(&keeper.shared))), outcome))));
+            keeper.run();
         }
         Err(error) => drop(reply.send(Err(error))),
     };
     thread::Builder::new().name("berth-net".to_owned()).spawn(body).map_err(Error::Spawn)?;
-    Ok((commands, started))
+    Ok(started)
 }
 
-struct Worker {
+/// What a [`Network`](crate::Network) and its slots hold: the network ends with the last of them.
+pub(crate) struct Door(Arc<Shared>);
+
+/// A slot, or the promise of one.
+pub(crate) enum Taken {
+    Ready(Slot),
+    Waiting(Answer<Slot>),
+}
+
+impl Door {
+    /// Takes a slot that is ready, or has one made.
+    pub(crate) fn take(self: &Arc<Self>, mode: Mode) -> Result<Taken, Error> {
+        let mut state = self.0.lock();
+        if state.phase != Phase::Open {
+            return Err(Error::Stopped);
+        }
+        let made = state.shelf(mode).take();
+        let taken = match made {
+            Some(made) => Taken::Ready(self.slot(made)),
+            None => {
+                let (reply, slot) = oneshot::channel();
+                state.waiting.push_back(Request { mode, reply, door: Arc::clone(self) });
+                Taken::Waiting(slot)
+            }
+        };
+        drop(state);
+        self.0.work.notify_one();
+        Ok(taken)
+    }
+
+    /// A slot's end: its link goes, then its address rests.
+    pub(crate) fn give_back(&self, number: u32) {
+        self.0.lock().doomed.push(number);
+        self.0.chores.notify_one();
+    }
+
+    /// Begins the network's end. Nothing is answered where it has ended already.
+    pub(crate) fn shut_down(&self, reply: Reply<()>) {
+        let mut state = self.0.lock();
+        if state.phase != Phase::Ended {
+            state.goodbyes.push(reply);
+        }
+        drop(state);
+        self.0.close();
+    }
+
+    /// Figures of the slots that are kept ready.
+    pub(crate) fn counts(&self, mode: Mode) -> PoolCounts {
+        self.0.lock().shelf(mode).counts()
+    }
+
+    fn slot(self: &Arc<Self>, made: Made) -> Slot {
+        let resolv_conf = Arc::clone(&self.0.resolv_conf);
+        Slot::new(made, Arc::clone(self), resolv_conf)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// What the threads and the handles share.
+struct Shared {
     names: Names,
-    host: Netlink,
-    nft: Nft,
-    public: Option<Public>,
-    /// Living links, by slot number.
-    links: BTreeMap<u32, String>,
-}
-
-/// What only networks that can do `public` have.
-struct Public {
-    addresses: Addresses,
     mtu: u32,
     resolv_conf: Arc<str>,
-    /// Holds the range against other daemons, see [`reserve`].
-    _reservation: UnixDatagram,
+    state: Mutex<State>,
+    /// Something for the makers.
+    work: Condvar,
+    /// Something for the keeper.
+    chores: Condvar,
 }
 
-/// What the host's tables say.
-struct Host {
-    links: Vec<Link>,
-    addresses: Vec<Ipv4Net>,
-    routes: Vec<Route>,
+struct State {
+    phase: Phase,
+    waiting: VecDeque<Request>,
+    isolated: Shelf<Made>,
+    connected: Shelf<Made>,
+    /// None where the machine cannot do `public`.
+    addresses: Option<Addresses>,
+    /// Links that are there or may be, by slot number.
+    links: BTreeMap<u32, String>,
+    /// Slots whose links are to be removed.
+    doomed: Vec<u32>,
+    filling: Option<Mode>,
+    serving: usize,
+    /// When shelves that are not empty may be filled on.
+    rested_at: Instant,
+    /// When filling may be tried again after a failure.
+    retry_at: Instant,
+    goodbyes: Vec<Reply<()>>,
 }
 
-impl Worker {
-    fn start(names: Names, options: &Options) -> Result<(Self, Started), Error> {
-        let read = |what| move |source| Error::ReadHost { what, source };
-        let mut host = Netlink::open().map_err(read("tables"))?;
-        remove_stale_links(&mut host, &names)?;
-        let facts = Host {
-            links: host.links().map_err(read("links"))?,
-            addresses: host.addresses().map_err(read("addresses"))?,
-            routes: host.routes().map_err(read("routes"))?,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Nothing is handed out any more, and what there is is being removed.
+    Closing,
+    Ended,
+}
+
+/// Somebody who waits for a slot.
+struct Request {
+    mode: Mode,
+    reply: Reply<Slot>,
+    door: Arc<Door>,
+}
+
+/// What a maker does next, and with which lease.
+struct Job {
+    purpose: Purpose,
+    lease: Option<Lease>,
+}
+
+enum Purpose {
+    Serve(Request),
+    /// There is no address for it.
+    Refuse(Request, Error),
+    Fill(Mode),
+}
+
+impl Shared {
+    fn new(host: &Host, pool: &PoolSizes) -> Self {
+        let now = Instant::now();
+        let public = host.public.as_ref();
+        let state = State {
+            phase: Phase::Open,
+            waiting: VecDeque::new(),
+            isolated: Shelf::new(pool.isolated, pool.most, now),
+            connected: Shelf::new(pool.connected, pool.most, now),
+            addresses: public.map(|p| Addresses::new(p.range)),
+            links: BTreeMap::new(),
+            doomed: Vec::new(),
+            filling: None,
+            serving: 0,
+            rested_at: now,
+            retry_at: now,
+            goodbyes: Vec::new(),
         };
-        let resolver = resolver(options, &facts);
-        let nft = Nft::find(options.nft.as_deref());
-        let mut worker = Self { names, host, nft, public: None, links: BTreeMap::new() };
-        let public = worker.prepare_public(options, &facts, &resolver)?;
-        let warnings = match &public {
-            Ok(_) => warnings(&worker.names, &worker.nft, &resolver),
-            Err(_) => Vec::new(),
-        };
-        Ok((worker, Started { public: public.map_err(Arc::new), warnings }))
+        Self {
+            names: host.names.clone(),
+            mtu: public.map_or(0, |p| p.mtu),
+            resolv_conf: public.map_or_else(|| "".into(), |p| Arc::clone(&p.resolv_conf)),
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            chores: Condvar::new(),
+        }
     }
 
-    /// The outer error is the configuration's, the inner one the machine's.
-    fn prepare_public(
-        &mut self,
-        options: &Options,
-        facts: &Host,
-        resolver: &Resolver,
-    ) -> Result<Result<Ipv4Net, Refusal>, Error> {
-        let occupied = facts.occupied(&resolver.nameservers);
-        let (range, reservation) = match options.range {
-            Some(range) => configured_range(range, &occupied)?,
-            None => match free_range(self.names.instance(), &occupied) {
-                Ok(found) => found,
-                Err(refusal) => return Ok(Err(refusal)),
-            },
-        };
-        let rules = ruleset::of(&self.names, range, &resolver.nameservers);
-        if let Err(refusal) = self.nft.load(&rules) {
-            return Ok(Err(refusal));
-        }
-        if let Err(refusal) = enable_forwarding() {
-            // Just loaded, so that it can be deleted; what counts is the first failure.
-            let _ = self.nft.delete_table(&self.names.table());
-            return Ok(Err(refusal));
-        }
-        self.public = Some(Public {
-            addresses: Addresses::new(range),
-            mtu: facts.mtu(),
-            resolv_conf: resolver.text().into(),
-            _reservation: reservation,
-        });
-        Ok(Ok(range))
+    /// No slot may be dropped while this is held, as it would wait for itself.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(mut self, inbox: &Receiver<Command>) {
-        while let Ok(command) = inbox.recv() {
-            match command {
-                // A slot that nobody waits for any more is dropped, which undoes it.
-                Command::Isolate { reply } => drop(reply.send(isolate())),
-                Command::Attach { reply, worker } => drop(reply.send(self.attach(worker))),
-                Command::Detach { number } => self.detach(number),
-                Command::Shutdown { reply } => {
-                    drop(reply.send(self.end()));
-                    return;
+    fn close(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::Open {
+            state.phase = Phase::Closing;
+        }
+        // Who waits hears that the network has stopped. Their doors must not be dropped under the lock.
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        drop(waiting);
+        self.work.notify_all();
+        self.chores.notify_all();
+    }
+
+    /// Makes slots until the network closes.
+    fn make_slots(&self, host: &mut Netlink) {
+        while let Some(job) = self.next_job() {
+            let Job { purpose, lease } = job;
+            let make = |host| make(host, lease.as_ref(), self.mtu);
+            match purpose {
+                Purpose::Serve(request) => {
+                    let made = make(host);
+                    self.served(request, lease, made);
+                }
+                Purpose::Refuse(Request { reply, .. }, error) => drop(reply.send(Err(error))),
+                Purpose::Fill(mode) => {
+                    let begun = Instant::now();
+                    let made = make(host);
+                    self.filled(mode, lease, made, begun);
                 }
             }
         }
-        if let Err(error) = self.end() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "network not fully removed");
+    }
+
+    /// Waits for something to make.
+    fn next_job(&self) -> Option<Job> {
+        let mut state = self.lock();
+        while state.phase == Phase::Open {
+            let now = Instant::now();
+            if let Some(job) = state.next_job(&self.names, now) {
+                return Some(job);
+            }
+            let until = state.fills_at(now);
+            state = wait(&self.work, state, until, now);
+        }
+        None
+    }
+
+    fn served(&self, request: Request, lease: Option<Lease>, made: Result<Made, Error>) {
+        let mut state = self.lock();
+        state.serving -= 1;
+        if made.is_err() {
+            self.doom(&mut state, lease);
+        }
+        drop(state);
+        let Request { reply, door, .. } = request;
+        // A slot that nobody waits for any more is dropped, which undoes it.
+        drop(reply.send(made.map(|made| door.slot(made))));
+    }
+
+    fn filled(&self, mode: Mode, lease: Option<Lease>, made: Result<Made, Error>, begun: Instant) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        state.filling = None;
+        // As long as it took: a machine that is busy is left alone for longer.
+        state.rested_at = now + now.duration_since(begun);
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                state.retry_at = now + RETRY;
+                self.doom(&mut state, lease);
+                tracing::warn!(error = &error as &dyn std::error::Error, "no slot made ahead of demand");
+                return;
+            }
+        };
+        let Some(request) = state.next_waiting(mode) else {
+            state.shelf(mode).put(made);
+            return;
+        };
+        drop(state);
+        let Request { reply, door, .. } = request;
+        drop(reply.send(Ok(door.slot(made))));
+    }
+
+    fn doom(&self, state: &mut State, lease: Option<Lease>) {
+        state.doomed.extend(lease.map(|l| l.number));
+        self.chores.notify_one();
+    }
+}
+
+impl State {
+    fn shelf(&mut self, mode: Mode) -> &mut Shelf<Made> {
+        match mode {
+            Mode::NoNetwork => &mut self.isolated,
+            Mode::Public => &mut self.connected,
         }
     }
 
-    fn attach(&mut self, worker: Sender<Command>) -> Result<Slot, Error> {
-        let Some(public) = &mut self.public else { return Err(Error::Stopped) };
-        let (netns, mut guest) = new_netns()?;
-        let Some((number, address)) = public.addresses.take(Instant::now()) else {
-            let (attached, resting) = public.addresses.counts();
-            return Err(Error::NoFreeAddress { range: public.addresses.range(), attached, resting });
+    fn next_job(&mut self, names: &Names, now: Instant) -> Option<Job> {
+        self.serve(names, now).or_else(|| self.fill(names, now))
+    }
+
+    fn serve(&mut self, names: &Names, now: Instant) -> Option<Job> {
+        let request = self.waiting.pop_front()?;
+        let lease = match request.mode {
+            Mode::NoNetwork => None,
+            Mode::Public => match self.lease(names, now) {
+                // The last address is in the slot that is being made, which will be this one's.
+                None if self.filling == Some(Mode::Public) => {
+                    self.waiting.push_front(request);
+                    return None;
+                }
+                None => return Some(self.refuse(request)),
+                lease => lease,
+            },
         };
-        let (mtu, resolv_conf) = (public.mtu, Arc::clone(&public.resolv_conf));
-        let link = self.names.link(number);
+        self.serving += 1;
+        Some(Job { purpose: Purpose::Serve(request), lease })
+    }
+
+    fn fill(&mut self, names: &Names, now: Instant) -> Option<Job> {
+        if !self.may_fill() || now < self.retry_at {
+            return None;
+        }
+        for mode in [Mode::Public, Mode::NoNetwork] {
+            let rested_at = self.rested_at;
+            let shelf = self.shelf(mode);
+            if !shelf.lacks() || (!shelf.is_empty() && now < rested_at) {
+                continue;
+            }
+            let lease = match mode {
+                Mode::NoNetwork => None,
+                // Without a free address it is for the next event to try again.
+                Mode::Public => match self.lease(names, now) {
+                    None => continue,
+                    lease => lease,
+                },
+            };
+            self.filling = Some(mode);
+            return Some(Job { purpose: Purpose::Fill(mode), lease });
+        }
+        None
+    }
+
+    fn may_fill(&self) -> bool {
+        self.filling.is_none() && self.serving == 0 && self.waiting.is_empty()
+    }
+
+    /// When there will be something to fill; never, where that takes another event.
+    fn fills_at(&self, now: Instant) -> Option<Instant> {
+        let lacking = self.connected.lacks() || self.isolated.lacks();
+        let at = self.rested_at.max(self.retry_at);
+        (lacking && self.may_fill() && at > now).then_some(at)
+    }
+
+    fn lease(&mut self, names: &Names, now: Instant) -> Option<Lease> {
+        let (number, address) = self.addresses.as_mut()?.take(now)?;
+        let link = names.link(number);
         self.links.insert(number, link.clone());
-        if let Err(error) = self.connect(&netns, &mut guest, &link, address, mtu) {
-            self.detach(number);
-            return Err(error);
-        }
-        Ok(Slot::connected(netns, Connection { number, address, link, resolv_conf, worker }))
+        Some(Lease { number, address, link })
     }
 
-    fn connect(
-        &mut self,
-        netns: &OwnedFd,
-        guest: &mut Netlink,
-        link: &str,
-        address: Ipv4Addr,
-        mtu: u32,
-    ) -> Result<(), Error> {
-        let at = |step| move |source| Error::Connect { step, link: link.to_owned(), address, source };
-        let (host_mac, guest_mac) = macs(address);
-        let veth = Veth {
-            name: link,
-            mac: host_mac,
-            peer_name: GUEST_LINK,
-            peer_mac: guest_mac,
-            peer_netns: netns.as_fd(),
-            mtu,
+    fn next_waiting(&mut self, mode: Mode) -> Option<Request> {
+        let at = self.waiting.iter().position(|r| r.mode == mode)?;
+        self.waiting.remove(at)
+    }
+
+    fn refuse(&self, request: Request) -> Job {
+        let error = match &self.addresses {
+            Some(addresses) => {
+                let (attached, resting) = addresses.counts();
+                Error::NoFreeAddress { range: addresses.range(), attached, resting }
+            }
+            None => Error::Stopped,
         };
-        self.host.add_veth(&veth).map_err(at("make the pair of links"))?;
-        disable_ipv6(link).map_err(at("switch off IPv6"))?;
-        let index = self.host.index_of(link).map_err(at("find the host's end"))?;
-        self.host.link_up(index).map_err(at("bring up the host's end"))?;
-        self.host.add_link_route(index, address).map_err(at("add the host's route"))?;
-        self.host.add_neighbour(index, address, guest_mac).map_err(at("add the host's neighbour"))?;
-
-        let index = guest.index_of(GUEST_LINK).map_err(at("find the sandbox's end"))?;
-        guest.add_address(index, address.into()).map_err(at("add the sandbox's address"))?;
-        guest.link_up(index).map_err(at("bring up the sandbox's end"))?;
-        guest.add_neighbour(index, GATEWAY, host_mac).map_err(at("add the sandbox's gateway"))?;
-        guest.add_default_route(index, GATEWAY).map_err(at("add the sandbox's default route"))
+        Job { purpose: Purpose::Refuse(request, error), lease: None }
     }
 
-    fn detach(&mut self, number: u32) {
-        if let Some(link) = self.links.remove(&number)
-            && let Err(error) = remove_link(&mut self.host, &link)
-        {
+    /// Slots that are too many by now; their links are doomed.
+    fn settle(&mut self, now: Instant) -> Vec<Made> {
+        let mut surplus = self.connected.settle(now);
+        surplus.append(&mut self.isolated.settle(now));
+        self.doomed.extend(surplus.iter().filter_map(|made| made.lease.as_ref()).map(|l| l.number));
+        surplus
+    }
+}
+
+/// Waits for news, or until a time has come.
+fn wait<'a>(
+    news: &Condvar,
+    state: MutexGuard<'a, State>,
+    until: Option<Instant>,
+    now: Instant,
+) -> MutexGuard<'a, State> {
+    match until {
+        None => news.wait(state).unwrap_or_else(PoisonError::into_inner),
+        Some(until) => {
+            let patience = until.saturating_duration_since(now);
+            news.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0
+        }
+    }
+}
+
+/// The thread that starts a network, removes links, and ends it.
+struct Keeper {
+    shared: Arc<Shared>,
+    host: Host,
+    makers: Vec<JoinHandle<()>>,
+}
+
+impl Keeper {
+    fn start(names: Names, options: &Options) -> Result<(Self, Started), Error> {
+        let (host, started) = Host::prepare(names, options)?;
+        let shared = Arc::new(Shared::new(&host, &options.pool));
+        let mut keeper = Self { shared, host, makers: Vec::new() };
+        for _ in 0..MAKERS {
+            match keeper.maker() {
+                Ok(maker) => keeper.makers.push(maker),
+                Err(error) => {
+                    // What counts is the first failure; the table is replaced at the next start.
+                    keeper.shared.close();
+                    let _ = keeper.end();
+                    return Err(error);
+                }
+            }
+        }
+        Ok((keeper, started))
+    }
+
+    fn maker(&self) -> Result<JoinHandle<()>, Error> {
+        let shared = Arc::clone(&self.shared);
+        let mut host = Netlink::open().map_err(|source| Error::ReadHost { what: "tables", source })?;
+        let body = move || shared.make_slots(&mut host);
+        thread::Builder::new().name("berth-net-make".to_owned()).spawn(body).map_err(Error::Spawn)
+    }
+
+    fn run(mut self) {
+        while let Some((surplus, doomed)) = self.next_chore() {
+            // Their namespaces first: the kernel takes the links of many at once with them.
+            drop(surplus);
+            for number in doomed {
+                self.remove(number);
+            }
+        }
+        let outcome = self.end();
+        let mut state = self.shared.lock();
+        state.phase = Phase::Ended;
+        let mut goodbyes = std::mem::take(&mut state.goodbyes).into_iter();
+        drop(state);
+        match (goodbyes.next(), outcome) {
+            (Some(reply), outcome) => drop(reply.send(outcome)),
+            (None, Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "network not fully removed");
+            }
+            (None, Ok(())) => {}
+        }
+    }
+
+    /// Waits for something to remove.
+    fn next_chore(&self) -> Option<(Vec<Made>, Vec<u32>)> {
+        let mut state = self.shared.lock();
+        while state.phase == Phase::Open {
+            let now = Instant::now();
+            let surplus = state.settle(now);
+            let doomed = std::mem::take(&mut state.doomed);
+            if !surplus.is_empty() || !doomed.is_empty() {
+                return Some((surplus, doomed));
+            }
+            let settles_at = [state.connected.settles_at(), state.isolated.settles_at()];
+            let until = settles_at.into_iter().flatten().min();
+            state = wait(&self.shared.chores, state, until, now);
+        }
+        None
+    }
+
+    fn remove(&mut self, number: u32) {
+        let Some(link) = self.shared.lock().links.get(&number).cloned() else { return };
+        if let Err(error) = self.host.remove_link(&link) {
             // The link dies with its namespace at the latest; until then the address must stay taken.
             tracing::warn!(error = &error as &dyn std::error::Error, link, "link of a sandbox not removed");
-            self.links.insert(number, link);
             return;
         }
-        if let Some(public) = &mut self.public {
-            public.addresses.give_back(number, Instant::now());
+        let mut state = self.shared.lock();
+        state.links.remove(&number);
+        if let Some(addresses) = &mut state.addresses {
+            addresses.give_back(number, Instant::now());
         }
     }
 
     fn end(&mut self) -> Result<(), Error> {
-        let links = std::mem::take(&mut self.links);
-        let removed: Vec<_> = links.values().map(|link| remove_link(&mut self.host, link)).collect();
-        let table = self.names.table();
-        let deleted = match self.public.take() {
-            Some(_) => self.nft.delete_table(&table),
-            None => Ok(()),
-        };
-        removed.into_iter().collect::<Result<(), _>>()?;
-        deleted.map_err(|refusal| Error::RemoveTable { table, source: Arc::new(refusal) })
-    }
-}
-
-impl Host {
-    fn occupied(&self, nameservers: &[Ipv4Addr]) -> Vec<Occupied> {
-        let addresses = self.addresses.iter().map(|&net| Occupied { net, kind: OccupiedKind::Address });
-        let routes = self.routes.iter().map(|r| Occupied { net: r.destination, kind: OccupiedKind::Route });
-        let resolvers =
-            nameservers.iter().map(|&s| Occupied { net: Ipv4Net::from(s), kind: OccupiedKind::Resolver });
-        routes.chain(addresses).chain(resolvers).collect()
-    }
-
-    /// MTU of the link behind the preferred default route: larger packets of a sandbox would only be cut there.
-    fn mtu(&self) -> u32 {
-        let defaults = self.routes.iter().filter(|r| r.destination.prefix_len() == 0 && r.link.is_some());
-        let link = defaults.min_by_key(|r| r.priority).and_then(|r| r.link);
-        let mtu = self.links.iter().find(|l| Some(l.index) == link).map(|l| l.mtu);
-        mtu.unwrap_or(DEFAULT_MTU)
-    }
-}
-
-fn resolver(options: &Options, facts: &Host) -> Resolver {
-    if !options.nameservers.is_empty() {
-        return Resolver::of(options.nameservers.clone());
-    }
-    let files = resolver::FILES.map(|path| fs::read_to_string(path).unwrap_or_default());
-    let own: Vec<_> = facts.addresses.iter().map(Ipv4Net::addr).collect();
-    Resolver::of_host(files.iter().map(String::as_str), &own)
-}
-
-fn warnings(names: &Names, nft: &Nft, resolver: &Resolver) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if resolver.nameservers.is_empty() {
-        warnings.push(format!(
-            "no name server that a sandbox can reach is named in {}: sandboxes cannot resolve names",
-            resolver::FILES.join(" or ")
-        ));
-    }
-    // Only a diagnosis; that nft works has just been seen.
-    let chains = nft.list_chains().unwrap_or_default();
-    for chain in ruleset::foreign_forward_drops(&chains, &names.table()) {
-        let prefix = names.link_prefix();
-        warnings.push(format!(
-            "the firewall chain {chain} drops what it does not accept: accept {prefix}* there, in and out"
-        ));
-    }
-    warnings
-}
-
-fn configured_range(range: Ipv4Net, occupied: &[Occupied]) -> Result<(Ipv4Net, UnixDatagram), Error> {
-    let range = range::check_configured(range, occupied)?;
-    match reserve(range) {
-        Ok(Some(reservation)) => Ok((range, reservation)),
-        Ok(None) => Err(Error::RangeTaken { range }),
-        Err(refusal) => Err(Error::PublicRefused(Arc::new(refusal))),
-    }
-}
-
-fn free_range(instance: &str, occupied: &[Occupied]) -> Result<(Ipv4Net, UnixDatagram), Refusal> {
-    let mut last = None;
-    for range in range::candidates(instance) {
-        if let Some(conflict) = range::conflict(&range, occupied) {
-            last = Some(conflict.clone());
-        } else if let Some(reservation) = reserve(range)? {
-            return Ok((range, reservation));
+        for maker in self.makers.drain(..) {
+            // One that panicked has said so, and what it was making is removed with the rest.
+            let _ = maker.join();
         }
+        let mut state = self.shared.lock();
+        let (isolated, connected) = (state.isolated.clear(), state.connected.clear());
+        let links = std::mem::take(&mut state.links);
+        drop(state);
+        drop((isolated, connected));
+        let removed: Vec<_> = links.values().map(|link| self.host.remove_link(link)).collect();
+        let deleted = self.host.remove_table();
+        removed.into_iter().collect::<Result<(), _>>()?;
+        deleted
     }
-    Err(match last {
-        Some(occupied) => Refusal::NoFreeRange { from: range::POOL, occupied },
-        None => Refusal::RangesHeld { from: range::POOL },
-    })
-}
-
-/// Holds `range` in this network namespace, or finds it held by another daemon.
-///
-/// An abstract unix address is what fits: it belongs to the network namespace, two daemons that start at once cannot
-/// both have it, and it ends with its owner, however that ends.
-fn reserve(range: Ipv4Net) -> Result<Option<UnixDatagram>, Refusal> {
-    let bind = || {
-        let address = SocketAddr::from_abstract_name(format!("berth-net-range-{range}"))?;
-        UnixDatagram::bind_addr(&address)
-    };
-    match bind() {
-        Ok(socket) => Ok(Some(socket)),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-        Err(source) => Err(Refusal::Reserve { range, source }),
-    }
-}
-
-fn enable_forwarding() -> Result<(), Refusal> {
-    let path = Path::new("/proc/sys/net/ipv4/ip_forward");
-    let failed = |source| Refusal::Forwarding { path: PathBuf::from(path), source };
-    if fs::read_to_string(path).map_err(failed)?.trim() == "1" {
-        return Ok(());
-    }
-    fs::write(path, "1").map_err(failed)
-}
-
-fn remove_stale_links(host: &mut Netlink, names: &Names) -> Result<(), Error> {
-    let links = host.links().map_err(|source| Error::ReadHost { what: "links", source })?;
-    let prefix = names.link_prefix();
-    for link in links.into_iter().filter(|l| l.name.starts_with(&prefix)) {
-        tracing::info!(link = link.name, "removing a link that an earlier daemon left");
-        remove_link(host, &link.name)?;
-    }
-    Ok(())
-}
-
-/// A link that is gone already went with its namespace.
-fn remove_link(host: &mut Netlink, link: &str) -> Result<(), Error> {
-    match host.remove_link(link) {
-        Err(source) if !is_no_device(&source) => Err(Error::RemoveLink { link: link.to_owned(), source }),
-        _ => Ok(()),
-    }
-}
-
-fn is_no_device(error: &io::Error) -> bool {
-    const ENODEV: i32 = 19;
-    error.raw_os_error() == Some(ENODEV)
-}
-
-fn isolate() -> Result<Slot, Error> {
-    new_netns().map(|(netns, _)| Slot::isolated(netns))
-}
-
-/// A namespace whose loopback is up and whose later links have no IPv6, and a socket to its tables.
-fn new_netns() -> Result<(OwnedFd, Netlink), Error> {
-    let inside = || {
-        disable_ipv6("default")?;
-        Netlink::open()
-    };
-    let (netns, mut guest) = berth_sys::netns::create(inside).map_err(Error::MakeNamespace)?;
-    guest.loopback_up().map_err(Error::Loopback)?;
-    Ok((netns, guest))
-}
-
-/// Switches IPv6 off for a link, or for links to come (`default`), of the calling thread's namespace. A kernel without
-/// IPv6 has no such file, and nothing to switch off.
-fn disable_ipv6(link: &str) -> io::Result<()> {
-    match fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// Hardware addresses of both ends. Chosen here and not left to the kernel, since device managers (udev) replace random
-/// ones after the link is made, and the permanent neighbour entries would then be wrong.
-fn macs(address: Ipv4Addr) -> (Mac, Mac) {
-    let [a, b, c, d] = address.octets();
-    // 02: locally administered, one station.
-    ([0x02, 0xbe, a, b, c, d], [0x02, 0xbf, a, b, c, d])
 }

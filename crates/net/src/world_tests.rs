@@ -15,13 +15,14 @@ use berth_sys::netns;
 
 use crate::netlink::{Netlink, Veth};
 use crate::nft::Nft;
-use crate::{Error, Mode, Network, Options, Slot};
+use crate::{Error, Mode, Network, Options, PoolSizes, Slot};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const UPSTREAM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const PATIENCE: Duration = Duration::from_secs(2);
 const UPLINK_MTU: u32 = 1380;
+const NO_POOL: PoolSizes = PoolSizes { isolated: 0, connected: 0, most: 0 };
 
 struct World {
     host: OwnedFd,
@@ -90,7 +91,7 @@ impl World {
 }
 
 fn options(instance: &str) -> Options {
-    Options { instance: instance.to_owned(), range: None, nameservers: vec![METADATA], nft: None }
+    Options { instance: instance.to_owned(), nameservers: vec![METADATA], ..Options::default() }
 }
 
 /// Serves TCP in `netns` until the process ends: tells each client the address that it was seen with.
@@ -240,7 +241,7 @@ fn nothing_stays_after_a_slot_a_cancelled_call_or_the_network() {
     let Some(world) = World::new() else { return };
     let links = world.host_links();
     world.on_host(async || {
-        let network = Network::start(options("t5")).await.unwrap();
+        let network = Network::start(Options { pool: NO_POOL, ..options("t5") }).await.unwrap();
         let slot = network.attach(Mode::Public).await.unwrap();
         let link = slot.link().unwrap().to_owned();
         assert!(world.host_links().contains(&link));
@@ -263,7 +264,7 @@ fn nothing_stays_after_a_slot_a_cancelled_call_or_the_network() {
         drop(kept);
 
         // Without a shutdown, the last one out does it.
-        let network = Network::start(options("t5")).await.unwrap();
+        let network = Network::start(Options { pool: NO_POOL, ..options("t5") }).await.unwrap();
         let slot = network.attach(Mode::Public).await.unwrap();
         drop(network);
         assert!(world.tables().contains("berth_t5"));
