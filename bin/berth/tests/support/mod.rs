@@ -39,9 +39,14 @@ impl Daemon {
 
     /// A daemon with the image `busybox` in its store.
     pub(crate) fn with_busybox() -> Daemon {
+        Self::with_busybox_and(&[])
+    }
+
+    /// The same, with more files in the image: path, mode, content.
+    pub(crate) fn with_busybox_and(files: &[(&str, u32, &[u8])]) -> Daemon {
         let daemon = Daemon::start();
         let tar = daemon.path().join("busybox.tar");
-        std::fs::write(&tar, busybox_rootfs()).unwrap();
+        std::fs::write(&tar, busybox_rootfs_and(files)).unwrap();
         daemon.ok(&["image", "import", tar.to_str().unwrap(), "--reference", "busybox:test"]);
         daemon
     }
@@ -191,6 +196,10 @@ pub(crate) fn test_root() -> PathBuf {
 
 /// A root file system with nothing but busybox and its applets.
 pub(crate) fn busybox_rootfs() -> Vec<u8> {
+    busybox_rootfs_and(&[])
+}
+
+fn busybox_rootfs_and(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for dir in ["bin/", "etc/", "tmp/", "root/"] {
         append(&mut tar, dir, tar::EntryType::Directory, if dir == "tmp/" { 0o1777 } else { 0o755 }, b"");
@@ -212,6 +221,9 @@ pub(crate) fn busybox_rootfs() -> Vec<u8> {
         header.set_size(0);
         tar.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
     }
+    for (path, mode, content) in files {
+        append(&mut tar, path, tar::EntryType::Regular, *mode, content);
+    }
     tar.into_inner().unwrap()
 }
 
@@ -221,6 +233,30 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mod
     header.set_mode(mode);
     header.set_size(data.len() as u64);
     tar.append_data(&mut header, path, data).unwrap();
+}
+
+/// A static program of `tests/support`, compiled; `None`, loudly, where there is no C compiler.
+pub(crate) fn compiled(source: &str) -> Option<Vec<u8>> {
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("program");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(source);
+    let built = Command::new("cc")
+        .args(["-static", "-O1", "-w", "-pthread", "-o"])
+        .arg(&program)
+        .arg(source)
+        .stdin(Stdio::null())
+        .output();
+    match built {
+        Ok(output) if output.status.success() => Some(std::fs::read(program).unwrap()),
+        Ok(output) => {
+            println!("SKIP: cc cannot make a static program: {}", text(&output.stderr));
+            None
+        }
+        Err(error) => {
+            println!("SKIP: no C compiler: {error}");
+            None
+        }
+    }
 }
 
 /// Writes files below `dir`, given as (path, mode, content).

@@ -1,0 +1,294 @@
+// Attempts to get out of a sandbox, and things that must work in one. Each prints a line "name: result", where 0 is
+// success and anything else the errno. With HOST set it is the control, run outside: what could do harm there has a
+// mount namespace of its own, or arguments that stop at the check behind the permission.
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/keyctl.h>
+#include <linux/perf_event.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/personality.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static int on_host(void) { return getenv("HOST") != NULL; }
+static int of(long answer) { return answer < 0 ? errno : 0; }
+
+static void own_mounts(void) {
+    if (on_host() && (unshare(CLONE_NEWNS) || mount(0, "/", 0, MS_REC | MS_PRIVATE, 0))) _exit(250);
+}
+
+static int mount_tmpfs(void) { own_mounts(); return of(mount("none", "/tmp", "tmpfs", 0, 0)); }
+static int mount_bind(void) { own_mounts(); return of(mount("/", "/tmp", 0, MS_BIND | MS_REC, 0)); }
+static int mount_proc(void) { own_mounts(); return of(mount("proc", "/tmp", "proc", 0, 0)); }
+static int mount_cgroup2(void) { own_mounts(); return of(mount("none", "/tmp", "cgroup2", 0, 0)); }
+static int release_agent(void) { own_mounts(); return of(mount("none", "/tmp", "cgroup", 0, "none,name=berth-escape")); }
+static int remount_sys(void) { own_mounts(); return of(mount(0, "/sys", 0, MS_REMOUNT | MS_BIND, 0)); }
+static int shared_root(void) { own_mounts(); return of(mount(0, "/", 0, MS_SHARED, 0)); }
+static int unmount_proc(void) { own_mounts(); return of(umount2("/proc", MNT_DETACH)); }
+static int fs_open(void) { own_mounts(); return of(syscall(430, "tmpfs", 0)); }
+static int open_tree_clone(void) { own_mounts(); return of(syscall(428, AT_FDCWD, "/", 1)); }
+static int mount_attributes(void) { own_mounts(); uint64_t attr[4] = {0}; return of(syscall(442, AT_FDCWD, "/tmp", 0, attr, 32)); }
+static int pivot(void) { own_mounts(); return of(syscall(SYS_pivot_root, "/nowhere", "/nowhere")); }
+
+static int unshare_user(void) { return of(unshare(CLONE_NEWUSER)); }
+static int unshare_mounts(void) { return of(unshare(CLONE_NEWNS)); }
+static int unshare_net(void) { return of(unshare(CLONE_NEWNET)); }
+static int unshare_time(void) { return of(unshare(0x80)); }
+static int clone_user(void) {
+    long pid = syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0) _exit(0);
+    return of(pid);
+}
+static int clone3_any(void) { uint64_t args[8] = {0}; args[4] = SIGCHLD; long pid = syscall(435, args, 64); if (pid == 0) _exit(0); return of(pid); }
+static int setns_own(void) { int fd = open("/proc/self/ns/uts", O_RDONLY); return of(setns(fd, 0)); }
+
+static int io_uring(void) { char params[120] = {0}; return of(syscall(425, 1, params)); }
+static int bpf_map(void) {
+    union bpf_attr attr = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
+    return of(syscall(SYS_bpf, BPF_MAP_CREATE, &attr, sizeof attr));
+}
+static int perf_event(void) {
+    struct perf_event_attr attr = {.type = PERF_TYPE_SOFTWARE, .size = sizeof attr, .exclude_kernel = 1};
+    return of(syscall(SYS_perf_event_open, &attr, 0, -1, -1, 0));
+}
+static int user_fault(void) { return of(syscall(SYS_userfaultfd, O_CLOEXEC | 1)); }
+static int key_session(void) { return of(syscall(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_PROCESS_KEYRING, 1)); }
+static int key_add(void) { return of(syscall(SYS_add_key, "user", "berth-escape", "x", 1, KEY_SPEC_PROCESS_KEYRING)); }
+static int handle(void) {
+    struct { struct file_handle head; char bytes[128]; } h = {.head.handle_bytes = 128};
+    int mount_id, fd = open("/etc/hosts", O_RDONLY);
+    if (name_to_handle_at(AT_FDCWD, "/etc/hosts", &h.head, &mount_id, 0)) return 251;
+    return of(open_by_handle_at(fd, &h.head, O_RDONLY));
+}
+static int dmesg(void) { static char text[1 << 20]; return of(syscall(SYS_syslog, 3, text, sizeof text)); }
+static int module_load(void) { return of(syscall(SYS_finit_module, -1, "", 0)); }
+static int module_remove(void) { return of(syscall(SYS_delete_module, "berth-escape", O_NONBLOCK)); }
+static int kexec(void) { return of(syscall(SYS_kexec_load, 0, 0, 0, ~0L)); }
+static int reboot_bad(void) { return of(syscall(SYS_reboot, 0, 0, 0, 0)); }
+static int swap_on(void) { return of(syscall(SYS_swapon, "/nowhere", 0)); }
+static int account(void) { return of(syscall(SYS_acct, "/nowhere/file")); }
+static int set_clock(void) { struct timespec bad = {0, -1}; return of(syscall(SYS_clock_settime, CLOCK_REALTIME, &bad)); }
+static int set_hostname(void) { return of(syscall(SYS_sethostname, 0, -1)); }
+static int ports(void) {
+#ifdef SYS_iopl
+    return of(syscall(SYS_iopl, 3));
+#else
+    return on_host() ? 0 : EPERM;
+#endif
+}
+static int executable_data(void) { return of(personality(0x0400000)); }
+static int vsock(void) { return of(socket(40, SOCK_STREAM, 0)); }
+static int alg(void) { return of(socket(38, SOCK_SEQPACKET, 0)); }
+static int type_ahead(void) {
+    setsid();
+    int master = posix_openpt(O_RDWR | O_NOCTTY);
+    if (master < 0 || grantpt(master) || unlockpt(master)) return 252;
+    int slave = open(ptsname(master), O_RDWR);
+    if (slave < 0) return 253;
+    ioctl(slave, TIOCSCTTY, 0);
+    return of(ioctl(slave, TIOCSTI, "x"));
+}
+
+static int trace_init(void) { return of(ptrace(PTRACE_SEIZE, 1, 0, 0)); }
+static int read_init(void) {
+    char byte; struct iovec here = {&byte, 1}, there = {(void *)0x400000, 1};
+    return of(process_vm_readv(1, &here, 1, &there, 1, 0));
+}
+static int limit_init(void) { struct rlimit old; return of(syscall(SYS_prlimit64, 1, RLIMIT_CPU, 0, &old)); }
+static int schedule_init(void) { struct sched_param p = {0}; return of(sched_setscheduler(1, SCHED_IDLE, &p)); }
+static int pin_init(void) { cpu_set_t set; CPU_ZERO(&set); CPU_SET(0, &set); return of(sched_setaffinity(1, sizeof set, &set)); }
+static int renice_init(void) { return of(setpriority(PRIO_PROCESS, 1, 19)); }
+static int renice_user(void) { return of(setpriority(PRIO_USER, 0, 19)); }
+
+static int open_for(const char *path, int flags) { return of(open(path, flags)); }
+static int core_pattern(void) { return open_for("/proc/sys/kernel/core_pattern", O_WRONLY); }
+static int modprobe(void) { return open_for("/proc/sys/kernel/modprobe", O_WRONLY); }
+static int drop_caches(void) { return open_for("/proc/sys/vm/drop_caches", O_WRONLY); }
+static int sysrq(void) { return open_for("/proc/sysrq-trigger", O_WRONLY); }
+static int kmsg_proc(void) { return open_for("/proc/kmsg", O_RDONLY | O_NONBLOCK); }
+static int kmsg_dev(void) { return open_for("/dev/kmsg", O_RDONLY | O_NONBLOCK); }
+static int uevent_helper(void) { return open_for("/sys/kernel/mm/transparent_hugepage/enabled", O_WRONLY); }
+static int sys_bus(void) { return open_for("/sys/bus/cpu/uevent", O_WRONLY); }
+static int init_memory(void) { return open_for("/proc/1/mem", O_RDWR); }
+static int init_program(void) { return open_for("/proc/1/exe", O_RDONLY); }
+static int init_score(void) { return open_for("/proc/1/oom_score_adj", O_WRONLY); }
+static int init_thread_score(void) { return open_for("/proc/1/task/1/oom_score_adj", O_WRONLY); }
+static int init_namespace(void) { return open_for("/proc/1/ns/mnt", O_RDONLY); }
+static int init_root(void) { return open_for("/proc/1/root/", O_RDONLY); }
+static int init_descriptors(void) { char link[64]; return of(readlink("/proc/1/fd/0", link, sizeof link)); }
+static int kcore(void) {
+    char byte; int fd = open("/proc/kcore", O_RDONLY);
+    if (fd < 0) return errno;
+    return read(fd, &byte, 1) == 1 ? 0 : ENODATA;
+}
+static int node(mode_t kind, int major, int minor) {
+    char path[64];
+    // Outside, /tmp is often a mount without devices itself.
+    snprintf(path, sizeof path, "%s/berth-escape-%d", on_host() ? "/var/tmp" : "/tmp", getpid());
+    if (mknod(path, kind | 0666, makedev(major, minor))) return errno;
+    int answer = of(open(path, O_RDONLY));
+    unlink(path);
+    return answer;
+}
+static int character_node(void) { return node(S_IFCHR, 1, 3); }
+static int memory_node(void) { return node(S_IFCHR, 1, 1); }
+static int unknown_call(void) { return of(syscall(1000)); }
+
+static int x32_call(void) {
+#ifdef __x86_64__
+    return of(syscall(0x40000000 + SYS_getpid));
+#else
+    return ENOSYS;
+#endif
+}
+
+#define TRY(name) {#name, name}
+static const struct attempt { const char *name; int (*run)(void); } escapes[] = {
+    TRY(mount_tmpfs), TRY(mount_bind), TRY(mount_proc), TRY(mount_cgroup2), TRY(release_agent), TRY(remount_sys),
+    TRY(shared_root), TRY(unmount_proc), TRY(fs_open), TRY(open_tree_clone), TRY(mount_attributes), TRY(pivot),
+    TRY(unshare_user), TRY(unshare_mounts), TRY(unshare_net), TRY(unshare_time), TRY(clone_user), TRY(clone3_any), TRY(setns_own),
+    TRY(io_uring), TRY(bpf_map), TRY(perf_event), TRY(user_fault), TRY(key_session), TRY(key_add), TRY(handle),
+    TRY(dmesg), TRY(module_load), TRY(module_remove), TRY(kexec), TRY(reboot_bad), TRY(swap_on), TRY(account),
+    TRY(set_clock), TRY(set_hostname), TRY(ports), TRY(executable_data), TRY(vsock), TRY(alg), TRY(type_ahead),
+    TRY(trace_init), TRY(read_init), TRY(limit_init), TRY(schedule_init), TRY(pin_init), TRY(renice_init), TRY(renice_user),
+    TRY(core_pattern), TRY(modprobe), TRY(drop_caches), TRY(sysrq), TRY(kmsg_proc), TRY(kmsg_dev), TRY(uevent_helper),
+    TRY(sys_bus), TRY(init_memory), TRY(init_program), TRY(init_score), TRY(init_thread_score), TRY(init_namespace),
+    TRY(init_root), TRY(init_descriptors), TRY(kcore), TRY(character_node), TRY(memory_node), TRY(unknown_call), TRY(x32_call),
+};
+// Not outside: they would be done to the machine's own first process, or make user namespaces.
+static const char *const never_on_host[] = {
+    "unshare_user", "clone_user", "trace_init", "read_init", "schedule_init", "pin_init", "renice_init", "renice_user",
+    "init_memory", "init_score", "init_thread_score",
+};
+
+static void run(const struct attempt *attempt) {
+    for (size_t i = 0; on_host() && i < sizeof never_on_host / sizeof *never_on_host; i++)
+        if (!strcmp(attempt->name, never_on_host[i])) return;
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) _exit(attempt->run());
+    int status;
+    waitpid(pid, &status, 0);
+    if (WIFEXITED(status)) printf("%s: %d\n", attempt->name, WEXITSTATUS(status));
+    else printf("%s: signal %d\n", attempt->name, WTERMSIG(status));
+}
+
+// --- what must work ---------------------------------------------------------------------------------------------
+
+static int trace_child(void) {
+    pid_t pid = fork();
+    if (pid == 0) { ptrace(PTRACE_TRACEME, 0, 0, 0); raise(SIGSTOP); _exit(7); }
+    int status;
+    waitpid(pid, &status, 0);
+    if (!WIFSTOPPED(status)) return 1;
+    static long word = 42;
+    errno = 0;
+    if (ptrace(PTRACE_PEEKDATA, pid, &word, 0) != 42) return 2;
+    char byte; struct iovec here = {&byte, 1}, there = {&word, 1};
+    if (process_vm_readv(pid, &here, 1, &there, 1, 0) != 1) return 3;
+    ptrace(PTRACE_CONT, pid, 0, 0);
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 7 ? 0 : 4;
+}
+static void *thread(void *count) { __atomic_add_fetch((int *)count, 1, __ATOMIC_SEQ_CST); return 0; }
+static int threads(void) {
+    int count = 0; pthread_t all[16];
+    for (int i = 0; i < 16; i++) if (pthread_create(&all[i], 0, thread, &count)) return 1;
+    for (int i = 0; i < 16; i++) pthread_join(all[i], 0);
+    return count == 16 ? 0 : 2;
+}
+static int change_root(void) { return of(chroot("/tmp")); }
+static int fifo(void) { unlink("/tmp/fifo"); return of(mkfifo("/tmp/fifo", 0600)); }
+static int fixed_addresses(void) { return of(personality(ADDR_NO_RANDOMIZE)); }
+static int own_files(void) { return of(unshare(CLONE_FILES | CLONE_FS)); }
+static int other_user(void) { return setgid(1000) || setuid(1000) ? errno : getuid() == 1000 ? 0 : 1; }
+static int raw_socket(void) { return of(socket(AF_INET, SOCK_RAW, IPPROTO_ICMP)); }
+static int netlink(void) { return of(socket(AF_NETLINK, SOCK_RAW, 0)); }
+static int own_limit(void) { struct rlimit l; if (getrlimit(RLIMIT_NOFILE, &l)) return errno; l.rlim_cur = 64; return of(setrlimit(RLIMIT_NOFILE, &l)); }
+static int own_priority(void) { return of(setpriority(PRIO_PROCESS, 0, 5)); }
+static int spawned(void) { return system("exit 3") == 3 << 8 ? 0 : 1; }
+
+static const struct attempt works[] = {
+    TRY(trace_child), TRY(threads), TRY(change_root), TRY(fifo), TRY(fixed_addresses), TRY(own_files), TRY(other_user),
+    TRY(raw_socket), TRY(netlink), TRY(own_limit), TRY(own_priority), TRY(spawned),
+};
+
+// --- single ones ------------------------------------------------------------------------------------------------
+
+static int reach(const char *address, const char *port) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(atoi(port))};
+    struct timeval patience = {1, 0};
+    if (inet_pton(AF_INET, address, &to.sin_addr) != 1) return 254;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    return of(connect(fd, (struct sockaddr *)&to, sizeof to));
+}
+// "@name" is in the abstract name space.
+static int reach_unix(const char *name) {
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    size_t length = strlen(name);
+    memcpy(to.sun_path, name, length < sizeof to.sun_path ? length : 0);
+    if (*name == '@') to.sun_path[0] = 0;
+    return of(connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&to, offsetof(struct sockaddr_un, sun_path) + length));
+}
+static int swap_forever(const char *one, const char *other) {
+    for (;;) if (syscall(SYS_renameat2, AT_FDCWD, one, AT_FDCWD, other, 2)) return errno;
+}
+// Opens the program of every process it finds, which is the guest's own while a command is being started.
+static int hunt(int seconds) {
+    char path[64], target[256];
+    int seen = 0;
+    for (time_t end = time(0) + seconds; time(0) < end;)
+        for (int pid = 2; pid < 400; pid++) {
+            snprintf(path, sizeof path, "/proc/%d/exe", pid);
+            int fd = open(path, O_RDONLY);
+            if (fd < 0) continue;
+            snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+            ssize_t length = readlink(path, target, sizeof target - 1);
+            if (length > 0 && (target[length] = 0, strstr(target, "memfd:"))) {
+                seen++;
+                int writable = open(path, O_RDWR);
+                if (writable >= 0 && pwrite(writable, "x", 1, 0) == 1) { puts("rewritten"); return 0; }
+                if (writable >= 0) close(writable);
+            }
+            close(fd);
+        }
+    printf("seen %d, never written\n", seen);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "";
+    if (!strcmp(what, "escapes")) for (size_t i = 0; i < sizeof escapes / sizeof *escapes; i++) run(&escapes[i]);
+    else if (!strcmp(what, "works")) for (size_t i = 0; i < sizeof works / sizeof *works; i++) run(&works[i]);
+    else if (!strcmp(what, "signals")) for (int n = 1; n <= 64; n++) kill(1, n);
+    else if (!strcmp(what, "ids")) printf("%d %d\n", getuid(), geteuid());
+    else if (!strcmp(what, "reach")) return reach(argv[2], argv[3]);
+    else if (!strcmp(what, "reach-unix")) return reach_unix(argv[2]);
+    else if (!strcmp(what, "swap")) return swap_forever(argv[2], argv[3]);
+    else if (!strcmp(what, "hunt")) return hunt(atoi(argv[2]));
+    else if (!strcmp(what, "bomb")) for (;;) fork();
+    else return 255;
+    return 0;
+}
