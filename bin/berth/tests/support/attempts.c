@@ -163,6 +163,17 @@ static int x32_call(void) {
 #endif
 }
 
+static int compat_call(void) {
+#ifdef __x86_64__
+    long answer;
+    __asm__ volatile("int $0x80" : "=a"(answer) : "a"(20L) : "memory", "r8", "r9", "r10", "r11");
+    return answer < 0 ? -answer : 0;
+#else
+    if (!on_host()) raise(SIGSYS);
+    return 0;
+#endif
+}
+
 #define TRY(name) {#name, name}
 static const struct attempt { const char *name; int (*run)(void); } escapes[] = {
     TRY(mount_tmpfs), TRY(mount_bind), TRY(mount_proc), TRY(mount_cgroup2), TRY(release_agent), TRY(remount_sys),
@@ -174,7 +185,7 @@ static const struct attempt { const char *name; int (*run)(void); } escapes[] = 
     TRY(trace_init), TRY(read_init), TRY(limit_init), TRY(schedule_init), TRY(pin_init), TRY(renice_init), TRY(renice_user),
     TRY(core_pattern), TRY(modprobe), TRY(drop_caches), TRY(sysrq), TRY(kmsg_proc), TRY(kmsg_dev), TRY(uevent_helper),
     TRY(sys_bus), TRY(init_memory), TRY(init_program), TRY(init_score), TRY(init_thread_score), TRY(init_namespace),
-    TRY(init_root), TRY(init_descriptors), TRY(kcore), TRY(character_node), TRY(memory_node), TRY(unknown_call), TRY(x32_call),
+    TRY(init_root), TRY(init_descriptors), TRY(kcore), TRY(character_node), TRY(memory_node), TRY(unknown_call), TRY(x32_call), TRY(compat_call),
 };
 // Not outside: they would be done to the machine's own first process, or make user namespaces.
 static const char *const never_on_host[] = {
