@@ -7,6 +7,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use ipnet::Ipv4Net;
 
@@ -67,9 +68,16 @@ impl Host {
         let resolver = resolver(options, &facts);
         let nft = Nft::find(options.nft.as_deref());
         let mut host = Self { names, netlink, nft, public: None };
-        let public = host.prepare_public(options, &facts, &resolver)?;
+        let (public, chains) = thread::scope(|scope| {
+            // Only a diagnosis; and a second nft takes little longer than one, as loading mostly waits for the kernel.
+            let nft = host.nft.clone();
+            let listing = thread::Builder::new().spawn_scoped(scope, move || nft.list_chains());
+            let public = host.prepare_public(options, &facts, &resolver);
+            (public, listing.ok().and_then(|l| l.join().ok()?.ok()).unwrap_or_default())
+        });
+        let public = public?;
         let warnings = match &public {
-            Ok(_) => warnings(&host.names, &host.nft, &resolver),
+            Ok(_) => warnings(&host.names, &chains, &resolver),
             Err(_) => Vec::new(),
         };
         Ok((host, Started { public: public.map_err(Arc::new), warnings }))
@@ -151,7 +159,7 @@ fn resolver(options: &Options, facts: &Facts) -> Resolver {
     Resolver::of_host(files.iter().map(String::as_str), &own)
 }
 
-fn warnings(names: &Names, nft: &Nft, resolver: &Resolver) -> Vec<String> {
+fn warnings(names: &Names, chains: &str, resolver: &Resolver) -> Vec<String> {
     let mut warnings = Vec::new();
     if resolver.nameservers.is_empty() {
         warnings.push(format!(
@@ -159,9 +167,7 @@ fn warnings(names: &Names, nft: &Nft, resolver: &Resolver) -> Vec<String> {
             resolver::FILES.join(" or ")
         ));
     }
-    // Only a diagnosis; that nft works has just been seen.
-    let chains = nft.list_chains().unwrap_or_default();
-    for chain in ruleset::foreign_forward_drops(&chains, &names.table()) {
+    for chain in ruleset::foreign_forward_drops(chains, &names.table()) {
         let prefix = names.link_prefix();
         warnings.push(format!(
             "the firewall chain {chain} drops what it does not accept: accept {prefix}* there, in and out"

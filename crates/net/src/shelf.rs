@@ -1,13 +1,13 @@
 //! How many slots of one kind are kept ready. Pure: the clock comes in.
 //!
 //! ```text
-//!   nothing ──first take──▶ size ──empty: as many as were taken since it was last full──▶ at most `most`
-//!                            ▲                                                                │
-//!                            └────── half, each time that half or more lay unused for SETTLE ─┘
+//!   nothing ──two for each take──▶ size ──empty: as many as were taken since it was last full──▶ at most `most`
+//!                                   ▲                                                                │
+//!                                   └────── half, each time that half or more lay unused for SETTLE ─┘
 //! ```
 //!
-//! Nothing is kept before the first take, so that a daemon that never makes a sandbox, or none of this kind, makes no
-//! slots for it.
+//! Nothing is kept before the first take and little after it, so that a daemon that makes no sandbox of this kind, or
+//! one only, wastes little on it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -61,8 +61,10 @@ impl<S> Shelf<S> {
             None => self.misses += 1,
         }
         if self.size > 0 {
-            let wanted = if taken.is_some() { self.size } else { self.drawn.min(self.most) };
-            self.target = self.target.max(self.size).max(wanted);
+            let asked = usize::try_from(self.hits + self.misses).unwrap_or(usize::MAX);
+            let usual = self.size.min(asked.saturating_mul(2));
+            let wanted = if taken.is_some() { usual } else { self.drawn.min(self.most).max(usual) };
+            self.target = self.target.max(wanted);
         }
         taken
     }
@@ -131,7 +133,7 @@ mod tests {
         let mut shelf = Shelf::<()>::new(8, 64, Instant::now());
         assert!(!shelf.lacks());
         assert!(shelf.take().is_none());
-        assert_eq!(shelf.counts(), PoolCounts { ready: 0, target: 8, hits: 0, misses: 1 });
+        assert_eq!(shelf.counts(), PoolCounts { ready: 0, target: 2, hits: 0, misses: 1 });
         let mut off = Shelf::<()>::new(0, 64, Instant::now());
         for _ in 0..100 {
             assert!(off.take().is_none());

@@ -38,6 +38,10 @@ const MAKERS: usize = 2;
 /// How long nothing is filled after a failure, which the next attach meets and reports if it lasts.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// How long a link is left to go with its namespace, before it is removed by name: the kernel takes many at once with
+/// theirs, and has most of that work twice where it is asked as well.
+const GRACE: Duration = Duration::from_millis(50);
+
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 type Answer<T> = oneshot::Receiver<Result<T, Error>>;
 
@@ -88,7 +92,7 @@ impl Door {
 
     /// A slot's end: its link goes, then its address rests.
     pub(crate) fn give_back(&self, number: u32) {
-        self.0.lock().doomed.push(number);
+        self.0.lock().doom(number);
         self.0.chores.notify_one();
     }
 
@@ -140,8 +144,9 @@ struct State {
     addresses: Option<Addresses>,
     /// Links that are there or may be, by slot number.
     links: BTreeMap<u32, String>,
-    /// Slots whose links are to be removed.
+    /// Slots whose links are to be removed, and since when there are any.
     doomed: Vec<u32>,
+    doomed_at: Instant,
     filling: Option<Mode>,
     serving: usize,
     /// When shelves that are not empty may be filled on.
@@ -191,6 +196,7 @@ impl Shared {
             addresses: public.map(|p| Addresses::new(p.range)),
             links: BTreeMap::new(),
             doomed: Vec::new(),
+            doomed_at: now,
             filling: None,
             serving: 0,
             rested_at: now,
@@ -263,7 +269,8 @@ impl Shared {
         let mut state = self.lock();
         state.serving -= 1;
         if made.is_err() {
-            self.doom(&mut state, lease);
+            state.doom_lease(lease);
+            self.chores.notify_one();
         }
         drop(state);
         let Request { reply, door, .. } = request;
@@ -281,7 +288,8 @@ impl Shared {
             Ok(made) => made,
             Err(error) => {
                 state.retry_at = now + RETRY;
-                self.doom(&mut state, lease);
+                state.doom_lease(lease);
+                self.chores.notify_one();
                 tracing::warn!(error = &error as &dyn std::error::Error, "no slot made ahead of demand");
                 return;
             }
@@ -293,11 +301,6 @@ impl Shared {
         drop(state);
         let Request { reply, door, .. } = request;
         drop(reply.send(Ok(door.slot(made))));
-    }
-
-    fn doom(&self, state: &mut State, lease: Option<Lease>) {
-        state.doomed.extend(lease.map(|l| l.number));
-        self.chores.notify_one();
     }
 }
 
@@ -389,11 +392,38 @@ impl State {
         Job { purpose: Purpose::Refuse(request, error), lease: None }
     }
 
+    fn doom(&mut self, number: u32) {
+        if self.doomed.is_empty() {
+            self.doomed_at = Instant::now();
+        }
+        self.doomed.push(number);
+    }
+
+    fn doom_lease(&mut self, lease: Option<Lease>) {
+        if let Some(lease) = lease {
+            self.doom(lease.number);
+        }
+    }
+
+    /// Slots whose links have had the time to go.
+    fn overdue(&mut self, now: Instant) -> Vec<u32> {
+        if now < self.doomed_at + GRACE { Vec::new() } else { std::mem::take(&mut self.doomed) }
+    }
+
+    /// When the keeper has something to do; never, where that takes another event.
+    fn chores_at(&self) -> Option<Instant> {
+        let overdue_at = (!self.doomed.is_empty()).then(|| self.doomed_at + GRACE);
+        let settle_at = [self.connected.settles_at(), self.isolated.settles_at()];
+        settle_at.into_iter().flatten().chain(overdue_at).min()
+    }
+
     /// Slots that are too many by now; their links are doomed.
     fn settle(&mut self, now: Instant) -> Vec<Made> {
         let mut surplus = self.connected.settle(now);
         surplus.append(&mut self.isolated.settle(now));
-        self.doomed.extend(surplus.iter().filter_map(|made| made.lease.as_ref()).map(|l| l.number));
+        for made in &surplus {
+            self.doom_lease(made.lease.clone());
+        }
         surplus
     }
 }
@@ -449,7 +479,6 @@ impl Keeper {
 
     fn run(mut self) {
         while let Some((surplus, doomed)) = self.next_chore() {
-            // Their namespaces first: the kernel takes the links of many at once with them.
             drop(surplus);
             for number in doomed {
                 self.remove(number);
@@ -475,12 +504,11 @@ impl Keeper {
         while state.phase == Phase::Open {
             let now = Instant::now();
             let surplus = state.settle(now);
-            let doomed = std::mem::take(&mut state.doomed);
+            let doomed = state.overdue(now);
             if !surplus.is_empty() || !doomed.is_empty() {
                 return Some((surplus, doomed));
             }
-            let settles_at = [state.connected.settles_at(), state.isolated.settles_at()];
-            let until = settles_at.into_iter().flatten().min();
+            let until = state.chores_at();
             state = wait(&self.shared.chores, state, until, now);
         }
         None
@@ -509,6 +537,7 @@ impl Keeper {
         let (isolated, connected) = (state.isolated.clear(), state.connected.clear());
         let links = std::mem::take(&mut state.links);
         drop(state);
+        // Their namespaces first: the kernel takes the links of all at once with them.
         drop((isolated, connected));
         let removed: Vec<_> = links.values().map(|link| self.host.remove_link(link)).collect();
         let deleted = self.host.remove_table();
