@@ -1,4 +1,4 @@
-//! The system call filter of sandboxes: rules as data ([`mod@table`]) and their compilation to BPF.
+//! The system call filter of sandboxes: rules as data (`table`) and their compilation to BPF.
 //!
 //! Two kinds of programs, which the kernel both runs and of which the stricter answer counts:
 //!
