@@ -142,7 +142,9 @@ impl Error {
             Error::Context(error) if is_full(error) => ("disk_full", Kind::Capacity),
             Error::Context(_) => ("context_failed", Kind::Internal),
             Error::BadContext(_) => ("bad_context", Kind::User),
+            Error::Store(error) if error.is_full() => ("disk_full", Kind::Capacity),
             Error::Store(_) => ("database", Kind::Internal),
+            Error::Start(error) if is_caused_by_full_disk(&**error) => ("disk_full", Kind::Capacity),
             Error::Start(_) => ("sandbox_start_failed", Kind::Unavailable),
             Error::Stop(_) => ("sandbox_stop_failed", Kind::Internal),
             Error::Guest { .. } => ("sandbox_lost", Kind::Unavailable),
@@ -153,6 +155,9 @@ impl Error {
 
     fn hint(&self) -> Option<String> {
         match self {
+            _ if self.facts().0 == "disk_full" => {
+                Some("free space, delete sandboxes, or remove images with `berth image rm`".into())
+            }
             Error::ImageNotFound { .. } => {
                 Some("`berth image ls` lists them; `berth image pull`, `bootstrap`, `import` and `build` bring one in".into())
             }
@@ -217,6 +222,17 @@ fn state_name(state: SandboxState) -> &'static str {
         SandboxState::Failed => "not there: it could not be made",
         SandboxState::Lost => "lost",
     }
+}
+
+fn is_caused_by_full_disk(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(is_full) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn is_full(error: &std::io::Error) -> bool {

@@ -1,12 +1,15 @@
 //! Leases: a dead man's switch for sandboxes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use berth_store::LeaseRow;
-use berth_types::sandbox::{Lease, LeaseRequest};
+use berth_types::sandbox::{Lease, LeaseRequest, Sandbox};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::registry::Entry;
+use crate::sandboxes::Cause;
 use crate::{Error, Node};
 
 /// Longest lease: a day. A client that needs more renews it.
@@ -37,7 +40,8 @@ impl Node {
     pub async fn renew_lease(&self, id: &str, request: &LeaseRequest) -> Result<Lease, Error> {
         let row = LeaseRow { id: id.to_owned(), expires_at: end(request)? };
         let lease = show(&row);
-        if self.with_store(move |store| store.renew_lease(&row)).await? {
+        let now = Timestamp::now().as_millisecond();
+        if self.with_store(move |store| store.renew_lease(&row, now)).await? {
             return Ok(lease);
         }
         Err(Error::LeaseNotFound { id: id.to_owned() })
@@ -57,45 +61,65 @@ impl Node {
     }
 
     pub(crate) async fn check_lease(&self, id: &str) -> Result<(), Error> {
-        let leases = self.with_store(|store| store.leases()).await?;
-        if leases.iter().any(|lease| lease.id == id) {
+        if self.valid_leases().await?.contains(id) {
             return Ok(());
         }
         Err(Error::LeaseNotFound { id: id.to_owned() })
     }
 
+    /// Those that have not run out. One that has is over at once, whenever its row goes.
+    async fn valid_leases(&self) -> Result<BTreeSet<String>, Error> {
+        let leases = self.with_store(|store| store.leases()).await?;
+        let now = Timestamp::now().as_millisecond();
+        Ok(leases.into_iter().filter(|lease| lease.expires_at > now).map(|lease| lease.id).collect())
+    }
+
     /// Deletes every sandbox of a lease that is gone; those still being made are met on a later tick.
     async fn delete_leased(&self, lease: &str) {
-        for entry in self.0.sandboxes.select(|entry| entry.sandbox().lease.as_deref() == Some(lease)) {
-            let id = &entry.sandbox().id;
-            match self.delete_sandbox(id).await {
+        let leased = self.0.sandboxes.select(|entry| entry.sandbox().lease.as_deref() == Some(lease));
+        self.delete_orphans(&leased).await;
+    }
+
+    /// All at once: one that takes long to die does not keep the others alive.
+    async fn delete_orphans(&self, orphans: &[Entry]) {
+        futures_util::future::join_all(orphans.iter().map(|entry| async move {
+            let Sandbox { id, lease, .. } = entry.sandbox();
+            match self.delete_if(id, Cause::LeaseEnded(lease.clone())).await {
                 Ok(()) | Err(Error::SandboxNotFound { .. }) => tracing::info!(id, lease, "its lease ended"),
                 Err(error) => tracing::warn!(id, lease, %error, "its lease ended, deleting failed for now"),
             }
-        }
+        }))
+        .await;
     }
 
     async fn tick(&self) -> Result<(), Error> {
+        // Sandboxes before leases: whatever lease a sandbox names here was there before, so that one which is not
+        // found now has ended, and is not merely younger than the list.
+        let leased = self.0.sandboxes.select(|entry| entry.sandbox().lease.is_some());
+        let valid = self.valid_leases().await?;
+        let is_orphan =
+            |entry: &Entry| entry.sandbox().lease.as_ref().is_some_and(|lease| !valid.contains(lease));
+        let orphans: Vec<_> = leased.into_iter().filter(is_orphan).collect();
+        self.delete_orphans(&orphans).await;
+        self.delete_half_deleted().await;
+        // Only now: a database that cannot be written, its disk being full, must not keep alive what fills the disk.
         let now = Timestamp::now();
-        let leases = self.with_store(|store| store.leases()).await?;
-        let (over, valid): (Vec<_>, Vec<_>) =
-            leases.into_iter().partition(|lease| lease.expires_at <= now.as_millisecond());
-        for lease in over {
-            self.with_store(move |store| store.delete_lease(&lease.id)).await?;
-        }
-        let orphaned = self.0.sandboxes.select(|entry| {
-            entry.sandbox().lease.as_ref().is_some_and(|id| !valid.iter().any(|lease| lease.id == *id))
-        });
-        for entry in orphaned {
-            if let Some(lease) = &entry.sandbox().lease {
-                self.delete_leased(lease).await;
-            }
-        }
+        self.with_store(move |store| store.purge_leases(now.as_millisecond())).await?;
         let before = now.as_second() - REMEMBER_ENDED_SECONDS;
         for id in self.with_store(move |store| store.purge_ended(before)).await? {
             self.0.sandboxes.remove(&id);
         }
         Ok(())
+    }
+
+    /// Forgets those that were taken down while the database could not be written.
+    async fn delete_half_deleted(&self) {
+        for entry in self.0.sandboxes.select(|entry| entry.is_down()) {
+            let id = &entry.sandbox().id;
+            if let Err(error) = self.delete_sandbox(id).await {
+                tracing::warn!(id, %error, "a sandbox that is gone cannot be forgotten for now");
+            }
+        }
     }
 }
 
@@ -104,7 +128,7 @@ pub(crate) async fn keep(node: Node) {
     loop {
         tokio::time::sleep(TICK).await;
         if let Err(error) = node.tick().await {
-            tracing::error!(%error, "leases could not be looked at");
+            tracing::error!(error = crate::error::chain(&error), "leases could not be looked at");
         }
     }
 }

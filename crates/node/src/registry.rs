@@ -42,6 +42,11 @@ impl Entry {
     pub(crate) fn sandbox(&self) -> &Sandbox {
         &self.row.sandbox
     }
+
+    /// Whether it was deleted but for its row in the database.
+    pub(crate) fn is_down(&self) -> bool {
+        self.sandbox().state == SandboxState::Stopping && self.live.is_none()
+    }
 }
 
 /// Every sandbox by id. Ids are UUIDs v7, so their order is that of creation.

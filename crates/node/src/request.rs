@@ -9,6 +9,9 @@ use crate::Error;
 /// Smallest processor share: 1 ms of quota in a period of 100 ms, the least that the kernel takes.
 const MIN_CPUS: f64 = 0.01;
 
+/// Largest processor share: what the quota's arithmetic takes, and more than any machine has.
+const MAX_CPUS: f64 = 65_536.0;
+
 /// Least memory in MB in which the guest and a shell still start.
 const MIN_MEMORY_MB: u64 = 6;
 
@@ -25,6 +28,11 @@ pub(crate) fn check(request: &CreateSandbox) -> Result<(), Error> {
         && !workdir.starts_with('/')
     {
         return Err(bad("workdir", format!("{workdir:?} is not an absolute path")));
+    }
+    for (field, value) in [("workdir", &request.workdir), ("user", &request.user)] {
+        if value.as_deref().is_some_and(|value| value.contains('\0')) {
+            return Err(bad(field, "it contains a NUL byte".to_owned()));
+        }
     }
     for (key, value) in &request.env {
         if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
@@ -54,6 +62,11 @@ fn check_resources(resources: &Resources) -> Result<(), Error> {
     {
         return Err(bad("resources.cpus", format!("{cpus} is less than {MIN_CPUS}")));
     }
+    if let Some(cpus) = resources.cpus
+        && cpus > MAX_CPUS
+    {
+        return Err(bad("resources.cpus", format!("{cpus} is more than {MAX_CPUS}")));
+    }
     at_least("resources.memory_mb", resources.memory_mb, MIN_MEMORY_MB)?;
     at_least("resources.storage_mb", resources.storage_mb, 1)?;
     at_least("resources.pids", resources.pids, MIN_PIDS)
@@ -72,6 +85,7 @@ fn at_least(field: &'static str, value: Option<u64>, least: u64) -> Result<(), E
 fn check_mount_target(target: &str) -> Result<(), Error> {
     let path = Path::new(target);
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let plain = plain && !target.contains('\0');
     let taken = ["/proc", "/sys", "/dev"].iter().any(|own| path.starts_with(own));
     if path.is_absolute() && path != Path::new("/") && plain && !taken {
         return Ok(());
@@ -112,6 +126,10 @@ mod tests {
             ("name", |r| r.name = Some("x".repeat(64))),
             ("resources.cpus", |r| r.resources.cpus = Some(0.0)),
             ("resources.cpus", |r| r.resources.cpus = Some(f64::NAN)),
+            ("resources.cpus", |r| r.resources.cpus = Some(1e6)),
+            ("user", |r| r.user = Some("a\0".into())),
+            ("workdir", |r| r.workdir = Some("/a\0".into())),
+            ("mounts.target", |r| r.mounts = vec![mount("/etc", "/a\0")]),
             ("resources.memory_mb", |r| r.resources.memory_mb = Some(1)),
             ("resources.memory_mb", |r| r.resources.memory_mb = Some(u64::MAX)),
             ("resources.pids", |r| r.resources.pids = Some(1)),

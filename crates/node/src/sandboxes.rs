@@ -90,37 +90,62 @@ impl Node {
         self.0.sandboxes.any_alive()
     }
 
-    /// Ends a sandbox and forgets it. When this returns its processes are dead.
+    /// Ends a sandbox and forgets it. When this returns its processes are dead. Dropping the future changes nothing:
+    /// what was begun is completed.
     ///
     /// # Errors
-    /// [`Error::SandboxNotFound`]; [`Error::SandboxBusy`] while it is still being made.
+    /// [`Error::SandboxNotFound`]; [`Error::SandboxBusy`] while it is still being made; [`Error::Store`] when its processes
+    /// are dead but it cannot be forgotten for now.
     pub async fn delete_sandbox(&self, id: &str) -> Result<(), Error> {
-        let entry = self.0.sandboxes.find(id)?;
-        let id = entry.sandbox().id.clone();
-        if entry.sandbox().state == SandboxState::Starting {
-            return Err(Error::SandboxBusy { id });
+        self.delete_if(id, Cause::Asked).await
+    }
+
+    pub(crate) async fn delete_if(&self, id: &str, cause: Cause) -> Result<(), Error> {
+        let (node, id) = (self.clone(), id.to_owned());
+        // A task of its own, since a client that goes away half-way drops the caller: its sandbox would stay, dead
+        // and holding everything.
+        tokio::spawn(async move { node.take_down(&id, &cause).await }).await.map_err(|_| Error::Ending)?
+    }
+
+    async fn take_down(&self, id: &str, cause: &Cause) -> Result<(), Error> {
+        let id = self.0.sandboxes.find(id)?.sandbox().id.clone();
+        let mut begun = Ok(false);
+        let entry = self.0.sandboxes.update(&id, |entry| begun = begin_to_end(entry, cause));
+        if !begun? {
+            return Ok(());
         }
-        self.0.sandboxes.update(&id, |entry| entry.row.sandbox.state = SandboxState::Stopping);
-        if let Some(live) = &entry.live {
+        if let Some(live) = entry.and_then(|entry| entry.live) {
             live.machine.stop().await.map_err(|source| Error::Stop(Box::new(source)))?;
         }
+        // The row goes first: while it is there, a repeated call must find what to repeat.
+        self.0.sandboxes.update(&id, |entry| entry.live = None);
+        let row = id.clone();
+        self.with_store(move |store| store.delete_sandbox(&row)).await?;
         self.0.sandboxes.remove(&id);
-        self.with_store(move |store| store.delete_sandbox(&id)).await
+        Ok(())
     }
 
     /// Puts a sandbox under another lease, or under none.
     ///
     /// # Errors
-    /// [`Error::SandboxNotFound`], [`Error::LeaseNotFound`].
+    /// [`Error::SandboxNotFound`], [`Error::LeaseNotFound`], [`Error::SandboxNotRunning`] once it is being taken down.
     pub async fn set_lease(&self, id: &str, lease: Option<String>) -> Result<Sandbox, Error> {
         if let Some(lease) = &lease {
             self.check_lease(lease).await?;
         }
         let id = self.0.sandboxes.find(id)?.sandbox().id.clone();
-        let changed = self.0.sandboxes.update(&id, |entry| entry.row.sandbox.lease = lease);
-        let entry = changed.ok_or(Error::SandboxNotFound { id })?;
-        self.persist(entry.row.clone()).await?;
-        Ok(entry.row.sandbox)
+        let changed = self.0.sandboxes.update(&id, |entry| {
+            if entry.sandbox().state != SandboxState::Stopping {
+                entry.row.sandbox.lease = lease;
+            }
+        });
+        let Entry { row, .. } = changed.ok_or(Error::SandboxNotFound { id })?;
+        if row.sandbox.state == SandboxState::Stopping {
+            let Sandbox { id, state, reason, .. } = row.sandbox;
+            return Err(Error::SandboxNotRunning { id, state, reason });
+        }
+        self.persist(row.clone()).await?;
+        Ok(row.sandbox)
     }
 
     /// The living part of a sandbox, or why there is none.
@@ -136,6 +161,28 @@ impl Node {
 
     async fn persist(&self, row: SandboxRow) -> Result<(), Error> {
         self.with_store(move |store| store.put_sandbox(&row)).await
+    }
+}
+
+/// Why a sandbox is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Somebody asked for it.
+    Asked,
+    /// This lease ended; one that is under another by now stays.
+    LeaseEnded(Option<String>),
+}
+
+/// Marks a sandbox as going away; false when there is no cause to any more.
+fn begin_to_end(entry: &mut Entry, cause: &Cause) -> Result<bool, Error> {
+    let sandbox = &mut entry.row.sandbox;
+    match (sandbox.state, cause) {
+        (SandboxState::Starting, _) => Err(Error::SandboxBusy { id: sandbox.id.clone() }),
+        (_, Cause::LeaseEnded(lease)) if sandbox.lease != *lease => Ok(false),
+        _ => {
+            sandbox.state = SandboxState::Stopping;
+            Ok(true)
+        }
     }
 }
 

@@ -22,10 +22,11 @@ impl Store {
         made.map(drop).map_err(query("write a lease"))
     }
 
-    /// Moves a lease's end; false when there is no such lease (any more).
-    pub fn renew_lease(&self, lease: &LeaseRow) -> Result<bool, Error> {
-        let sql = "UPDATE leases SET expires_at = ?2 WHERE id = ?1";
-        let renewed = self.connection().execute(sql, params![lease.id, lease.expires_at]);
+    /// Moves a lease's end; false when there is no such lease, or when it ran out before `now`. Such a one stays ended
+    /// even while its row is still there: what it kept alive may be half deleted already.
+    pub fn renew_lease(&self, lease: &LeaseRow, now: i64) -> Result<bool, Error> {
+        let sql = "UPDATE leases SET expires_at = ?2 WHERE id = ?1 AND expires_at > ?3";
+        let renewed = self.connection().execute(sql, params![lease.id, lease.expires_at, now]);
         renewed.map(|rows| rows == 1).map_err(query("renew a lease"))
     }
 
@@ -46,6 +47,12 @@ impl Store {
         let deleted = self.connection().execute("DELETE FROM leases WHERE id = ?1", [id]);
         deleted.map(|rows| rows == 1).map_err(query("delete a lease"))
     }
+
+    /// Removes the leases that have run out by `now`, in milliseconds since the epoch.
+    pub fn purge_leases(&self, now: i64) -> Result<(), Error> {
+        let purged = self.connection().execute("DELETE FROM leases WHERE expires_at <= ?1", [now]);
+        purged.map(drop).map_err(query("purge leases"))
+    }
 }
 
 #[cfg(test)]
@@ -57,11 +64,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let lease = |expires_at| LeaseRow { id: "l".into(), expires_at };
-        assert!(!store.renew_lease(&lease(1)).unwrap());
+        assert!(!store.renew_lease(&lease(1), 0).unwrap());
         store.put_lease(&lease(1)).unwrap();
-        assert!(store.renew_lease(&lease(2)).unwrap());
+        assert!(store.renew_lease(&lease(2), 0).unwrap());
         assert_eq!(store.leases().unwrap(), vec![lease(2)]);
         assert!(store.delete_lease("l").unwrap());
         assert!(!store.delete_lease("l").unwrap());
+    }
+
+    #[test]
+    fn a_lease_that_ran_out_is_not_renewed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let lease = |expires_at| LeaseRow { id: "l".into(), expires_at };
+        store.put_lease(&lease(10)).unwrap();
+        assert!(!store.renew_lease(&lease(20), 10).unwrap());
+        store.purge_leases(9).unwrap();
+        assert_eq!(store.leases().unwrap(), vec![lease(10)]);
+        store.purge_leases(10).unwrap();
+        assert_eq!(store.leases().unwrap(), vec![]);
     }
 }

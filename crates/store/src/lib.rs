@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 pub use leases::LeaseRow;
 pub use sandboxes::SandboxRow;
@@ -84,6 +84,13 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+}
+
+impl Error {
+    /// Whether the disk is full, which is nobody's fault and mends itself once something is deleted.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Error::Query { source, .. } if source.sqlite_error_code() == Some(ErrorCode::DiskFull))
+    }
 }
 
 /// The open store. Calls are serialised.
