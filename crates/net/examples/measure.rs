@@ -33,11 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn measure(name: &str, pool: PoolSizes) -> Result<(), berth_net::Error> {
     println!("pool {name}");
-    let start = Instant::now();
-    let range = "172.30.0.0/17".parse().ok();
-    let instance = INSTANCE.to_owned();
-    let network = Arc::new(Network::start(Options { instance, range, pool, ..Options::default() }).await?);
-    println!("  start {:.1?}", start.elapsed());
+    one_sandbox(pool).await?;
+    let network = Arc::new(start(pool).await?);
     for mode in [Mode::NoNetwork, Mode::Public] {
         sequential(&network, mode).await?;
         // The second burst finds what the first one made the pool grow to.
@@ -48,6 +45,33 @@ async fn measure(name: &str, pool: PoolSizes) -> Result<(), berth_net::Error> {
     let start = Instant::now();
     network.shutdown().await?;
     println!("  shutdown {:.1?}", start.elapsed());
+    Ok(())
+}
+
+async fn start(pool: PoolSizes) -> Result<Network, berth_net::Error> {
+    let range = "172.30.0.0/17".parse().ok();
+    Network::start(Options { instance: INSTANCE.to_owned(), range, pool, ..Options::default() }).await
+}
+
+/// What a daemon that is started for one sandbox waits for.
+async fn one_sandbox(pool: PoolSizes) -> Result<(), berth_net::Error> {
+    let (mut starts, mut attaches, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let begin = Instant::now();
+        let network = start(pool).await?;
+        starts.push(begin.elapsed());
+        let begin = Instant::now();
+        let slot = network.attach(Mode::Public).await?;
+        attaches.push(begin.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(slot);
+        let begin = Instant::now();
+        network.shutdown().await?;
+        ends.push(begin.elapsed());
+    }
+    print("start", starts);
+    print("first attach", attaches);
+    print("shutdown after one slot", ends);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 
@@ -119,6 +120,16 @@ impl Host {
     /// A link that is gone already went with its namespace.
     pub(crate) fn remove_link(&mut self, link: &str) -> Result<(), Error> {
         remove_link(&mut self.netlink, link)
+    }
+
+    /// Waits until all of `links` are gone by themselves, but not for long.
+    pub(crate) fn wait_for_end(&mut self, links: &[String], patience: Duration) {
+        let begin = Instant::now();
+        let mut is_there =
+            || self.netlink.links().is_ok_and(|all| all.iter().any(|l| links.contains(&l.name)));
+        while !links.is_empty() && begin.elapsed() < patience && is_there() {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Removes the nft table, if there is one.

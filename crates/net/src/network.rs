@@ -1,4 +1,4 @@
-//! The network of one daemon: a handle to the thread that owns it.
+//! The network of one daemon: a handle to the threads that work for it.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -34,7 +34,8 @@ pub struct Options {
 /// How many slots are kept ready, so that an attach need not wait until one is made.
 ///
 /// A kind's slots are made after the first of that kind was asked for, in the background. A slot that is ready costs one
-/// descriptor of the daemon's and the kernel's memory of a namespace: about 250 KiB when connected, 160 KiB when not.
+/// descriptor of the daemon's and the kernel's memory of a namespace: about
+/// 240 KiB when connected and 150 KiB when not, on two processors (some of it is per processor).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSizes {
     /// Slots of [`Mode::NoNetwork`]; 0 keeps none.

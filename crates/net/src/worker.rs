@@ -41,6 +41,8 @@ const RETRY: Duration = Duration::from_secs(10);
 /// How long a link is left to go with its namespace, before it is removed by name: the kernel takes many at once with
 /// theirs, and has most of that work twice where it is asked as well.
 const GRACE: Duration = Duration::from_millis(50);
+/// The same at the end of the network, where nothing is lost by looking often whether they are gone.
+const LAST_GRACE: Duration = Duration::from_millis(200);
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 type Answer<T> = oneshot::Receiver<Result<T, Error>>;
@@ -534,12 +536,20 @@ impl Keeper {
             let _ = maker.join();
         }
         let mut state = self.shared.lock();
-        let (isolated, connected) = (state.isolated.clear(), state.connected.clear());
-        let links = std::mem::take(&mut state.links);
+        let mut kept = state.isolated.clear();
+        kept.append(&mut state.connected.clear());
+        for made in &kept {
+            state.doom_lease(made.lease.clone());
+        }
+        let mut links = std::mem::take(&mut state.links);
+        let doomed = std::mem::take(&mut state.doomed);
         drop(state);
-        // Their namespaces first: the kernel takes the links of all at once with them.
-        drop((isolated, connected));
-        let removed: Vec<_> = links.values().map(|link| self.host.remove_link(link)).collect();
+        drop(kept);
+        let going: Vec<_> = doomed.iter().filter_map(|number| links.remove(number)).collect();
+        let mut removed: Vec<_> = links.values().map(|link| self.host.remove_link(link)).collect();
+        self.host.wait_for_end(&going, LAST_GRACE);
+        removed.extend(going.iter().map(|link| self.host.remove_link(link)));
+        // Last, as a sandbox that still has a link must not be without rules.
         let deleted = self.host.remove_table();
         removed.into_iter().collect::<Result<(), _>>()?;
         deleted

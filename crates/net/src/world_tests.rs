@@ -12,8 +12,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use berth_sys::netns;
+use ipnet::Ipv4Net;
 
-use crate::netlink::{Netlink, Veth};
+use crate::netlink::{Link, Netlink, Route, Veth};
 use crate::nft::Nft;
 use crate::{Error, Mode, Network, Options, PoolSizes, Slot};
 
@@ -22,16 +23,16 @@ const UPSTREAM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const PATIENCE: Duration = Duration::from_secs(2);
 const UPLINK_MTU: u32 = 1380;
-const NO_POOL: PoolSizes = PoolSizes { isolated: 0, connected: 0, most: 0 };
+pub(crate) const NO_POOL: PoolSizes = PoolSizes { isolated: 0, connected: 0, most: 0 };
 
-struct World {
-    host: OwnedFd,
+pub(crate) struct World {
+    pub(crate) host: OwnedFd,
     upstream: OwnedFd,
 }
 
 impl World {
     /// A world, or none (and says so) where the test cannot have one.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         if let Err(error) = Nft::find(None).list_chains() {
             println!("SKIP: network tests need nft and the right to use it: {error}");
             return None;
@@ -64,7 +65,7 @@ impl World {
     }
 
     /// Runs `body` on a thread that is on the host of this world.
-    fn on_host(&self, body: impl AsyncFnOnce() + Send) {
+    pub(crate) fn on_host(&self, body: impl AsyncFnOnce() + Send) {
         let run = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
             runtime.block_on(body());
@@ -73,12 +74,12 @@ impl World {
         netns::run_in(self.host.as_fd(), run).unwrap();
     }
 
-    fn host_links(&self) -> Vec<String> {
+    pub(crate) fn host_links(&self) -> Vec<String> {
         let links = netns::run_in(self.host.as_fd(), || Netlink::open()?.links()).unwrap();
         links.into_iter().map(|l| l.name).collect()
     }
 
-    fn tables(&self) -> String {
+    pub(crate) fn tables(&self) -> String {
         self.nft(&["list", "tables"])
     }
 
@@ -90,7 +91,7 @@ impl World {
     }
 }
 
-fn options(instance: &str) -> Options {
+pub(crate) fn options(instance: &str) -> Options {
     Options { instance: instance.to_owned(), nameservers: vec![METADATA], ..Options::default() }
 }
 
@@ -116,7 +117,7 @@ fn ask(netns: BorrowedFd<'_>, to: impl Into<IpAddr>, port: u16) -> io::Result<St
     })
 }
 
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(5);
     while !holds() {
         assert!(Instant::now() < end, "never: {what}");
@@ -124,53 +125,130 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn address(slot: &Slot) -> Ipv4Addr {
+pub(crate) fn address(slot: &Slot) -> Ipv4Addr {
     slot.address().expect("a public slot")
+}
+
+/// Both ways in which a slot comes to be; whatever holds of one must hold of the other.
+const ORIGINS: [Origin; 2] = [Origin::Made, Origin::Kept];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Made when it was asked for.
+    Made,
+    /// Made before.
+    Kept,
+}
+
+impl Origin {
+    async fn network(self, instance: &str) -> Network {
+        let pool = if self == Origin::Made { NO_POOL } else { PoolSizes::default() };
+        Network::start(Options { pool, ..options(instance) }).await.unwrap()
+    }
+
+    async fn slot(self, network: &Network, mode: Mode) -> Slot {
+        let hits = network.pool(mode).hits;
+        if self == Origin::Kept {
+            drop(network.attach(mode).await.unwrap());
+            eventually("a slot is ready", || network.pool(mode).ready > 0);
+        }
+        let slot = network.attach(mode).await.unwrap();
+        assert_eq!(network.pool(mode).hits > hits, self == Origin::Kept);
+        slot
+    }
 }
 
 #[test]
 fn public_reaches_upstream_as_the_host_and_no_network_reaches_nothing() {
     let Some(world) = World::new() else { return };
     serve(world.upstream.as_fd(), (UPSTREAM, 7000));
-    world.on_host(async || {
-        let network = Network::start(options("t1")).await.unwrap();
-        let public = network.attach(Mode::Public).await.unwrap();
-        assert_eq!(ask(public.netns(), UPSTREAM, 7000).unwrap(), HOST.to_string());
-        assert_eq!(public.resolv_conf(), format!("nameserver {METADATA}\n"));
-        assert!(network.public().unwrap().contains(&address(&public)));
+    for origin in ORIGINS {
+        world.on_host(async || {
+            let network = origin.network("t1").await;
+            let public = origin.slot(&network, Mode::Public).await;
+            assert_eq!(ask(public.netns(), UPSTREAM, 7000).unwrap(), HOST.to_string());
+            assert_eq!(public.resolv_conf(), format!("nameserver {METADATA}\n"));
+            assert!(network.public().unwrap().contains(&address(&public)));
 
-        let alone = network.attach(Mode::NoNetwork).await.unwrap();
-        let error = ask(alone.netns(), UPSTREAM, 7000).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable);
-        assert_eq!((alone.address(), alone.resolv_conf(), alone.mode()), (None, "", Mode::NoNetwork));
-        network.shutdown().await.unwrap();
-    });
+            let alone = origin.slot(&network, Mode::NoNetwork).await;
+            let error = ask(alone.netns(), UPSTREAM, 7000).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable);
+            assert_eq!((alone.address(), alone.resolv_conf(), alone.mode()), (None, "", Mode::NoNetwork));
+            network.shutdown().await.unwrap();
+        });
+    }
 }
 
 #[test]
 fn a_sandbox_has_the_uplinks_mtu_loopback_of_both_kinds_and_no_ipv6_beyond() {
     let Some(world) = World::new() else { return };
-    world.on_host(async || {
-        let network = Network::start(options("t2")).await.unwrap();
-        let slot = network.attach(Mode::Public).await.unwrap();
-        let links = netns::run_in(slot.netns(), || Netlink::open()?.links()).unwrap();
-        let eth0 = links.iter().find(|l| l.name == "eth0").unwrap();
-        assert_eq!(eth0.mtu, UPLINK_MTU);
-        serve(slot.netns(), (Ipv4Addr::LOCALHOST, 7000));
-        assert_eq!(ask(slot.netns(), Ipv4Addr::LOCALHOST, 7000).unwrap(), "127.0.0.1");
-        let v6 = |file: &str| {
-            let path = format!("/proc/sys/net/ipv6/conf/{file}/disable_ipv6");
-            netns::run_in(slot.netns(), || std::fs::read_to_string(&path))
-        };
-        match v6("eth0") {
-            Ok(off) => assert_eq!((off.trim(), v6("lo").unwrap().trim()), ("1", "0")),
-            Err(error) => println!("SKIP: this kernel has no IPv6 to switch off: {error}"),
+    for origin in ORIGINS {
+        world.on_host(async || {
+            let network = origin.network("t2").await;
+            let slot = origin.slot(&network, Mode::Public).await;
+            let links = netns::run_in(slot.netns(), || Netlink::open()?.links()).unwrap();
+            let eth0 = links.iter().find(|l| l.name == "eth0").unwrap();
+            assert_eq!(eth0.mtu, UPLINK_MTU);
+            serve(slot.netns(), (Ipv4Addr::LOCALHOST, 7000));
+            assert_eq!(ask(slot.netns(), Ipv4Addr::LOCALHOST, 7000).unwrap(), "127.0.0.1");
+            let v6 = |file: &str| {
+                let path = format!("/proc/sys/net/ipv6/conf/{file}/disable_ipv6");
+                netns::run_in(slot.netns(), || std::fs::read_to_string(&path))
+            };
+            match v6("eth0") {
+                Ok(off) => assert_eq!((off.trim(), v6("lo").unwrap().trim()), ("1", "0")),
+                Err(error) => println!("SKIP: this kernel has no IPv6 to switch off: {error}"),
+            }
+            let host_link = slot.link().unwrap();
+            let path = format!("/proc/sys/net/ipv6/conf/{host_link}/disable_ipv6");
+            assert!(std::fs::read_to_string(path).map_or(true, |off| off.trim() == "1"));
+            network.shutdown().await.unwrap();
+        });
+    }
+}
+
+/// Everything in a namespace's tables and settings that could tell one slot from another.
+fn looks(slot: &Slot) -> (Vec<Link>, Vec<Route>, Vec<Ipv4Net>, Vec<String>) {
+    const SETTINGS: [&str; 4] = [
+        "ipv4/ip_forward",
+        "ipv4/conf/eth0/rp_filter",
+        "ipv6/conf/all/disable_ipv6",
+        "ipv4/ip_local_port_range",
+    ];
+    netns::run_in(slot.netns(), || {
+        let mut tables = Netlink::open()?;
+        let own = slot.address();
+        let other_addresses = tables.addresses()?.into_iter().filter(|a| Some(a.addr()) != own).collect();
+        let other_routes =
+            tables.routes()?.into_iter().filter(|r| Some(r.destination.addr()) != own).collect();
+        let read = |name| std::fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap_or_default();
+        let mut settings: Vec<_> = SETTINGS.into_iter().map(read).collect();
+        settings.push(std::fs::read_to_string("/proc/thread-self/net/arp")?.replace('\t', " "));
+        Ok((tables.links()?, other_routes, other_addresses, settings))
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_slot_that_was_kept_looks_like_one_that_was_just_made() {
+    let Some(world) = World::new() else { return };
+    for mode in [Mode::Public, Mode::NoNetwork] {
+        let mut seen = Vec::new();
+        for origin in ORIGINS {
+            let seen = &mut seen;
+            world.on_host(async || {
+                let network = origin.network("te").await;
+                let slot = origin.slot(&network, mode).await;
+                let (links, routes, addresses, mut settings) = looks(&slot);
+                // The gateway's hardware address follows from the sandbox's own.
+                let arp = settings.pop().unwrap_or_default();
+                assert_eq!(arp.matches("169.254.1.1").count(), usize::from(mode == Mode::Public));
+                seen.push((links, routes, addresses, settings, slot.resolv_conf().to_owned()));
+                network.shutdown().await.unwrap();
+            });
         }
-        let host_link = slot.link().unwrap();
-        let path = format!("/proc/sys/net/ipv6/conf/{host_link}/disable_ipv6");
-        assert!(std::fs::read_to_string(path).map_or(true, |off| off.trim() == "1"));
-        network.shutdown().await.unwrap();
-    });
+        assert_eq!(seen[0], seen[1]);
+    }
 }
 
 #[test]
@@ -179,31 +257,33 @@ fn sandboxes_reach_neither_each_other_nor_the_host_nor_metadata() {
     serve(world.host.as_fd(), (Ipv4Addr::UNSPECIFIED, 7001));
     serve(world.upstream.as_fd(), (METADATA, 80));
     serve(world.upstream.as_fd(), (METADATA, 53));
-    world.on_host(async || {
-        let network = Network::start(options("t3")).await.unwrap();
-        let a = network.attach(Mode::Public).await.unwrap();
-        let b = network.attach(Mode::Public).await.unwrap();
-        serve(b.netns(), (Ipv4Addr::UNSPECIFIED, 7002));
+    for origin in ORIGINS {
+        world.on_host(async || {
+            let network = origin.network("t3").await;
+            let a = origin.slot(&network, Mode::Public).await;
+            let b = origin.slot(&network, Mode::Public).await;
+            serve(b.netns(), (Ipv4Addr::UNSPECIFIED, 7002));
 
-        // Each server answers somebody, so that a refusal is the ruleset's.
-        assert!(ask(world.host.as_fd(), address(&b), 7002).is_ok());
-        assert!(ask(a.netns(), address(&b), 7002).is_err());
-        assert!(ask(world.upstream.as_fd(), address(&b), 7002).is_err());
-        assert!(ask(world.upstream.as_fd(), HOST, 7001).is_ok());
-        let unused = network.public().unwrap().network();
-        for host in [HOST, Ipv4Addr::new(169, 254, 1, 1), unused] {
-            assert!(ask(a.netns(), host, 7001).is_err(), "{host}");
-        }
-        assert!(ask(world.host.as_fd(), METADATA, 80).is_ok());
-        assert!(ask(a.netns(), METADATA, 80).is_err());
-        assert_eq!(ask(a.netns(), METADATA, 53).unwrap(), HOST.to_string());
+            // Each server answers somebody, so that a refusal is the ruleset's.
+            assert!(ask(world.host.as_fd(), address(&b), 7002).is_ok());
+            assert!(ask(a.netns(), address(&b), 7002).is_err());
+            assert!(ask(world.upstream.as_fd(), address(&b), 7002).is_err());
+            assert!(ask(world.upstream.as_fd(), HOST, 7001).is_ok());
+            let unused = network.public().unwrap().network();
+            for host in [HOST, Ipv4Addr::new(169, 254, 1, 1), unused] {
+                assert!(ask(a.netns(), host, 7001).is_err(), "{host}");
+            }
+            assert!(ask(world.host.as_fd(), METADATA, 80).is_ok());
+            assert!(ask(a.netns(), METADATA, 80).is_err());
+            assert_eq!(ask(a.netns(), METADATA, 53).unwrap(), HOST.to_string());
 
-        // A refusal is told at once, not found out by waiting.
-        let start = Instant::now();
-        let _ = ask(a.netns(), HOST, 7001);
-        assert!(start.elapsed() < PATIENCE);
-        network.shutdown().await.unwrap();
-    });
+            // A refusal is told at once, not found out by waiting.
+            let start = Instant::now();
+            let _ = ask(a.netns(), HOST, 7001);
+            assert!(start.elapsed() < PATIENCE);
+            network.shutdown().await.unwrap();
+        });
+    }
 }
 
 #[test]
@@ -214,26 +294,28 @@ fn a_forged_source_address_goes_nowhere() {
     let send = |slot: &Slot, from: Ipv4Addr, what: &[u8]| {
         netns::run_in(slot.netns(), || UdpSocket::bind((from, 0))?.send_to(what, (UPSTREAM, 7003))).unwrap();
     };
-    world.on_host(async || {
-        let network = Network::start(options("t4")).await.unwrap();
-        let a = network.attach(Mode::Public).await.unwrap();
-        let b = network.attach(Mode::Public).await.unwrap();
-        for forged in [address(&b), Ipv4Addr::new(198, 51, 100, 1)] {
-            let add = || {
-                let mut netlink = Netlink::open()?;
-                let index = netlink.index_of("eth0")?;
-                netlink.add_address(index, forged.into())
-            };
-            netns::run_in(a.netns(), add).unwrap();
-            send(&a, forged, b"forged");
-        }
-        send(&a, address(&a), b"honest");
-        let mut buffer = [0; 16];
-        let (n, _) = upstream.recv_from(&mut buffer).unwrap();
-        assert_eq!(&buffer[..n], b"honest");
-        assert!(upstream.recv_from(&mut buffer).is_err());
-        network.shutdown().await.unwrap();
-    });
+    for origin in ORIGINS {
+        world.on_host(async || {
+            let network = origin.network("t4").await;
+            let a = origin.slot(&network, Mode::Public).await;
+            let b = origin.slot(&network, Mode::Public).await;
+            for forged in [address(&b), Ipv4Addr::new(198, 51, 100, 1)] {
+                let add = || {
+                    let mut netlink = Netlink::open()?;
+                    let index = netlink.index_of("eth0")?;
+                    netlink.add_address(index, forged.into())
+                };
+                netns::run_in(a.netns(), add).unwrap();
+                send(&a, forged, b"forged");
+            }
+            send(&a, address(&a), b"honest");
+            let mut buffer = [0; 16];
+            let (n, _) = upstream.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..n], b"honest");
+            assert!(upstream.recv_from(&mut buffer).is_err());
+            network.shutdown().await.unwrap();
+        });
+    }
 }
 
 #[test]
