@@ -33,9 +33,9 @@ pub struct Options {
 
 /// How many slots are kept ready, so that an attach need not wait until one is made.
 ///
-/// A kind's slots are made after the first of that kind was asked for, in the background. A slot that is ready costs one
-/// descriptor of the daemon's and the kernel's memory of a namespace: about
-/// 240 KiB when connected and 150 KiB when not, on two processors (some of it is per processor).
+/// A kind's slots are made after the first of that kind was asked for, in the background. On two processors (some of it
+/// is per processor), one that is ready costs the kernel about 230 KiB when connected and 140 KiB when not, and the daemon
+/// a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSizes {
     /// Slots of [`Mode::NoNetwork`]; 0 keeps none.
