@@ -1,5 +1,6 @@
 //! The verifier's phase: tests up, run, logs down, reward.
 
+use berth_client::Error as ClientError;
 use berth_types::exec::ExitReason;
 use berth_types::files::FsRequest;
 use tokio::time::{Instant, timeout};
@@ -51,10 +52,7 @@ impl<P: Platform> Trial<'_, P> {
         // Like Harbor: the reward counts, not the exit code.
         let says = String::from_utf8_lossy(&shell_says);
         self.log.line(&format!("verifier: {} {}", describe(&status), says.trim()));
-        self.download(VERIFIER_LOGS, &target).await.map_err(|error| {
-            let doing = "cannot download the verifier's directory";
-            Exception::caused(Failure::DownloadVerifierDir, doing, &error)
-        })?;
+        self.download(VERIFIER_LOGS, &target).await.map_err(|error| no_directory(&error))?;
         let note = match status.reason {
             ExitReason::NotStarted => Some(format!("the test script did not start: {}", describe(&status))),
             _ if status.exit_code != 0 => Some(format!("the test script ended with {}", describe(&status))),
@@ -68,5 +66,36 @@ impl<P: Platform> Trial<'_, P> {
         let paths = ["reward.txt", "reward.json"].map(|name| format!("{VERIFIER_LOGS}/{name}")).to_vec();
         let removed = self.job.platform.fs(self.sandbox_id()?, &FsRequest::Remove { paths }).await;
         removed.map(|_| ()).map_err(|error| Exception::of_call("cannot remove old rewards", &error))
+    }
+}
+
+/// Whoever removed the directory, or put something else in its place, leaves no reward. Taken for a failure of the
+/// machine it would not be graded, and an agent that cannot solve its task could choose that.
+fn no_directory(error: &ClientError) -> Exception {
+    let failure = match error.api().map(|answer| answer.code.as_str()) {
+        Some("path_not_found" | "not_a_directory") => Failure::RewardFileNotFound,
+        _ => Failure::DownloadVerifierDir,
+    };
+    Exception::caused(failure, "cannot download the verifier's directory", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_types::error::{ApiError, Kind};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_gone_is_no_failure_of_the_machine() {
+        for (code, kind, expected) in [
+            ("path_not_found", Kind::NotFound, Failure::RewardFileNotFound),
+            ("not_a_directory", Kind::Conflict, Failure::RewardFileNotFound),
+            ("sandbox_not_found", Kind::NotFound, Failure::DownloadVerifierDir),
+            ("sandbox_lost", Kind::Unavailable, Failure::DownloadVerifierDir),
+        ] {
+            let source = Box::new(ApiError::new(kind, code, "no"));
+            let error = ClientError::Api { operation: "copy".into(), source };
+            assert_eq!(no_directory(&error).failure, expected, "{code}");
+        }
     }
 }
