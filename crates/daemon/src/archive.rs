@@ -4,7 +4,7 @@ use std::io;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use berth_types::error::ErrorBody;
@@ -12,8 +12,9 @@ use berth_types::files::{ArchiveIn, ArchiveOut, ArchiveReport, TAR_TYPE};
 use futures_util::TryStreamExt;
 use tokio_util::io::{ReaderStream, StreamReader};
 
+use crate::App;
+use crate::extract::{self, Path};
 use crate::reply::Reply;
-use crate::{App, extract};
 
 /// Pieces of an archive on their way out, in bytes.
 const CHUNK: usize = 64 << 10;

@@ -1,7 +1,7 @@
 //! Execs, as a stream of frames ([`berth_types::exec::frame`]).
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::Response;
 use berth_node::ExecOutput;
@@ -11,8 +11,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream;
 use serde::Serialize;
 
+use crate::App;
+use crate::extract::{self, Path};
 use crate::reply::Reply;
-use crate::{App, extract};
 
 /// Runs a command. The body streams its output; a client that goes away kills it.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/exec", tag = "execs", request_body = ExecRequest,

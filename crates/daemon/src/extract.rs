@@ -26,6 +26,20 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     }
 }
 
+/// What the path names.
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<App> for Path<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Failure> {
+        let path = axum::extract::Path::from_request_parts(parts, app)
+            .await
+            .map_err(|error| user_error("bad_path", format!("the request's path is not valid: {error}")))?;
+        Ok(Path(path.0))
+    }
+}
+
 /// The query string.
 pub(crate) struct Query<T>(pub(crate) T);
 

@@ -1,12 +1,13 @@
 //! Small file-system calls.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use berth_types::error::ErrorBody;
 use berth_types::files::{FsRequest, FsResponse};
 
+use crate::App;
+use crate::extract::{self, Path};
 use crate::reply::Reply;
-use crate::{App, extract};
 
 /// Looks at, makes, empties or removes paths of the sandbox.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/fs", tag = "files", request_body = FsRequest,

@@ -4,7 +4,7 @@ use std::io;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use berth_types::error::ErrorBody;
@@ -15,8 +15,9 @@ use futures_util::TryStreamExt;
 use serde::Deserialize;
 use tokio_util::io::StreamReader;
 
+use crate::extract::{self, Path};
 use crate::reply::{Reply, user_error};
-use crate::{App, extract, progress};
+use crate::{App, progress};
 
 /// Lists the images of the local store.
 #[utoipa::path(get, path = "/v1/images", tag = "images", responses((status = 200, body = Page<Image>)))]

@@ -1,13 +1,14 @@
 //! Leases.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use berth_types::error::ErrorBody;
 use berth_types::sandbox::{Lease, LeaseRequest};
 
+use crate::App;
+use crate::extract::{self, Path};
 use crate::reply::Reply;
-use crate::{App, extract};
 
 /// Makes a lease.
 #[utoipa::path(post, path = "/v1/leases", tag = "leases", request_body = LeaseRequest,

@@ -1,14 +1,15 @@
 //! Sandboxes.
 
 use axum::Json;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use berth_node::Filter;
 use berth_types::error::ErrorBody;
 use berth_types::sandbox::{CreateSandbox, Page, Sandbox, SetLease};
 
+use crate::App;
+use crate::extract::{self, Path};
 use crate::reply::{Reply, user_error};
-use crate::{App, extract};
 
 /// Makes a sandbox and returns when it is ready.
 #[utoipa::path(post, path = "/v1/sandboxes", tag = "sandboxes", request_body = CreateSandbox,
