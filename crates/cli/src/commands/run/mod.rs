@@ -10,6 +10,7 @@ use berth_client::Client;
 use berth_harbor::{Agent, JobOptions, JobOutcome, Verdict, job};
 use berth_types::error::Kind;
 use clap::{Args, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::Session;
@@ -138,10 +139,16 @@ async fn run_until_interrupted(
     }
 }
 
-/// Returns at an interrupt; never where signals cannot be had, since then the default action ends this process.
+/// Returns when the user, or by SIGTERM whoever runs this for them, asks for the end; never where signals cannot be
+/// had, since then the default action ends this process.
 async fn interrupt() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending().await
+    let asked = async |kind| match signal(kind) {
+        Ok(mut signals) => drop(signals.recv().await),
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        () = asked(SignalKind::interrupt()) => {}
+        () = asked(SignalKind::terminate()) => {}
     }
 }
 
