@@ -32,6 +32,8 @@ fn code(errno: Errno) -> FailureCode {
         Errno::ISDIR | Errno::NOTEMPTY => FailureCode::IsADirectory,
         Errno::ACCESS | Errno::PERM | Errno::ROFS => FailureCode::Permission,
         Errno::NOSPC | Errno::DQUOT => FailureCode::NoSpace,
+        // Of whoever named the path; the machine is well.
+        Errno::NAMETOOLONG | Errno::LOOP => FailureCode::Invalid,
         Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN => FailureCode::Limit,
         _ => FailureCode::Io,
     }
