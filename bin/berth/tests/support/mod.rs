@@ -45,10 +45,37 @@ impl Daemon {
     /// The same, with more files in the image: path, mode, content.
     pub(crate) fn with_busybox_and(files: &[(&str, u32, &[u8])]) -> Daemon {
         let daemon = Daemon::start();
-        let tar = daemon.path().join("busybox.tar");
-        std::fs::write(&tar, busybox_rootfs_and(files)).unwrap();
-        daemon.ok(&["image", "import", tar.to_str().unwrap(), "--reference", "busybox:test"]);
+        daemon.import_busybox(files);
         daemon
+    }
+
+    fn import_busybox(&self, files: &[(&str, u32, &[u8])]) {
+        let tar = self.path().join("busybox.tar");
+        std::fs::write(&tar, busybox_rootfs_and(files)).unwrap();
+        self.ok(&["image", "import", tar.to_str().unwrap(), "--reference", "busybox:test"]);
+    }
+
+    /// Sends a request as it stands and does not wait for the answer.
+    pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> std::os::unix::net::UnixStream {
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: berth\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        stream
+    }
+
+    /// Status and everything after the head of the answer, chunks as they come.
+    pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        use std::io::Read;
+        let mut answer = Vec::new();
+        self.send(method, path, body).read_to_end(&mut answer).unwrap();
+        let answer = text(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     pub(crate) fn restart(&mut self, args: &[&str]) {
@@ -65,6 +92,34 @@ impl Daemon {
             .unwrap();
         self.child = Some(child);
         self.wait_ready();
+    }
+
+    /// A daemon whose data directory is a tmpfs of so many MiB, in a mount namespace of its own, so that nothing is
+    /// left of it. `None`, loudly, where that cannot be had.
+    pub(crate) fn on_small_disk(mib: u32) -> Option<Daemon> {
+        if Command::new("unshare").args(["-m", "true"]).status().map_or(true, |status| !status.success()) {
+            println!("SKIP: no unshare (util-linux), or no right to mount namespaces");
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in(test_root()).unwrap();
+        let mut daemon = Daemon { dir, child: None };
+        let data = daemon.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let line =
+            "mount -t tmpfs -o \"size=$1m\" none \"$2\" && exec \"$3\" serve --host \"$4\" --data-dir \"$2\"";
+        let child = Command::new("unshare")
+            .args(["-m", "--propagation", "private", "sh", "-c", line, "sh", &mib.to_string()])
+            .arg(&data)
+            .args([env!("CARGO_BIN_EXE_berth"), &daemon.host()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(daemon.path().join("daemon.log")).unwrap())
+            .spawn()
+            .unwrap();
+        daemon.child = Some(child);
+        daemon.wait_ready();
+        daemon.import_busybox(&[]);
+        Some(daemon)
     }
 
     fn wait_ready(&mut self) {
