@@ -30,6 +30,14 @@ pub enum Error {
         /// Id of its holder.
         holder: String,
     },
+    /// A request repeats a key but asks for something else.
+    #[error("the idempotency key {key:?} made sandbox {holder}, which is not what this request asks for")]
+    KeyReused {
+        /// The key.
+        key: String,
+        /// Id of the sandbox of the first request.
+        holder: String,
+    },
     /// The sandbox is still being made.
     #[error("sandbox {id} is still starting")]
     SandboxBusy {
@@ -129,6 +137,7 @@ impl Error {
             Error::BadRequest { .. } => ("bad_request", Kind::User),
             Error::SandboxNotFound { .. } => ("sandbox_not_found", Kind::NotFound),
             Error::NameTaken { .. } => ("name_taken", Kind::Conflict),
+            Error::KeyReused { .. } => ("idempotency_key_reused", Kind::Conflict),
             Error::SandboxBusy { .. } => ("sandbox_starting", Kind::Conflict),
             Error::SandboxNotRunning { state: SandboxState::Lost, .. } => ("sandbox_lost", Kind::Unavailable),
             Error::SandboxNotRunning { .. } => ("sandbox_not_running", Kind::Conflict),

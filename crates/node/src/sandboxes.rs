@@ -27,7 +27,7 @@ impl Node {
         if let Some(earlier) =
             request.idempotency_key.as_deref().and_then(|key| self.0.sandboxes.find_key(key))
         {
-            return adopt(earlier);
+            return adopt(&request, earlier);
         }
         if let Some(lease) = &request.lease {
             self.check_lease(lease).await?;
@@ -209,13 +209,29 @@ impl Drop for Creating {
 }
 
 /// What a repeated request gets.
-fn adopt(earlier: Entry) -> Result<Sandbox, Error> {
+fn adopt(request: &CreateSandbox, earlier: Entry) -> Result<Sandbox, Error> {
     let sandbox = earlier.row.sandbox;
+    if !is_as_asked(request, &sandbox) {
+        let key = request.idempotency_key.clone().unwrap_or_default();
+        return Err(Error::KeyReused { key, holder: sandbox.id });
+    }
     match sandbox.state {
         SandboxState::Running => Ok(sandbox),
         SandboxState::Starting => Err(Error::SandboxBusy { id: sandbox.id }),
         state => Err(Error::SandboxNotRunning { id: sandbox.id, state, reason: sandbox.reason }),
     }
+}
+
+/// Whether a sandbox is what a request asks for, as far as the record tells: nobody is to get an open network where
+/// he asked for none. The image is not compared, since its tag may have moved on, nor the lease, which may be another.
+fn is_as_asked(request: &CreateSandbox, sandbox: &Sandbox) -> bool {
+    let is_or_absent = |asked: &Option<String>, is: &String| asked.as_ref().is_none_or(|asked| asked == is);
+    request.network == sandbox.network
+        && request.resources == sandbox.resources
+        && request.labels == sandbox.labels
+        && request.name.as_ref().unwrap_or(&sandbox.id) == &sandbox.name
+        && is_or_absent(&request.workdir, &sandbox.workdir)
+        && is_or_absent(&request.user, &sandbox.user)
 }
 
 fn describe(
@@ -313,6 +329,25 @@ async fn watch(node: Node, id: String, machine: Arc<dyn Machine>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_gives_only_what_was_asked_for() {
+        let request = CreateSandbox { image: "debian".into(), ..Default::default() };
+        let config = berth_types::image::ImageConfig { working_dir: "/app".into(), ..Default::default() };
+        let sandbox = describe(&request, "sha256:00", &config, false);
+        assert!(is_as_asked(&request, &sandbox));
+        assert!(is_as_asked(&CreateSandbox { workdir: Some("/app".into()), ..request.clone() }, &sandbox));
+        for other in [
+            CreateSandbox { network: NetworkMode::NoNetwork, ..request.clone() },
+            CreateSandbox { name: Some("box".into()), ..request.clone() },
+            CreateSandbox { workdir: Some("/".into()), ..request.clone() },
+            CreateSandbox { user: Some("nobody".into()), ..request.clone() },
+            CreateSandbox { resources: Resources { pids: Some(9), ..Default::default() }, ..request.clone() },
+            CreateSandbox { labels: BTreeMap::from([("job".into(), "1".into())]), ..request.clone() },
+        ] {
+            assert!(!is_as_asked(&other, &sandbox), "{other:?}");
+        }
+    }
 
     #[test]
     fn the_requests_environment_wins() {

@@ -14,7 +14,7 @@ pub struct CreateSandbox {
     /// Name, unique among the living ones; 1 to 63 of `[a-zA-Z0-9._-]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Makes a repeated request return the sandbox of the first one.
+    /// Makes a repeated request return the sandbox of the first one; refused where that is not what is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
     /// Who it belongs to: job, trial, user.
