@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::Read;
 
 use berth_sys::spawn::Ids;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 /// Longest account file that is read; a longer one is an error, not half an answer.
 const MAX_FILE: u64 = 16 << 20;
@@ -35,13 +37,20 @@ pub(crate) fn lookup(spec: Option<&str>) -> Result<User, Error> {
 }
 
 /// A file that is not there is an empty one: an image from scratch has neither.
+///
+/// The loop waits for this, and whoever is root in the sandbox decides what is there: a FIFO or a terminal must not
+/// keep it for ever.
 fn read(path: &'static str) -> Result<String, Error> {
     let fail = |error: std::io::Error| Error::Read(path, error.to_string());
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
-        Err(error) => return Err(fail(error)),
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(String::new()),
+        Err(errno) => return Err(fail(errno.into())),
     };
+    if !file.metadata().map_err(fail)?.is_file() {
+        return Err(Error::Read(path, "not a regular file".to_owned()));
+    }
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(fail)?;
     if bytes.len() as u64 > MAX_FILE {
@@ -172,7 +181,8 @@ mod tests {
     fn root_needs_no_list() {
         let root = resolve("root", "", "").expect("root is always there");
         assert_eq!((root.ids.uid, root.ids.gid, root.name, root.home), (0, 0, None, "/".into()));
-        let renamed = resolve("root", "admin:x:0:0::/home/admin:/bin/sh\n", "").expect("root is always there");
+        let renamed =
+            resolve("root", "admin:x:0:0::/home/admin:/bin/sh\n", "").expect("root is always there");
         assert_eq!((renamed.ids.uid, renamed.home), (0, "/home/admin".into()));
     }
 

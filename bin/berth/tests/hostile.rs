@@ -82,6 +82,23 @@ fn what_cannot_be_meant_is_refused_in_the_apis_own_words() {
 }
 
 #[test]
+fn a_list_of_users_that_never_ends_stops_nobody() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    daemon.sandbox("box", &["--network", "no-network"]);
+    for list in ["mkfifo /etc/passwd", "ln -s /dev/pts/ptmx /etc/passwd", "ln -s /dev/zero /etc/passwd"] {
+        assert_eq!(daemon.sh("box", &format!("rm -f /etc/passwd; {list}")).0, 0, "{list}");
+        let (code, message) = daemon.fails(&["sandbox", "exec", "box", "--timeout", "5", "--", "true"]);
+        assert_eq!(code, 126, "{list}: {message}");
+        assert!(message.contains("/etc/passwd cannot be read"), "{list}: {message}");
+        // The sandbox still answers: its files can be put right.
+        let remove = r#"{"op": "remove", "paths": ["/etc/passwd"]}"#;
+        assert_eq!(daemon.request("POST", "/v1/sandboxes/box/fs", remove).0, 200);
+        assert_eq!(daemon.sh("box", "echo well").1, "well\n");
+    }
+}
+
+#[test]
 fn a_run_that_is_told_to_end_takes_its_sandboxes_along() {
     require_busybox!();
     let daemon = Daemon::with_busybox();
