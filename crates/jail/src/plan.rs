@@ -10,6 +10,7 @@
 //! root makes in it with `CAP_MKNOD` opens nothing. The six harmless ones are bind mounts of the host's own nodes,
 //! each a mount of its own. So no device control group is needed, which version 2 has only as BPF programs.
 
+use std::collections::HashSet;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -336,12 +337,19 @@ fn root(spec: &Spec, ops: &mut Vec<Op>) {
         Op::MountOverlay(Overlay {
             name: format!("berth-{}", spec.id),
             layers_dir: root.layers_dir.clone(),
-            lowers: root.lowers.clone(),
+            lowers: distinct(&root.lowers),
             upper: root.upper.clone(),
             work: root.work.clone(),
         })
     });
     ops.push(Op::PivotRoot(root.upper.clone()));
+}
+
+/// Each layer where it stands uppermost. An image may hold one several times (an empty one, mostly), overlayfs refuses
+/// that, and the lower ones say nothing that the uppermost does not say again.
+fn distinct(lowers: &[String]) -> Vec<String> {
+    let mut seen = HashSet::new();
+    lowers.iter().filter(|name| seen.insert(name.as_str())).cloned().collect()
 }
 
 fn kernel_file_systems(spec: &Spec, ops: &mut Vec<Op>) {
@@ -415,6 +423,7 @@ fn check_layers(spec: &Spec, facts: &Facts) -> Result<(), Error> {
             return Err(Error::LayerName { name: name.clone() });
         }
     }
+    let lowers = distinct(lowers);
     let bytes = lowers.iter().map(|name| name.len() + 1).sum::<usize>() + OVERLAY_FIXED_BYTES;
     if bytes > facts.mount_options_bytes {
         return Err(Error::TooManyLayers { count: lowers.len(), bytes, limit: facts.mount_options_bytes });
@@ -498,6 +507,12 @@ mod tests {
             _ => None,
         });
         insta::assert_snapshot!(overlay.unwrap().options("/proc/self/fd/8", "/proc/self/fd/9"), @"lowerdir=bbbb:aaaa,upperdir=/proc/self/fd/8,workdir=/proc/self/fd/9,index=off,redirect_dir=off,metacopy=off");
+    }
+
+    #[test]
+    fn a_layer_that_an_image_holds_twice_is_mounted_once() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(distinct(&names(&["b", "e", "a", "e", "e", "base"])), names(&["b", "e", "a", "base"]));
     }
 
     #[test]
