@@ -1,6 +1,6 @@
 //! `COPY` and `ADD`: which files they mean, and the key of their content.
 
-use super::stage::{Current, absolute};
+use super::stage::{Current, absolute, owner};
 use super::{Action, Planner};
 use crate::archive::{self, Compression};
 use crate::context::{Context, EntryKind, Unresolved};
@@ -24,7 +24,7 @@ pub struct CopyPlan {
     pub dest: String,
     /// Whether the destination is a directory whatever stands there: it ends in a slash, or there are several sources.
     pub into: bool,
-    /// `--chown`.
+    /// `--chown`, with a group where the user is a number.
     pub chown: Option<String>,
     /// `--chmod`.
     pub chmod: Option<u32>,
@@ -82,7 +82,7 @@ impl Planner<'_> {
     ) -> Result<(Action, Option<Digest>, String), Error> {
         let name = if copy.add { "ADD" } else { "COPY" };
         let root = self.root(current, copy, statement)?;
-        let chown = copy.chown.as_ref().map(|word| current.expand(word, statement)).transpose()?;
+        let chown = copy.chown.as_ref().map(|word| current.expand(word, statement)).transpose()?.map(owner);
         let chmod = copy.chmod.as_ref().map(|word| chmod(current, word, statement, name)).transpose()?;
         let mut finder = Finder { context: self.inputs.context, statement, add: copy.add, found: Vec::new() };
         for source in &copy.sources {

@@ -121,7 +121,7 @@ impl Planner<'_> {
                 let path = absolute(&current.config.workdir(), &current.expand(word, statement)?);
                 current.config.set("WorkingDir", path.as_str().into());
                 let history = format!("WORKDIR {path}");
-                let user = Some(current.config.user()).filter(|user| !user.is_empty());
+                let user = Some(current.config.user()).filter(|user| !user.is_empty()).map(owner);
                 let (action, key) = mkdir(current.key, path, user);
                 self.push(current, located, action, key, Some(history));
             }
@@ -421,6 +421,15 @@ fn mkdir(parent: Digest, path: String, owner: Option<String>) -> (Action, Option
     let mut key = Hasher::new("berth workdir 1");
     key.field(parent.to_string()).field(&path).field(owner.as_deref().unwrap_or(""));
     (Action::Mkdir { path, owner }, Some(key.finish()))
+}
+
+/// Who owns files by a specification: as in BuildKit, a user by number alone is a group by that number too, whatever
+/// the lists of accounts say.
+pub(super) fn owner(spec: String) -> String {
+    match spec.parse::<u32>() {
+        Ok(number) => format!("{number}:{number}"),
+        Err(_) => spec,
+    }
 }
 
 /// The history of a `RUN` names the arguments it saw, as Docker's does.
