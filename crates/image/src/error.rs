@@ -117,6 +117,7 @@ impl Error {
             Self::Ingest(IngestError::Store(error)) | Self::Store(error) => store_facts(error),
             Self::Ingest(IngestError::Survey { .. }) => ("image_store", Kind::Internal),
             Self::Ingest(_) => ("bad_layer", Kind::User),
+            Self::Pack(PackError::Inexpressible { .. }) => ("layer_inexpressible", Kind::User),
             Self::Pack(_) => ("layer_not_packed", Kind::Internal),
             Self::Import(error) => error.facts(),
             Self::Bootstrap(error) => error.facts(),
