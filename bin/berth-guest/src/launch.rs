@@ -61,7 +61,7 @@ pub(crate) fn plan(exec: &Exec) -> Result<Launch, NotStarted> {
     if !exec.cwd.starts_with('/') {
         return Err(not_runnable(format!("working directory {:?} is not absolute", exec.cwd)));
     }
-    let env = environment(&exec.env, &user);
+    let env = environment(exec, &user);
     let (programs, argv) = match &exec.command {
         Command::Shell(line) => shell(line)?,
         Command::Argv(argv) => program(argv, env.get("PATH").map_or("", String::as_str))?,
@@ -70,8 +70,8 @@ pub(crate) fn plan(exec: &Exec) -> Result<Launch, NotStarted> {
     Ok(Launch { programs, argv, env, cwd: text(&exec.cwd, "working directory")?, user })
 }
 
-fn environment(given: &BTreeMap<String, String>, user: &User) -> BTreeMap<String, String> {
-    let mut env = given.clone();
+fn environment(exec: &Exec, user: &User) -> BTreeMap<String, String> {
+    let mut env = exec.env.clone();
     let mut default = |name: &str, value: Option<&String>| {
         if let Some(value) = value {
             env.entry(name.to_owned()).or_insert_with(|| value.clone());
@@ -79,6 +79,9 @@ fn environment(given: &BTreeMap<String, String>, user: &User) -> BTreeMap<String
     };
     default("PATH", Some(&DEFAULT_PATH.to_owned()));
     default("HOME", Some(&user.home));
+    if exec.plain_env {
+        return env;
+    }
     default("USER", user.name.as_ref());
     default("LOGNAME", user.name.as_ref());
     default("SHELL", user.shell.as_ref());
@@ -188,6 +191,7 @@ mod tests {
             timeout_ms: None,
             grace_ms: None,
             no_new_privs: false,
+            plain_env: false,
         }
     }
 

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use berth_wire::{FailureCode, MAX_LISTED, Notice, Outcome, Pack, PackReport};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
 
@@ -30,6 +30,7 @@ pub(crate) fn pack(request: &Pack, output: &mut impl Write) -> Result<Outcome> {
         output,
         excludes: Excludes::new(&request.exclude),
         xattrs: request.xattrs,
+        one_mount: request.one_mount,
         seen: HashMap::new(),
         buffer: vec![0; BUFFER],
         report: PackReport::default(),
@@ -44,6 +45,7 @@ struct Packer<'a, W> {
     output: &'a mut W,
     excludes: Excludes,
     xattrs: bool,
+    one_mount: bool,
     /// Names of files with several links.
     seen: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
@@ -96,7 +98,9 @@ impl<W: Write> Packer<'_, W> {
                     continue;
                 }
             };
-            if file_type(&stat) != FileType::Directory {
+            if self.one_mount && is_mount_point(&level.dir, &name) {
+                self.mount_point(&level.dir, &path, &stat)?;
+            } else if file_type(&stat) != FileType::Directory {
                 self.leaf(&level.dir, &name, path, &stat, false)?;
             } else if let Some(next) = self.enter(&level.dir, &name, path, &stat)? {
                 levels.push(next);
@@ -114,6 +118,17 @@ impl<W: Write> Packer<'_, W> {
         let prefix = [&path[..], b"/"].concat();
         self.entry_dir(&dir, &prefix, stat)?;
         Ok(Some(Level { dir, prefix, names }))
+    }
+
+    /// What is mounted is left out. What lies under it cannot be seen: a directory as images have it, without anything
+    /// that would differ from one time to the next.
+    fn mount_point(&mut self, parent: &OwnedFd, path: &[u8], mounted: &Stat) -> Result<()> {
+        if file_type(mounted) != FileType::Directory {
+            return Ok(());
+        }
+        let mut stat = rustix::fs::fstat(parent).map_err(|errno| failure::at("look at", path, errno))?;
+        (stat.st_mode, stat.st_uid, stat.st_gid) = (0o755, 0, 0);
+        self.header(&[path, b"/"].concat(), EntryType::Directory, &stat, 0, b"", Vec::new())
     }
 
     fn entry_dir(&mut self, dir: &OwnedFd, path: &[u8], stat: &Stat) -> Result<()> {
@@ -341,6 +356,11 @@ fn open_dir(parent: impl rustix::fd::AsFd, name: &[u8], follow: bool) -> std::re
     let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !follow);
     rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+fn is_mount_point(dir: &OwnedFd, name: &[u8]) -> bool {
+    let facts = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    facts.is_ok_and(|facts| facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Names in a directory, sorted so that the last comes first.

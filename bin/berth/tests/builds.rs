@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::process::Stdio;
+
 use support::{Daemon, text, write_tree};
 
 fn build(daemon: &Daemon, dir: &str, args: &[&str]) -> serde_json::Value {
@@ -182,4 +184,69 @@ fn a_daemon_that_ends_takes_its_builds_along() {
     assert!(!support::process_with("6666666"), "a step outlived the daemon");
     assert!(!daemon.log().contains("stay behind"), "{}", daemon.log());
     daemon.restart(&[]);
+}
+
+#[test]
+fn equal_layers_stand_in_one_image() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    // As `RUN` steps that change nothing leave them, and as images of registries hold them.
+    let dockerfile = "FROM scratch\nCOPY busybox /bin/\nCOPY file /\nCOPY file /\nRUN [\"/bin/busybox\", \"rm\", \"/file\"]\n\
+        COPY file /\nRUN [\"/bin/busybox\", \"cat\", \"/file\"]\n";
+    write_tree(
+        &daemon.path().join("context"),
+        &[("Dockerfile", 0o644, dockerfile), ("file", 0o644, "content")],
+    );
+    std::fs::copy("/bin/busybox", daemon.path().join("context/busybox")).unwrap();
+    build(&daemon, "context", &["-t", "twice:1"]);
+    daemon.ok(&["sandbox", "create", "twice:1", "--name", "twice", "--network", "no-network"]);
+    assert_eq!(daemon.ok(&["sandbox", "exec", "twice", "--", "/bin/busybox", "cat", "/file"]), "content");
+}
+
+#[test]
+fn a_stage_is_copied_without_what_is_mounted_in_it() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    let dockerfile = "FROM busybox:test AS whole\nRUN mkdir -p /run/own && echo kept > /run/own/file\n\
+        FROM scratch AS bare\nCOPY file /file\n\
+        FROM busybox:test\nCOPY --from=whole / /whole\nCOPY --from=bare / /bare\n\
+        RUN find /whole/dev /whole/proc /whole/sys /whole/run /whole/etc/hosts /bare | sort > /found; true\n";
+    write_tree(
+        &daemon.path().join("context"),
+        &[("Dockerfile", 0o644, dockerfile), ("file", 0o644, "content")],
+    );
+    build(&daemon, "context", &["-t", "copied:1"]);
+    daemon.ok(&["sandbox", "create", "copied:1", "--name", "copied", "--network", "no-network"]);
+    let (_, out, _) = daemon.sh("copied", "cat /found");
+    assert_eq!(out, "/bare\n/bare/file\n/whole/run\n/whole/run/own\n/whole/run/own/file\n");
+}
+
+#[test]
+fn a_step_has_the_surroundings_that_dockerfiles_are_written_for() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    let dockerfile = "FROM busybox:test\nRUN env | cut -d= -f1 | sort > /env\n\
+        COPY --chown=4242 file /number\nCOPY --chown=alice file /name\nUSER 4243\nWORKDIR /made\n";
+    write_tree(&daemon.path().join("context"), &[("Dockerfile", 0o644, dockerfile), ("file", 0o644, "x")]);
+    build(&daemon, "context", &["-t", "surroundings:1"]);
+    daemon.ok(&["sandbox", "create", "surroundings:1", "--name", "s", "--network", "no-network"]);
+    let (_, out, _) = daemon.sh("s", "cat /env; stat -c '%u:%g' /number /made; stat -c '%U' /name");
+    assert_eq!(out, "HOME\nPATH\nPWD\nSHLVL\n4242:4242\n4243:4243\nalice\n");
+}
+
+#[test]
+fn a_build_keeps_its_layers_when_an_image_that_shares_them_is_removed() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    let shared = "FROM busybox:test\nRUN echo shared > /shared\n";
+    let slow = format!("{shared}RUN sh -c 'sleep 2; true' 7777777\nRUN cat /shared\n");
+    write_tree(&daemon.path().join("slow"), &[("Dockerfile", 0o644, &slow)]);
+    write_tree(&daemon.path().join("fast"), &[("Dockerfile", 0o644, shared)]);
+    let mut client = daemon.command(&["image", "build", "slow"]);
+    let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    support::eventually("the second step", || support::process_with("7777777"));
+    build(&daemon, "fast", &["-t", "fast:1"]);
+    daemon.ok(&["image", "rm", "fast:1"]);
+    let slow = client.wait_with_output().unwrap();
+    assert!(slow.status.success(), "{}", text(&slow.stderr));
 }

@@ -193,13 +193,14 @@ impl Images {
     /// directory is gone afterwards, into the store or, when the same layer is there already, for good. Sockets in it
     /// and overlayfs's own attributes are dropped.
     ///
-    /// Nothing names the layer yet: [`Images::hold`] it until an image does.
-    pub async fn adopt_layer(&self, dir: &Path) -> Result<Layer, Error> {
+    /// No image names the layer yet, and one that has the same may be removed at any time: keep the hold until one does.
+    pub async fn adopt_layer(&self, dir: &Path) -> Result<(Layer, Hold), Error> {
         let dir = dir.to_owned();
         self.blocking(move |store| {
             let (_, diff_id, _) = pack(&dir, Tidy::Yes, Hashing::new(std::io::sink()))?.finish();
             let facts = take_stock(&dir, "the new layer")?;
-            Ok(store.commit_layer(&dir, &diff_id, facts)?)
+            let hold = store.hold(std::slice::from_ref(&diff_id));
+            Ok((store.commit_layer(&dir, &diff_id, facts)?, hold))
         })
         .await
     }

@@ -92,10 +92,10 @@ async fn a_build_makes_layers_and_an_image_of_them() {
         std::fs::File::open(&upper).unwrap().set_times(times).unwrap();
     };
     make("x");
-    let layer = images.adopt_layer(&upper).await.unwrap();
+    let (layer, _) = images.adopt_layer(&upper).await.unwrap();
     assert!(!upper.exists());
     make("x");
-    assert_eq!(images.adopt_layer(&upper).await.unwrap(), layer, "the same content is the same layer");
+    assert_eq!(images.adopt_layer(&upper).await.unwrap().0, layer, "the same content is the same layer");
     assert!(!upper.exists());
     assert_eq!(images.layer(&layer.name).unwrap(), images.layer(layer.diff_id.as_str()).unwrap());
     let (_, digest) = images.pack_layer(&layer.diff_id, std::io::sink()).await.unwrap();
@@ -125,7 +125,7 @@ async fn layers_without_an_image_go_when_nobody_holds_them() {
     let images = open(tmp.path());
     let upper = tmp.path().join("upper");
     std::fs::create_dir(&upper).unwrap();
-    let layer = images.adopt_layer(&upper).await.unwrap();
+    let (layer, _) = images.adopt_layer(&upper).await.unwrap();
     let hold = images.hold(std::slice::from_ref(&layer.diff_id));
     assert_eq!(images.gc(Duration::ZERO).await.unwrap(), []);
     drop(hold);

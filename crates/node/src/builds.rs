@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
@@ -60,7 +60,9 @@ impl Node {
             Some(flight) => Some(flight.turn(&sink).await),
             None => None,
         };
-        let outcome = self.build_context(&options, dir.path(), sink).await?;
+        // Alive until the image was looked up: it keeps it in the store.
+        let machine = Builder { node: self.clone(), sink: sink.clone(), kept: Kept::default() };
+        let outcome = self.build_context(&options, dir.path(), &sink, &machine).await?;
         let image = self.resolve_image(&outcome.image).await?;
         Ok(BuildResult {
             image: image.to_api(),
@@ -74,7 +76,8 @@ impl Node {
         &self,
         options: &BuildImage,
         dir: &Path,
-        sink: Sink,
+        sink: &Sink,
+        machine: &Builder,
     ) -> Result<berth_build::Outcome, Error> {
         let name = options.dockerfile.clone().unwrap_or_else(|| "Dockerfile".to_owned());
         let request = Request {
@@ -85,10 +88,9 @@ impl Node {
             no_cache: options.no_cache,
             tags: options.tags.clone(),
             platform: berth_image::Platform::host().to_string(),
-            progress: &*sink,
+            progress: &**sink,
         };
-        let machine = Builder { node: self.clone(), sink: sink.clone(), kept: Mutex::default() };
-        Ok(berth_build::build(request, &machine).await?)
+        Ok(berth_build::build(request, machine).await?)
     }
 }
 
@@ -184,8 +186,18 @@ impl Flight {
 struct Builder {
     node: Node,
     sink: Sink,
-    /// Keeps what the build stands on, and what it has made, in the store until it is over.
-    kept: Mutex<Vec<Box<dyn Send + Sync>>>,
+    kept: Kept,
+}
+
+/// Keeps what a build stands on, and what it has made, in the store until it is over: others may remove images that
+/// share it meanwhile.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<Box<dyn Send + Sync>>>>);
+
+impl Kept {
+    fn keep(&self, what: impl Send + Sync + 'static) {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Box::new(what));
+    }
 }
 
 impl Builder {
@@ -199,10 +211,6 @@ impl Builder {
                 source: None,
             }
         })
-    }
-
-    fn keep(&self, what: impl Send + Sync + 'static) {
-        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(Box::new(what));
     }
 
     fn layer_exists(&self, id: &LayerId) -> bool {
@@ -236,7 +244,7 @@ impl Runner for Builder {
             let images = &self.node.0.images;
             let pulled = images.pull(&reference, PullPolicy::Missing, None, self.sink.clone()).await;
             let image = pulled.map_err(classify)?;
-            self.keep(images.pin(&image.id).map_err(classify)?);
+            self.kept.keep(images.pin(&image.id).map_err(classify)?);
             let layers = image.layers.iter().map(|layer| LayerId(layer.diff_id.to_string())).collect();
             Ok(Base { id: image.id.to_string(), config: image.config_json(), layers })
         }
@@ -246,7 +254,8 @@ impl Runner for Builder {
     fn open<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>> {
         async move {
             let machine = self.start(layers).await?;
-            Ok(Box::new(BuildStep { node: self.node.clone(), machine }) as Box<dyn Step>)
+            Ok(Box::new(BuildStep { node: self.node.clone(), machine, kept: self.kept.clone() })
+                as Box<dyn Step>)
         }
         .boxed()
     }
@@ -256,7 +265,7 @@ impl Runner for Builder {
             let found = self.node.cached(STEP, key).await?;
             let step = found.and_then(|json| serde_json::from_str::<CachedStep>(&json).ok());
             if let Some(digest) = step.as_ref().and_then(|step| step.layer.as_ref()?.0.parse().ok()) {
-                self.keep(self.node.0.images.hold(&[digest]));
+                self.kept.keep(self.node.0.images.hold(&[digest]));
             }
             Ok(step.filter(|step| step.layer.as_ref().is_none_or(|layer| self.layer_exists(layer))))
         }
@@ -275,8 +284,12 @@ impl Runner for Builder {
     fn cached_image<'a>(&'a self, key: &'a str) -> Answer<'a, Option<String>> {
         async move {
             let Some(id) = self.node.cached(IMAGE, key).await? else { return Ok(None) };
-            let image = self.node.0.images.resolve(&id).map_err(classify)?;
-            Ok(image.map(|image| image.id.to_string()))
+            let images = &self.node.0.images;
+            let Some(image) = images.resolve(&id).map_err(classify)? else { return Ok(None) };
+            // One that is removed at this moment is not there.
+            let Ok(pin) = images.pin(&image.id) else { return Ok(None) };
+            self.kept.keep(pin);
+            Ok(Some(image.id.to_string()))
         }
         .boxed()
     }
@@ -295,8 +308,10 @@ impl Runner for Builder {
             let digests = layers.iter().map(|layer| layer.0.parse()).collect::<Result<Vec<Digest>, _>>();
             let digests =
                 digests.map_err(|source| infrastructure("a layer's digest is malformed", source))?;
-            let image = self.node.0.images.create_image(config, &digests, tags).await;
-            Ok(image.map_err(classify)?.id.to_string())
+            let images = &self.node.0.images;
+            let image = images.create_image(config, &digests, tags).await.map_err(classify)?;
+            self.kept.keep(images.pin(&image.id).map_err(classify)?);
+            Ok(image.id.to_string())
         }
         .boxed()
     }
@@ -332,6 +347,7 @@ fn unreadable_cache(source: Error) -> RunnerError {
 struct BuildStep {
     node: Node,
     machine: Arc<dyn Machine>,
+    kept: Kept,
 }
 
 impl Step for BuildStep {
@@ -346,6 +362,7 @@ impl Step for BuildStep {
                 user: Some(spec.user).filter(|user| !user.is_empty()),
                 timeout: None,
                 no_new_privileges: false,
+                plain_env: true,
             };
             let mut exec = self.machine.guest().exec(spec).await.map_err(guest_failed)?;
             while let Some(event) = exec.next().await {
@@ -399,7 +416,16 @@ impl Step for BuildStep {
 
     fn pack<'a>(&'a mut self, path: &'a str) -> Answer<'a, Tar> {
         async move {
-            let spec = PackSpec { path: path.to_owned(), follow: true, xattrs: true, ..PackSpec::default() };
+            // What the machine mounts into a sandbox, and the places it made for that, are not the stage's files.
+            let (exclude, one_mount) = (stubs_below(path, &self.machine.stubs()), true);
+            let spec = PackSpec {
+                path: path.to_owned(),
+                exclude,
+                follow: true,
+                xattrs: true,
+                one_mount,
+                ..PackSpec::default()
+            };
             let pack = self.machine.guest().pack(spec).await.map_err(guest_failed)?;
             // The stream needs the sandbox: it must outlive the step that it was made for.
             Ok(Box::new(Held { inner: pack, _machine: self.machine.clone() }) as Tar)
@@ -431,7 +457,8 @@ impl Step for BuildStep {
             {
                 return Ok(None);
             }
-            let layer = self.node.0.images.adopt_layer(disk.upper()).await.map_err(classify)?;
+            let (layer, hold) = self.node.0.images.adopt_layer(disk.upper()).await.map_err(classify)?;
+            self.kept.keep(hold);
             Ok(Some(LayerId(layer.diff_id.to_string())))
         }
         .boxed()
@@ -463,6 +490,12 @@ impl BuildStep {
             FileKind::Other => Stat::Other,
         }))
     }
+}
+
+/// The stubs below a directory, as patterns of what to leave out of it.
+fn stubs_below(dir: &str, stubs: &[PathBuf]) -> Vec<String> {
+    let below = stubs.iter().filter_map(|stub| stub.strip_prefix(dir).ok()?.to_str());
+    below.filter(|below| !below.is_empty()).map(|below| format!("./{below}")).collect()
 }
 
 fn is_empty(dir: &Path) -> io::Result<bool> {

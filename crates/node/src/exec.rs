@@ -60,6 +60,7 @@ impl Node {
             user: Some(request.user.unwrap_or(record.user)).filter(|user| !user.is_empty()),
             timeout: timeout(request.timeout_seconds)?,
             no_new_privileges: live.no_new_privileges,
+            plain_env: false,
         };
         let inner = match live.machine.guest().exec(spec).await {
             Ok(inner) => inner,

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -296,6 +296,15 @@ impl Machine for Container {
             Ok(())
         }
         .boxed()
+    }
+
+    fn stubs(&self) -> Vec<PathBuf> {
+        let parts = lock(&self.parts);
+        let stubs = parts
+            .as_ref()
+            .and_then(|parts| parts.process.as_ref())
+            .map_or(&[][..], |process| process.stubs());
+        stubs.iter().map(|stub| Path::new("/").join(stub)).collect()
     }
 
     fn take_disk(&self) -> BoxFuture<'_, Result<Disk, Error>> {

@@ -75,6 +75,10 @@ pub trait Machine: Send + Sync + 'static {
     /// Ends it: when this returns no process of it is left; disk and network are freed soon after.
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>>;
 
+    /// Mount points that were made for it because its layers lack them, as absolute paths, parents first: no part of
+    /// what was built.
+    fn stubs(&self) -> Vec<PathBuf>;
+
     /// Ends it and hands over its writable layer, for a build to keep.
     fn take_disk(&self) -> BoxFuture<'_, Result<Disk, Error>>;
 }

@@ -84,6 +84,10 @@ pub struct Exec {
     /// Whether set-id bits and file capabilities are without effect.
     #[serde(default)]
     pub no_new_privs: bool,
+    /// Whether `USER`, `LOGNAME` and `SHELL` are left as they are given: builders of images do not set them, and what
+    /// installs itself looks at them.
+    #[serde(default)]
+    pub plain_env: bool,
 }
 
 /// What an exec runs.
@@ -139,6 +143,9 @@ pub struct Pack {
     /// Whether extended attributes come along (as `SCHILY.xattr`).
     #[serde(default)]
     pub xattrs: bool,
+    /// Whether what is mounted below `path` stays out: an empty directory stands for a tree, nothing for anything else.
+    #[serde(default)]
+    pub one_mount: bool,
 }
 
 /// Small file-system operations. Paths are absolute.

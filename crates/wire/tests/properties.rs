@@ -28,6 +28,7 @@ fn exec() -> impl Strategy<Value = Exec> {
             timeout_ms,
             grace_ms: None,
             no_new_privs,
+            plain_env: no_new_privs,
         },
     )
 }
@@ -47,7 +48,8 @@ fn request() -> impl Strategy<Value = Request> {
             exclude,
             follow,
             include_top: !follow,
-            xattrs: follow
+            xattrs: follow,
+            one_mount: !follow
         })),
         (text(), option::of(text())).prop_map(|(path, user)| Request::Fs(Fs::Stat { path, user })),
         (vec(text(), 0..3), option::of(any::<u32>())).prop_map(|(paths, mode)| Request::Fs(Fs::Mkdir {
@@ -196,6 +198,7 @@ fn control_messages_look_like_the_document_says() {
         timeout_ms: Some(1500),
         grace_ms: None,
         no_new_privs: true,
+        plain_env: false,
     };
     let unpack = Unpack { path: "/app".into(), owner: Owner::User("app:app".into()), mode: None };
     let exited =

@@ -195,6 +195,7 @@ fn spec(command: exec::Command) -> ExecSpec {
         user: None,
         timeout: None,
         no_new_privileges: false,
+        plain_env: false,
     }
 }
 

@@ -27,6 +27,8 @@ pub struct ExecSpec {
     pub timeout: Option<Duration>,
     /// Whether set-id bits and file capabilities are without effect.
     pub no_new_privileges: bool,
+    /// Whether `USER`, `LOGNAME` and `SHELL` are only set where `env` says so.
+    pub plain_env: bool,
 }
 
 impl From<ExecSpec> for berth_wire::Exec {
@@ -44,6 +46,7 @@ impl From<ExecSpec> for berth_wire::Exec {
             timeout_ms: spec.timeout.map(|limit| millis(limit).max(1)),
             grace_ms: None,
             no_new_privs: spec.no_new_privileges,
+            plain_env: spec.plain_env,
         }
     }
 }
