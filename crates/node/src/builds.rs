@@ -254,8 +254,12 @@ impl Runner for Builder {
     fn open<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>> {
         async move {
             let machine = self.start(layers).await?;
-            Ok(Box::new(BuildStep { node: self.node.clone(), machine, kept: self.kept.clone() })
-                as Box<dyn Step>)
+            Ok(Box::new(BuildStep {
+                node: self.node.clone(),
+                machine,
+                kept: self.kept.clone(),
+                sink: self.sink.clone(),
+            }) as Box<dyn Step>)
         }
         .boxed()
     }
@@ -348,6 +352,7 @@ struct BuildStep {
     node: Node,
     machine: Arc<dyn Machine>,
     kept: Kept,
+    sink: Sink,
 }
 
 impl Step for BuildStep {
@@ -400,6 +405,11 @@ impl Step for BuildStep {
             };
             let spec = UnpackSpec { path: target.to_owned(), owner, mode };
             let report = self.machine.guest().unpack(spec, tar).await.map_err(guest_failed)?;
+            if let Some(first) = report.skipped.first() {
+                let (path, why, count) = (&first.path, &first.why, report.skipped_count);
+                let text = format!("warning: left out {path}, {why} ({count} left out in all)");
+                (self.sink)(Progress::Message { text });
+            }
             match report.refused.first() {
                 None => Ok(()),
                 Some(first) => Err(RunnerError::User {
