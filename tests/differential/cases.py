@@ -380,13 +380,14 @@ ADD t.tgz t.tar /two/
 """,
     """
     mkdir -p s/d; echo a > s/a; chmod 4755 s/a; ln -s a s/l; ln s/a s/h; chown 12:34 s/d; chmod 2770 s/d; echo x > s/d/x
-    mkfifo s/fifo; tar -C s -cf t.tar .; tar -C s -cf t2.tar a d; rm s/fifo
-    gzip -k t.tar; xz -k t.tar; bzip2 -k t.tar; zstd -q t.tar; cp t.tar.gz t.tgz
-    echo not > notatar.tar.gz; echo plain | gzip > file.gz; mkdir dir; cp t.tar.gz dir/; echo a > a.txt
+    mkfifo s/fifo; tar -C s --mtime=@0 -cf t.tar .; rm s/fifo
+    gzip -nk t.tar; xz -k t.tar; bzip2 -k t.tar; zstd -q t.tar; cp t.tar.gz t.tgz
+    echo not > notatar.tar.gz; echo plain | gzip -n > file.gz; mkdir dir; cp t.tar.gz dir/; echo a > a.txt
     """,
     apart={
         "/owned.*": "BuildKit's ADD of an archive keeps the owners of the archive",
         "/zst.*": "buildah does not take zstd apart",
+        "/.*/fifo": "Berth leaves FIFOs and devices of an archive out, and says so",
     },
 )
 
