@@ -1,5 +1,7 @@
 //! Images, as the API has them.
 
+use std::time::Duration;
+
 use berth_image::{BootstrapOptions, Image, ImportOptions};
 use berth_types::image as api;
 use berth_types::progress::Progress;
@@ -12,6 +14,24 @@ pub type Sink = berth_image::Reporter;
 
 /// A body that a client sends.
 pub type Body = Box<dyn AsyncRead + Send + Unpin>;
+
+/// How long a layer that no image names is kept: as build cache, or left by a pull that was cut off.
+const KEEP_UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How often such layers are looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
+
+/// Frees layers that nobody has used for long, for as long as the node lives.
+pub(crate) async fn tidy(node: Node) {
+    loop {
+        match node.0.images.gc(KEEP_UNUSED).await {
+            Ok(freed) if freed.is_empty() => {}
+            Ok(freed) => tracing::info!(layers = freed.len(), "freed layers that no image names"),
+            Err(error) => tracing::warn!(%error, "unused layers could not be freed"),
+        }
+        tokio::time::sleep(TIDY_EVERY).await;
+    }
+}
 
 impl Node {
     /// Every image of the store.

@@ -125,6 +125,7 @@ impl Node {
         }));
         node.recover().await?;
         node.run_in_background(leases::keep(node.clone()));
+        node.run_in_background(images::tidy(node.clone()));
         Ok(node)
     }
 
