@@ -59,23 +59,28 @@ generated() {
     cargo xtask openapi --check
 }
 
+# nextest keeps its reports below the checkout, wherever the products go.
+junit=target/nextest/berth/junit.xml
+
 nextest() {
     # Left from an earlier run, it would be counted for one that never came to running tests.
-    rm -f "$target/nextest/berth/junit.xml"
+    rm -f "$junit"
     cargo nextest run --workspace --config-file scripts/nextest.toml --profile berth --no-tests=pass
 }
 
 # nextest's own summary knows failures, the JUnit file knows what each test printed.
 count_nextest() { # STATUS
-    local junit="$target/nextest/berth/junit.xml" counts
+    local counts
     counts=$(python3 - "$junit" "$logs/rust.log" <<'PY'
 import re, sys, xml.etree.ElementTree as xml
 
 passed = failed = skipped = 0
 try:
     cases = list(xml.parse(sys.argv[1]).iter("testcase"))
-except (OSError, xml.ParseError):
-    cases = []
+except (OSError, xml.ParseError) as error:
+    # Without the report nobody knows what ran.
+    print(f"no report of the tests: {error}", file=sys.stderr)
+    failed, cases = 1, []
 for case in cases:
     printed = "".join(out.text or "" for out in case.iter("system-out"))
     reasons = re.findall(r"^SKIP:.*", printed, re.M)
@@ -92,7 +97,7 @@ with open(sys.argv[2], errors="replace") as log:
 ignored = re.search(r"(\d+) skipped", summary[-1]) if summary else None
 print(passed, failed, skipped + (int(ignored[1]) if ignored else 0))
 PY
-    ) || counts="0 0 0"
+    ) || counts="0 1 0"
     # shellcheck disable=SC2086 # three words
     count $counts
     # A build that failed, for one: no test has.
