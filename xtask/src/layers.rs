@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::Context as _;
 use serde::Deserialize;
@@ -58,8 +57,7 @@ pub(crate) struct Crate {
 
 /// Reads the workspace at `root` by `cargo metadata`.
 pub(crate) fn read(root: &Path) -> anyhow::Result<Vec<Crate>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = crate::cargo::command()
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .current_dir(root)
         .output()

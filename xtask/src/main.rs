@@ -8,6 +8,7 @@
 //! What is checked is pure and tested; this file and the bottom of each module only fetch and print.
 
 mod bench;
+mod cargo;
 mod layers;
 mod openapi;
 mod sources;

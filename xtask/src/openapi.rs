@@ -1,7 +1,7 @@
 //! The API's document, kept in the repository so that a change of it is seen in review.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::Context as _;
 
@@ -31,8 +31,7 @@ pub(crate) fn run(root: &Path, check: bool) -> anyhow::Result<bool> {
 }
 
 fn generate(root: &Path) -> anyhow::Result<String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = crate::cargo::command()
         .args(["run", "--quiet", "--package", "berth", "--", "openapi"])
         .current_dir(root)
         .stderr(Stdio::inherit())

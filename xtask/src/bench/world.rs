@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde::Deserialize;
+
+use crate::cargo;
 use serde_json::json;
 
 use super::figures::{JOBS, TASKS};
@@ -120,11 +122,8 @@ fn binary(checkout: &Path) -> anyhow::Result<PathBuf> {
     if let Some(given) = given() {
         return Ok(given);
     }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    succeed(
-        Command::new(&cargo).args(["build", "--release", "--locked", "-p", "berth"]).current_dir(checkout),
-    )?;
-    Ok(target_dir(&cargo, checkout)?.join("release/berth"))
+    succeed(cargo::command().args(["build", "--release", "--locked", "-p", "berth"]).current_dir(checkout))?;
+    Ok(target_dir(checkout)?.join("release/berth"))
 }
 
 #[derive(Deserialize)]
@@ -132,8 +131,8 @@ struct Metadata {
     target_directory: PathBuf,
 }
 
-fn target_dir(cargo: &std::ffi::OsStr, checkout: &Path) -> anyhow::Result<PathBuf> {
-    let output = Command::new(cargo)
+fn target_dir(checkout: &Path) -> anyhow::Result<PathBuf> {
+    let output = cargo::command()
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .current_dir(checkout)
         .output()
