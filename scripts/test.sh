@@ -51,6 +51,7 @@ finish() {
 lint() {
     cargo fmt --all --check &&
         cargo clippy --workspace --all-targets --quiet -- -D warnings &&
+        RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet &&
         cargo xtask layers
 }
 

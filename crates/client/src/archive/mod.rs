@@ -1,6 +1,6 @@
 //! Directories of this machine as tar streams, and back.
 //!
-//! Packing and unpacking run on a blocking thread each, joined to the async side by a bounded [`pipe`]: memory use
+//! Packing and unpacking run on a blocking thread each, joined to the async side by a bounded pipe: memory use
 //! does not grow with the tree, and whichever side goes away stops the other.
 //!
 //! What comes out of a sandbox is not trusted. An entry whose name is absolute or climbs out of the target, one
