@@ -139,6 +139,10 @@ fn host_paths_are_mounted_as_asked() {
     daemon.sandbox("box", &["--network", "no-network", "--mount", &rw, "--mount", &ro]);
     assert_eq!(daemon.sh("box", "cat /mnt/ro/in; echo back > /mnt/rw/out").1, "from the host\n");
     assert_eq!(std::fs::read_to_string(shared.join("out")).unwrap(), "back\n");
+    let misfit = format!("type=bind,src={},dst=/bin/busybox", shared.display());
+    let (code, error) = daemon.fails(&["sandbox", "create", "busybox:test", "--mount", &misfit]);
+    assert_eq!(code, 64, "{error}");
+    assert!(error.contains("/bin/busybox") && error.contains("hint"), "{error}");
     assert_ne!(daemon.sh("box", "echo x > /mnt/ro/out").0, 0);
     assert_eq!(std::fs::read_to_string(shared.join("out")).unwrap(), "back\n");
 }

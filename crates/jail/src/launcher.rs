@@ -75,6 +75,16 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// What the request mounts does not fit what the image has at its target: a file where a directory is, a path below
+    /// a file, a name that is too long.
+    #[error("cannot mount at {}", path.display())]
+    MountTarget {
+        /// The target.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// The report of the container's first process cannot be read.
     #[error("cannot read the report of the sandbox's first process")]
     ReadReport(#[source] io::Error),
@@ -89,6 +99,9 @@ pub enum Error {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let source = io::Error::from_raw_os_error(failure.errno);
+        if failure.is_mount_target {
+            return Self::MountTarget { path: failure.path, source };
+        }
         Self::Perform { step: failure.step, path: failure.path, source }
     }
 }

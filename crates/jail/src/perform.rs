@@ -32,12 +32,15 @@ pub(crate) struct Failure {
     pub(crate) path: PathBuf,
     /// Why.
     pub(crate) errno: i32,
+    /// Whether it is what the request names that does not fit the image, not the machine that failed.
+    #[serde(default)]
+    pub(crate) is_mount_target: bool,
 }
 
 impl Failure {
     pub(crate) fn new(step: &str, path: impl Into<PathBuf>, error: impl Into<io::Error>) -> Self {
         let errno = error.into().raw_os_error().unwrap_or_else(|| Errno::IO.raw_os_error());
-        Self { step: step.to_owned(), path: path.into(), errno }
+        Self { step: step.to_owned(), path: path.into(), errno, is_mount_target: false }
     }
 }
 
@@ -160,8 +163,14 @@ impl Performed {
             FileType::Directory => Kind::Directory,
             _ => Kind::File,
         };
-        let point = mountpoint::open(target, kind, Links::Follow, &mut self.stubs)
-            .at("prepare the mount point", target)?;
+        let point =
+            mountpoint::open(target, kind, Links::Follow, &mut self.stubs).map_err(|error| Failure {
+                is_mount_target: matches!(
+                    error,
+                    Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG | Errno::LOOP
+                ),
+                ..Failure::new("prepare the mount point", target, error)
+            })?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &point, "", flags).at("mount a bind at", target)
     }

@@ -154,6 +154,7 @@ impl Error {
             Error::Store(error) if error.is_full() => ("disk_full", Kind::Capacity),
             Error::Store(_) => ("database", Kind::Internal),
             Error::Start(error) if is_caused_by_full_disk(&**error) => ("disk_full", Kind::Capacity),
+            Error::Start(error) if is_mount_target(error) => ("bad_mount_target", Kind::User),
             Error::Start(_) => ("sandbox_start_failed", Kind::Unavailable),
             Error::Stop(_) => ("sandbox_stop_failed", Kind::Internal),
             Error::Guest { .. } => ("sandbox_lost", Kind::Unavailable),
@@ -174,6 +175,9 @@ impl Error {
             Error::NameTaken { name, .. } => Some(format!("`berth sandbox rm {name}` removes it")),
             Error::Image(error) => error.hint(),
             Error::Build(error) => error.hint(),
+            Error::Start(error) if is_mount_target(error) => {
+                Some("a file is mounted on a file or on nothing, a directory on a directory or on nothing".into())
+            }
             Error::Start(_) | Error::Driver(_) => Some("`berth doctor` says what this machine lacks".into()),
             _ => None,
         }
@@ -242,6 +246,10 @@ fn is_caused_by_full_disk(error: &(dyn StdError + 'static)) -> bool {
         cause = error.source();
     }
     false
+}
+
+fn is_mount_target(error: &berth_sandbox::Error) -> bool {
+    matches!(error, berth_sandbox::Error::Launch(berth_jail::Error::MountTarget { .. }))
 }
 
 fn is_full(error: &std::io::Error) -> bool {

@@ -153,7 +153,7 @@ pub fn binds_files_and_directories() {
     rig.spec.binds = vec![bind(Path::new("/nowhere/at/all"), "/x", false)];
     assert_perform(rig.try_launch(), "open the source of the bind", Path::new("/nowhere/at/all"));
     rig.spec.binds = vec![bind(&directory, "/etc/passwd", false)];
-    assert_perform(rig.try_launch(), "prepare the mount point", Path::new("/etc/passwd"));
+    assert_misfit(rig.try_launch(), Path::new("/etc/passwd"));
 }
 
 /// A hostile image: every path that is mounted over is a link towards the host.
@@ -186,7 +186,7 @@ pub fn links_stay_inside() {
     assert_eq!(fs::read_dir(&host).unwrap().count(), 0, "a directory was made on the host");
     drop(sandbox);
     rig.spec.binds = vec![Bind { source: shared, target: "/loop-a/x".into(), read_only: false }];
-    assert_perform(rig.try_launch(), "prepare the mount point", Path::new("/loop-a/x"));
+    assert_misfit(rig.try_launch(), Path::new("/loop-a/x"));
 }
 
 pub fn a_linked_proc_is_refused() {
@@ -280,6 +280,12 @@ fn children() -> Vec<i32> {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let lists: Vec<String> = tasks.map(|task| of_thread(task.unwrap())).collect();
     lists.iter().flat_map(|list| list.split_whitespace()).map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[track_caller]
+fn assert_misfit(launched: Result<Sandbox, Error>, target: &Path) {
+    let error = launched.err();
+    assert!(matches!(&error, Some(Error::MountTarget { path, .. }) if path == target), "{error:?}");
 }
 
 #[track_caller]
