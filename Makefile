@@ -11,9 +11,10 @@ demo: ## Build Berth and run one Harbor task with two agents, from nothing
 test: ## All tests; installs what they need
 	@scripts/test.sh
 
-lint: ## Format, lints, floors of the house
+lint: ## Format, lints, links of the documentation, floors of the house
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	cargo xtask layers
 
 build: ## The berth binary, optimised

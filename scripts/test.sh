@@ -49,10 +49,7 @@ finish() {
 }
 
 lint() {
-    cargo fmt --all --check &&
-        cargo clippy --workspace --all-targets --quiet -- -D warnings &&
-        RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet &&
-        cargo xtask layers
+    make --no-print-directory lint
 }
 
 # Files that are checked in but made by a program.

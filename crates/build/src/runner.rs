@@ -59,8 +59,8 @@ pub enum RunnerError {
 
 /// One build's view of the machine.
 pub trait Runner: Send + Sync {
-    /// Finds an image, pulling it when it is missing; `fresh` asks the registry in any case.
-    fn base_image<'a>(&'a self, reference: &'a str, fresh: bool) -> Answer<'a, Base>;
+    /// Finds an image, pulling it when it is missing.
+    fn base_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Base>;
 
     /// A fresh sandbox with these layers (the lowest first; maybe none) as its root and an empty writable layer.
     fn open<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>>;

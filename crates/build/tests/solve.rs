@@ -229,7 +229,7 @@ async fn no_cache_runs_everything_and_asks_for_bases_anew() {
     let second = world.build().await;
     assert_eq!(first.content_key, second.content_key);
     assert_eq!(second.cached_steps, 0);
-    assert_eq!(world.machine.take_log(), ["base debian fresh", "open", "run /bin/sh -c write /a 1"]);
+    assert_eq!(world.machine.take_log(), ["base debian", "open", "run /bin/sh -c write /a 1"]);
 }
 
 #[tokio::test]

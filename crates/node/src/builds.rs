@@ -236,7 +236,7 @@ impl Builder {
 }
 
 impl Runner for Builder {
-    fn base_image<'a>(&'a self, reference: &'a str, _fresh: bool) -> Answer<'a, Base> {
+    fn base_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Base> {
         let reference = reference.to_owned();
         async move {
             // As with `docker build --no-cache`, an image of the store is used as it is: one that was made on this

@@ -232,7 +232,6 @@ fn state_name(state: SandboxState) -> &'static str {
         SandboxState::Starting => "starting",
         SandboxState::Running => "running",
         SandboxState::Stopping => "being taken down",
-        SandboxState::Failed => "not there: it could not be made",
         SandboxState::Lost => "lost",
     }
 }

@@ -134,7 +134,7 @@ impl Registry {
 }
 
 fn ended(entry: &Entry) -> bool {
-    matches!(entry.sandbox().state, SandboxState::Failed | SandboxState::Lost)
+    entry.sandbox().state == SandboxState::Lost
 }
 
 #[cfg(test)]

@@ -214,10 +214,6 @@ impl Driver for ContainerDriver {
         self.disk.enforces_storage()
     }
 
-    fn settled(&self) -> BoxFuture<'_, ()> {
-        self.reaper.settled().boxed()
-    }
-
     fn shutdown(&self) -> BoxFuture<'_, ()> {
         async move {
             for parts in self.alive.close() {

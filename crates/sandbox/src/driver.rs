@@ -57,10 +57,7 @@ pub trait Driver: Send + Sync + 'static {
     /// Whether writable disk can be limited.
     fn enforces_storage(&self) -> bool;
 
-    /// Resolves when everything of sandboxes that have ended is gone from this machine.
-    fn settled(&self) -> BoxFuture<'_, ()>;
-
-    /// Gives back what the driver itself holds on this machine; call it when no sandbox is left.
+    /// Ends what still runs and gives back what the driver holds on this machine; nothing starts afterwards.
     fn shutdown(&self) -> BoxFuture<'_, ()>;
 }
 

@@ -100,7 +100,7 @@ pub struct Sandbox {
     pub group: String,
     /// State.
     pub state: SandboxState,
-    /// Why it is in [`SandboxState::Failed`] or [`SandboxState::Lost`].
+    /// Why it is in [`SandboxState::Lost`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Id (config digest) of its image.
@@ -134,7 +134,8 @@ pub struct Sandbox {
 ///
 /// ```text
 /// starting ──► running ──► stopping ──► (gone)
-///     └──► failed   └──► lost
+///     │             └──► lost
+///     └──► (gone: its maker got the error)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -145,8 +146,6 @@ pub enum SandboxState {
     Running,
     /// Being taken down.
     Stopping,
-    /// Could not be made.
-    Failed,
     /// Was running and died without being asked to: out of memory, killed, or with an earlier daemon.
     Lost,
 }

@@ -133,7 +133,7 @@ async fn prepare(request: &Request<'_>, runner: &dyn Runner) -> Result<Prepared,
     };
     let (graph, context) = tokio::task::spawn_blocking(read).await.map_err(Error::Reader)??;
     let target = target(&graph, request.target.as_deref())?;
-    let bases = Arc::new(bases(&graph, target, request.no_cache, runner).await?);
+    let bases = Arc::new(bases(&graph, target, runner).await?);
     let (graph, context) = (Arc::new(graph), Arc::new(context));
     let plan = {
         let (graph, context, bases) = (graph.clone(), context.clone(), bases.clone());
@@ -166,12 +166,7 @@ fn target(graph: &Graph, target: Option<&str>) -> Result<usize, Error> {
 }
 
 /// The images that the needed stages name.
-async fn bases(
-    graph: &Graph,
-    target: usize,
-    fresh: bool,
-    runner: &dyn Runner,
-) -> Result<BTreeMap<String, Base>, Error> {
+async fn bases(graph: &Graph, target: usize, runner: &dyn Runner) -> Result<BTreeMap<String, Base>, Error> {
     let mut bases = BTreeMap::new();
     for index in graph.needed(target) {
         let roots: Vec<_> = graph.roots(index).collect();
@@ -180,7 +175,7 @@ async fn bases(
             if bases.contains_key(&reference) {
                 continue;
             }
-            let base = runner.base_image(&reference, fresh).await.map_err(|source| Error::BaseImage {
+            let base = runner.base_image(&reference).await.map_err(|source| Error::BaseImage {
                 file: graph.source.name.clone(),
                 line: graph.source.line_of(span.start),
                 nearest: graph.nearest_stage(&reference),

@@ -100,9 +100,9 @@ fn merged(state: &State, layers: &[LayerId]) -> Tree {
 }
 
 impl Runner for Machine {
-    fn base_image<'a>(&'a self, reference: &'a str, fresh: bool) -> Answer<'a, Base> {
+    fn base_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Base> {
         let mut state = self.0.lock().unwrap();
-        state.log.push(format!("base {reference}{}", if fresh { " fresh" } else { "" }));
+        state.log.push(format!("base {reference}"));
         let found = state.bases.get(reference).cloned();
         Box::pin(async move { found.ok_or_else(|| no_such(format!("no image {reference}"))) })
     }

@@ -61,7 +61,6 @@ fn state(sandbox: &Sandbox) -> String {
         SandboxState::Starting => "starting",
         SandboxState::Running => "running",
         SandboxState::Stopping => "stopping",
-        SandboxState::Failed => "failed",
         SandboxState::Lost => "lost",
     };
     match &sandbox.reason {
