@@ -35,7 +35,7 @@ pub struct Request<'a> {
     pub target: Option<String>,
     /// Values for `ARG`s.
     pub build_args: BTreeMap<String, String>,
-    /// Run every step again, and ask the registry for base images anew.
+    /// Run every step again. Base images are used as the runner has them.
     pub no_cache: bool,
     /// References to give the image.
     pub tags: Vec<String>,
