@@ -24,6 +24,12 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    let action = cli.action();
+    // Only now: every thread that is made later shares the namespace of the one that made it.
+    let own_mounts = match action {
+        Action::Serve(_) => serve::own_mounts(),
+        _ => Ok(()),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -32,8 +38,8 @@ fn main() -> ExitCode {
         }
     };
     let context = Context { binary: own_path(), local_doctor: serve::local_doctor };
-    let code = match cli.action() {
-        Action::Serve(args) => runtime.block_on(serve::serve(args)),
+    let code = match action {
+        Action::Serve(args) => runtime.block_on(serve::serve(args, own_mounts)),
         Action::OpenApi => {
             print!("{}", berth_daemon::openapi_document());
             ExitCode::SUCCESS

@@ -1,5 +1,6 @@
 //! `berth serve`: put the daemon together, run it, take it apart.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,15 +22,25 @@ const EMBEDDED_IDLE: Duration = Duration::from_secs(120);
 /// Exit code for a machine or configuration that does not allow it (sysexits(3), EX_CONFIG).
 const EXIT_CONFIG: u8 = 78;
 
-/// Runs the daemon until it is told to stop.
-pub(crate) async fn serve(args: ServeArgs) -> ExitCode {
+/// Gives this process a mount namespace of its own, so that what the daemon mounts for itself (its disk pool) is in
+/// nobody's way and gone with it, however it ends. What the host mounts later still shows here: sandboxes may be given it.
+///
+/// Call while the process has one thread.
+pub(crate) fn own_mounts() -> io::Result<()> {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    berth_sys::namespace::unshare(berth_sys::namespace::Namespaces::MOUNT)?;
+    Ok(mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
+}
+
+/// Runs the daemon until it is told to stop. `own_mounts` is what became of [`own_mounts`].
+pub(crate) async fn serve(args: ServeArgs, own_mounts: io::Result<()>) -> ExitCode {
     start_logging();
     if args.embedded {
         // The command that started us must not take us along with its terminal. Fails only for a process
         // group's leader, which is then not in its parent's group anyway.
         let _ = rustix::process::setsid();
     }
-    match run(args).await {
+    match run(args, own_mounts).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -43,12 +54,13 @@ fn start_logging() {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
-async fn run(args: ServeArgs) -> anyhow::Result<()> {
+async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
     let data_dir = args.data_dir.or(config.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
     let host = args.host.or(config.host).unwrap_or_else(|| "unix:///run/berth/berth.sock".to_owned());
     let address = Address::parse(&host)?;
     refuse_unfit_machine()?;
+    own_mounts.context("cannot have a mount namespace of its own")?;
     make_private(&data_dir)?;
 
     let node = Node::start(berth_node::Options {
