@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use berth_net::{Mode, Network, Options, PoolSizes};
+use berth_net::{Mode, Network, Options, PoolSizes, SlotSpec};
 use berth_sys::netns;
 
 const SEQUENTIAL: u32 = 200;
@@ -61,7 +61,7 @@ async fn one_sandbox(pool: PoolSizes) -> Result<(), berth_net::Error> {
         let network = start(pool).await?;
         starts.push(begin.elapsed());
         let begin = Instant::now();
-        let slot = network.attach(Mode::Public).await?;
+        let slot = network.attach(plain(Mode::Public)).await?;
         attaches.push(begin.elapsed());
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop(slot);
@@ -79,7 +79,7 @@ async fn sequential(network: &Network, mode: Mode) -> Result<(), berth_net::Erro
     let (mut attach, mut detach) = (Vec::new(), Vec::new());
     for _ in 0..SEQUENTIAL {
         let start = Instant::now();
-        let slot = network.attach(mode).await?;
+        let slot = network.attach(plain(mode)).await?;
         attach.push(start.elapsed());
         tokio::time::sleep(WORK).await;
         let start = Instant::now();
@@ -120,7 +120,7 @@ async fn attach(
     mode: Mode,
     begin: Instant,
 ) -> Result<(berth_net::Slot, Duration), berth_net::Error> {
-    let slot = network.attach(mode).await?;
+    let slot = network.attach(plain(mode)).await?;
     Ok((slot, begin.elapsed()))
 }
 
@@ -147,4 +147,8 @@ fn print(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
     println!("  {what}: p50 {:.3?} p99 {:.3?}", at(50), at(99));
+}
+
+fn plain(mode: Mode) -> SlotSpec {
+    SlotSpec { mode, user_namespace: false }
 }

@@ -1,7 +1,8 @@
 //! Which addresses of a range are in use, and which rest.
 //!
-//! A freed address rests for a minute: its late packets, and connections that a peer still believes in, must not reach
-//! the next sandbox. Pure: the clock comes in.
+//! A freed address rests: its late packets, and connections that a peer still believes in, must not reach the next
+//! sandbox. For a minute while there are others; where sandboxes come and go so fast that there are not, the one that
+//! has rested longest is taken, after ten seconds at the least. Pure: the clock comes in.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
@@ -11,8 +12,10 @@ use ipnet::Ipv4Net;
 
 use crate::names::MAX_SLOTS;
 
-/// How long a freed address is not handed out again.
+/// How long a freed address is not handed out again while there are others.
 pub(crate) const REST: Duration = Duration::from_secs(60);
+/// How long it is not handed out again, come what may. A /20 then numbers 400 new sandboxes a second.
+pub(crate) const LEAST_REST: Duration = Duration::from_secs(10);
 
 /// The addresses of one range.
 #[derive(Debug)]
@@ -47,7 +50,12 @@ impl Addresses {
         self.wake(now);
         let last = self.last();
         let free = |n: &u32| !self.in_use.contains(n) && !self.resting_set.contains(n);
-        let number = (self.next..=last).chain(1..self.next).find(free)?;
+        let is_one_free =
+            self.in_use.len() + self.resting.len() < usize::try_from(last).unwrap_or(usize::MAX);
+        let number = match is_one_free {
+            true => (self.next..=last).chain(1..self.next).find(free)?,
+            false => self.wake_early(now)?,
+        };
         self.in_use.insert(number);
         self.next = if number >= last { 1 } else { number + 1 };
         Some((number, self.address(number)))
@@ -71,6 +79,17 @@ impl Addresses {
         }
     }
 
+    /// The address that has rested longest, if that was long enough.
+    fn wake_early(&mut self, now: Instant) -> Option<u32> {
+        let &(since, number) = self.resting.front()?;
+        if now.saturating_duration_since(since) < LEAST_REST {
+            return None;
+        }
+        self.resting.pop_front();
+        self.resting_set.remove(&number);
+        Some(number)
+    }
+
     fn last(&self) -> u32 {
         let hosts = 1u32 << (32 - u32::from(self.range.prefix_len()));
         (hosts - 2).min(MAX_SLOTS - 1)
@@ -86,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_freed_address_rests_a_minute() {
+    fn a_freed_address_rests_ten_seconds_at_the_least() {
         let start = Instant::now();
         let mut addresses = Addresses::new("10.0.0.4/30".parse().unwrap());
         assert_eq!(addresses.take(start), Some((1, Ipv4Addr::new(10, 0, 0, 5))));
@@ -94,8 +113,22 @@ mod tests {
         assert_eq!(addresses.take(start), None);
         addresses.give_back(1, start);
         assert_eq!(addresses.counts(), (1, 1));
-        assert_eq!(addresses.take(start + REST - Duration::from_millis(1)), None);
-        assert_eq!(addresses.take(start + REST), Some((1, Ipv4Addr::new(10, 0, 0, 5))));
+        assert_eq!(addresses.take(start + LEAST_REST - Duration::from_millis(1)), None);
+        assert_eq!(addresses.take(start + LEAST_REST), Some((1, Ipv4Addr::new(10, 0, 0, 5))));
+    }
+
+    #[test]
+    fn it_rests_a_minute_while_there_are_others() {
+        let start = Instant::now();
+        let mut addresses = Addresses::new("10.0.0.0/29".parse().unwrap());
+        for number in 1..=4 {
+            assert_eq!(addresses.take(start).unwrap().0, number);
+        }
+        (1..=3).for_each(|number| addresses.give_back(number, start));
+        let soon = start + REST - Duration::from_millis(1);
+        let numbers = [5, 6, 1, 2, 3].map(|_| addresses.take(soon).unwrap().0);
+        assert_eq!(numbers, [5, 6, 1, 2, 3]);
+        assert_eq!(addresses.take(soon), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What can go wrong: [`Error`] for a call, [`Refusal`] for what the machine as it is cannot do.
 
+use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -7,7 +8,26 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
+use crate::network::MOST_KEPT;
 use crate::range::Occupied;
+
+/// What bounds a size of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolBound {
+    /// The configured `most`.
+    Most(usize),
+    /// [`MOST_KEPT`].
+    MostKept,
+}
+
+impl fmt::Display for PoolBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PoolBound::Most(most) => write!(f, "most = {most}"),
+            PoolBound::MostKept => write!(f, "{MOST_KEPT}"),
+        }
+    }
+}
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +52,16 @@ pub enum Error {
         /// What uses it.
         occupied: Occupied,
     },
+    /// A size of the pool is larger than what bounds it.
+    #[error("network pool size {key} = {value} is above {bound}")]
+    BadPool {
+        /// Which size.
+        key: &'static str,
+        /// As it was configured.
+        value: usize,
+        /// What it may be at most, and why.
+        bound: PoolBound,
+    },
     /// Another daemon hands out addresses of the configured range.
     #[error("network range {range} is in use by another berth daemon")]
     RangeTaken {
@@ -54,6 +84,30 @@ pub enum Error {
     /// Making a sandbox's network namespace failed.
     #[error("could not make a network namespace")]
     MakeNamespace(#[source] io::Error),
+    /// Making a user namespace and the network namespace that it owns failed.
+    #[error("could not make the user namespace and the network namespace of a sandbox")]
+    MakePair(#[source] io::Error),
+    /// What was to make both namespaces made one of them only, which is not what was asked for.
+    #[error("a sandbox was to have a user namespace, and a network namespace without one was made for it")]
+    MadeWithoutUser,
+    /// A slot with a user namespace was asked for, of a network that was started without a maker of such.
+    #[error("this network makes sandboxes without user namespaces only")]
+    NoMaker,
+    /// A network namespace that was made elsewhere cannot be entered.
+    #[error("could not enter the network namespace made for a sandbox")]
+    EnterNamespace(#[source] io::Error),
+    /// A switch of a new namespace cannot be set.
+    #[error("could not set {path} in a new network namespace")]
+    Setting {
+        /// The switch's file.
+        path: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The tables of a new namespace cannot be reached.
+    #[error("could not open a netlink socket in a new network namespace")]
+    OpenInside(#[source] io::Error),
     /// Bringing up the loopback of a new namespace failed.
     #[error("could not bring up the loopback interface of a new network namespace")]
     Loopback(#[source] io::Error),
@@ -114,6 +168,15 @@ impl Error {
             ),
             Error::PublicRefused(refusal) => refusal.hint(),
             Error::NoFreeAddress { .. } => Some("configure a larger network range".into()),
+            Error::BadPool { bound: PoolBound::Most(most), key, .. } => {
+                Some(format!("set most to at least the size of {key}, or {key} to at most {most}"))
+            }
+            Error::BadPool { key, .. } => Some(format!("set {key} to at most {MOST_KEPT}")),
+            Error::MakePair(_) => Some(
+                "user namespaces may be switched off (user.max_user_namespaces) or all in use; without them \
+                 sandboxes are less isolated, and have to be asked for so"
+                    .into(),
+            ),
             Error::MakeNamespace(_) => Some("the daemon needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN)".into()),
             _ => None,
         }

@@ -122,13 +122,29 @@ impl Host {
         remove_link(&mut self.netlink, link)
     }
 
-    /// Waits until all of `links` are gone by themselves, but not for long.
-    pub(crate) fn wait_for_end(&mut self, links: &[String], patience: Duration) {
-        let begin = Instant::now();
-        let mut is_there =
-            || self.netlink.links().is_ok_and(|all| all.iter().any(|l| links.contains(&l.name)));
-        while !links.is_empty() && begin.elapsed() < patience && is_there() {
-            thread::sleep(Duration::from_millis(1));
+    /// Whether there is a link called `link`, in the calling thread's namespace. Its switches are looked for, since a
+    /// question by netlink waits for the lock over all links, and one by ioctl(2) has the kernel look for a module.
+    pub(crate) fn has_link(&mut self, link: &str) -> bool {
+        let conf = Path::new("/proc/sys/net/ipv4/conf");
+        match fs::symlink_metadata(conf.join(link)) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && conf.join("all").exists() => false,
+            Err(_) => !self.netlink.index_of(link).is_err_and(|error| is_no_device(&error)),
+        }
+    }
+
+    /// Waits until all of `links` are gone by themselves, but not for longer than `patience` without one going.
+    pub(crate) fn wait_for_end<'a>(&mut self, links: impl Iterator<Item = &'a str>, patience: Duration) {
+        let mut links: Vec<_> = links.collect();
+        let mut moved_at = Instant::now();
+        while !links.is_empty() && moved_at.elapsed() < patience {
+            let before = links.len();
+            links.retain(|link| self.has_link(link));
+            if links.len() < before {
+                moved_at = Instant::now();
+            } else {
+                thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 

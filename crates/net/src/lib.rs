@@ -55,8 +55,10 @@
 //! Start reading at [`Network::start`], then `worker` (the threads), [`ruleset`] (pure) and [`range`] (pure).
 
 mod addresses;
+mod doomed;
 mod error;
 mod host;
+mod maker;
 mod making;
 mod names;
 mod netlink;
@@ -70,12 +72,15 @@ mod slot;
 mod worker;
 
 #[cfg(test)]
+mod maker_tests;
+#[cfg(test)]
 mod pool_tests;
 #[cfg(test)]
 mod world_tests;
 
 pub use berth_types::sandbox::NetworkMode as Mode;
-pub use error::{Error, Refusal};
-pub use network::{Network, Options, PoolSizes};
+pub use error::{Error, PoolBound, Refusal};
+pub use maker::{NamespaceMaker, Namespaces, UserNamespace};
+pub use network::{MOST_KEPT, Network, Options, PoolSizes, SlotSpec};
 pub use shelf::PoolCounts;
 pub use slot::Slot;

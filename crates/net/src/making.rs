@@ -1,17 +1,22 @@
-//! Making one slot: its namespace, and its link if it is to have one.
+//! Making one slot: its namespaces, and its link if it is to have one.
 
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use berth_sys::netns;
+
 use crate::error::Error;
+use crate::maker::{IdLease, NamespaceMaker, Namespaces, UserNamespace};
 use crate::netlink::{Mac, Netlink, Veth};
 
 /// The sandbox's end of a link.
 const GUEST_LINK: &str = "eth0";
 /// The default gateway of every sandbox. It is nobody's address: only its permanent neighbour entry counts.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The largest group id that the kernel takes for ping (`GID_T_MAX`).
+const LAST_PING_GROUP: u32 = i32::MAX.cast_unsigned();
 
 /// The address and the link that one slot has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,20 +26,85 @@ pub(crate) struct Lease {
     pub(crate) link: String,
 }
 
-/// A namespace that nothing has run in yet, and its lease if it is connected. Whoever drops it must see to the lease.
+/// Namespaces that nothing has run in yet, and their lease if they are connected. Whoever drops it must see to the
+/// lease, see [`Made::close`].
 #[derive(Debug)]
 pub(crate) struct Made {
     pub(crate) netns: OwnedFd,
+    pub(crate) user: Option<UserNamespace>,
     pub(crate) lease: Option<Lease>,
 }
 
-/// Makes a slot, connected if there is a `lease`. When this fails the link may be there all the same.
-pub(crate) fn make(host: &mut Netlink, lease: Option<&Lease>, mtu: u32) -> Result<Made, Error> {
-    let (netns, mut guest) = new_netns()?;
-    if let Some(lease) = lease {
-        connect(host, &netns, &mut guest, lease, mtu)?;
+impl Made {
+    /// Closes the namespaces; the number of the link and the ids that are free once that is gone.
+    pub(crate) fn close(self) -> (Option<u32>, Option<IdLease>) {
+        let Self { netns, user, lease } = self;
+        drop(netns);
+        (lease.map(|l| l.number), user.map(|u| u.lease))
     }
-    Ok(Made { netns, lease: lease.cloned() })
+}
+
+/// A slot that could not be made. Its link may be there all the same, and then its ids are not free yet.
+#[derive(Debug)]
+pub(crate) struct Unmade {
+    pub(crate) error: Error,
+    pub(crate) user: Option<UserNamespace>,
+}
+
+/// Makes a slot, connected if there is a `lease`, with a user namespace if there is a `maker`.
+pub(crate) fn make(
+    host: &mut Netlink,
+    maker: Option<&dyn NamespaceMaker>,
+    lease: Option<&Lease>,
+    mtu: u32,
+) -> Result<Made, Unmade> {
+    let (Namespaces { net, user }, furnished) = match maker {
+        None => plain().map_err(|error| Unmade { error, user: None })?,
+        Some(maker) => pair(maker).map_err(|error| Unmade { error, user: None })?,
+    };
+    let connected = furnished.and_then(|mut guest| {
+        guest.loopback_up().map_err(Error::Loopback)?;
+        lease.map_or(Ok(()), |lease| connect(host, &net, &mut guest, lease, mtu))
+    });
+    match connected {
+        Ok(()) => Ok(Made { netns: net, user, lease: lease.cloned() }),
+        Err(error) => Err(Unmade { error, user }),
+    }
+}
+
+/// New namespaces, and what became of furnishing them: a socket to their tables.
+type New = (Namespaces, Result<Netlink, Error>);
+
+fn plain() -> Result<New, Error> {
+    let (net, furnished) = netns::create(|| Ok(furnish(None))).map_err(Error::MakeNamespace)?;
+    Ok((Namespaces { net, user: None }, furnished))
+}
+
+fn pair(maker: &dyn NamespaceMaker) -> Result<New, Error> {
+    let made = maker.make().map_err(Error::MakePair)?;
+    let Some(user) = &made.user else { return Err(Error::MadeWithoutUser) };
+    // The thread keeps the capabilities that it has on the host: only its network namespace is another one.
+    let inside = || Ok(furnish(Some(user)));
+    let furnished = netns::run_in(made.net.as_fd(), inside).map_err(Error::EnterNamespace).flatten();
+    Ok((made, furnished))
+}
+
+/// Sets the calling thread's namespace up as far as that takes no link: later links have no IPv6, and, as in other
+/// container engines, ports below 1024 and ping are for everybody, not for root alone.
+fn furnish(user: Option<&UserNamespace>) -> Result<Netlink, Error> {
+    let set = |path: &'static str, value: String| {
+        fs::write(path, value).map_err(|source| Error::Setting { path, source })
+    };
+    disable_ipv6("default")
+        .map_err(|source| Error::Setting { path: "/proc/sys/net/ipv6/conf/default/disable_ipv6", source })?;
+    set("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0".to_owned())?;
+    // The host's ids, as it is a thread of the host that writes them; inside, the first one reads 0.
+    let (first, last) = match user {
+        Some(user) => (user.first, user.first.saturating_add(user.count.saturating_sub(1))),
+        None => (0, LAST_PING_GROUP),
+    };
+    set("/proc/sys/net/ipv4/ping_group_range", format!("{first} {last}"))?;
+    Netlink::open().map_err(Error::OpenInside)
 }
 
 fn connect(
@@ -67,17 +137,6 @@ fn connect(
     guest.link_up(index).map_err(at("bring up the sandbox's end"))?;
     guest.add_neighbour(index, GATEWAY, host_mac).map_err(at("add the sandbox's gateway"))?;
     guest.add_default_route(index, GATEWAY).map_err(at("add the sandbox's default route"))
-}
-
-/// A namespace whose loopback is up and whose later links have no IPv6, and a socket to its tables.
-fn new_netns() -> Result<(OwnedFd, Netlink), Error> {
-    let inside = || {
-        disable_ipv6("default")?;
-        Netlink::open()
-    };
-    let (netns, mut guest) = berth_sys::netns::create(inside).map_err(Error::MakeNamespace)?;
-    guest.loopback_up().map_err(Error::Loopback)?;
-    Ok((netns, guest))
 }
 
 /// Switches IPv6 off for a link, or for links to come (`default`), of the calling thread's namespace. A kernel without

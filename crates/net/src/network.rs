@@ -9,15 +9,16 @@ use ipnet::Ipv4Net;
 use tokio::sync::oneshot;
 
 use crate::Mode;
-use crate::error::{Error, Refusal};
+use crate::error::{Error, PoolBound, Refusal};
 use crate::host::Started;
+use crate::maker::NamespaceMaker;
 use crate::names::Names;
 use crate::shelf::PoolCounts;
 use crate::slot::Slot;
 use crate::worker::{self, Door, Taken};
 
 /// What a network is started with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct Options {
     /// Short name of the daemon, unique on the machine and the same at every start of it: 1 to 8 of `[a-z0-9]`.
     pub instance: String,
@@ -29,21 +30,66 @@ pub struct Options {
     pub nft: Option<PathBuf>,
     /// Slots that are kept ready.
     pub pool: PoolSizes,
+    /// Makes the namespaces of slots with a user namespace; without one there are no such slots.
+    pub maker: Option<Arc<dyn NamespaceMaker>>,
 }
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { instance, range, nameservers, nft, pool, maker } = self;
+        f.debug_struct("Options")
+            .field("instance", instance)
+            .field("range", range)
+            .field("nameservers", nameservers)
+            .field("nft", nft)
+            .field("pool", pool)
+            .field("maker", &maker.is_some())
+            .finish()
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotSpec {
+    /// What it may reach.
+    pub mode: Mode,
+    /// Whether it is to have a user namespace. A slot without, of a network that can make them, is made when it is
+    /// asked for; else both are kept ready.
+    pub user_namespace: bool,
+}
+
+/// How far a kind's slots that are ready may ever grow: each costs up to two descriptors, and a daemon may have 20,000.
+pub const MOST_KEPT: usize = 1024;
 
 /// How many slots are kept ready, so that an attach need not wait until one is made.
 ///
 /// A kind's slots are made after the first of that kind was asked for, in the background. On two processors (some of it
 /// is per processor), one that is ready costs the kernel about 230 KiB when connected and 140 KiB when not, and the daemon
-/// a descriptor.
+/// a descriptor, or two with a user namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSizes {
     /// Slots of [`Mode::NoNetwork`]; 0 keeps none.
     pub isolated: usize,
     /// Slots of [`Mode::Public`]; 0 keeps none. Their addresses count as used.
     pub connected: usize,
-    /// How far either grows while more are asked for at once, until half of them lie unused for half a minute.
+    /// How far either grows while more are asked for at once, until half of them lie unused for half a minute; no
+    /// less than either, and no more than [`MOST_KEPT`].
     pub most: usize,
+}
+
+impl PoolSizes {
+    fn check(&self) -> Result<(), Error> {
+        let Self { isolated, connected, most } = *self;
+        if most > MOST_KEPT {
+            return Err(Error::BadPool { key: "most", value: most, bound: PoolBound::MostKept });
+        }
+        for (key, value) in [("isolated", isolated), ("connected", connected)] {
+            if value > most {
+                return Err(Error::BadPool { key, value, bound: PoolBound::Most(most) });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for PoolSizes {
@@ -66,34 +112,36 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// A wrong instance or range, and leavings that cannot be removed.
+    /// A wrong instance, range or size of the pool, and leavings that cannot be removed.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let names = Names::new(&options.instance)?;
+        options.pool.check()?;
         let started = worker::spawn(names, options)?;
         let (door, Started { public, warnings }) = started.await.map_err(|_| Error::Stopped)??;
         Ok(Self { door, public, warnings })
     }
 
-    /// A slot for one sandbox, from those that are ready or made now. It is the caller's from the moment that this returns: a call that is
-    /// cancelled leaves nothing behind.
+    /// A slot for one sandbox, from those that are ready or made now. It is the caller's from the moment that this
+    /// returns: a call that is cancelled leaves nothing behind.
     ///
     /// # Errors
     ///
-    /// [`Error::PublicRefused`] where this machine cannot do `public`, [`Error::NoFreeAddress`], and what the kernel
-    /// refuses.
-    pub async fn attach(&self, mode: Mode) -> Result<Slot, Error> {
-        if mode == Mode::Public
+    /// [`Error::PublicRefused`] where this machine cannot do `public`, [`Error::NoMaker`] where the network has nobody
+    /// to make user namespaces and [`Error::MakePair`] where that fails, [`Error::NoFreeAddress`], and what the kernel
+    /// refuses. What was asked for never turns into less.
+    pub async fn attach(&self, spec: SlotSpec) -> Result<Slot, Error> {
+        if spec.mode == Mode::Public
             && let Err(refusal) = &self.public
         {
             return Err(Error::PublicRefused(Arc::clone(refusal)));
         }
-        match self.door.take(mode)? {
+        match self.door.take(spec)? {
             Taken::Ready(slot) => Ok(slot),
             Taken::Waiting(slot) => slot.await.map_err(|_| Error::Stopped)?,
         }
     }
 
-    /// Figures of the slots that are kept ready.
+    /// Figures of the slots that are kept ready: those with a user namespace where the network has a maker of such.
     pub fn pool(&self, mode: Mode) -> PoolCounts {
         self.door.counts(mode)
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use berth_sys::netns;
 
-use crate::world_tests::{World, address, eventually, options};
+use crate::world_tests::{World, address, eventually, options, plain};
 use crate::{Error, Mode, Network, Options, PoolCounts, PoolSizes, Slot};
 
 const SMALL: PoolSizes = PoolSizes { isolated: 2, connected: 3, most: 6 };
@@ -30,7 +30,7 @@ fn is_full(network: &Network, mode: Mode) -> bool {
 async fn burst(network: &Arc<Network>, mode: Mode, count: usize) -> Vec<Result<Slot, Error>> {
     let call = |_| {
         let network = Arc::clone(network);
-        tokio::spawn(async move { network.attach(mode).await })
+        tokio::spawn(async move { network.attach(plain(mode)).await })
     };
     let calls: Vec<_> = (0..count).map(call).collect();
     let mut slots = Vec::new();
@@ -52,7 +52,7 @@ fn nothing_is_kept_until_a_slot_of_its_kind_was_asked_for() {
     let links = world.host_links();
     world.on_host(async || {
         let network = start("p1", SMALL).await;
-        drop(network.attach(Mode::NoNetwork).await.unwrap());
+        drop(network.attach(plain(Mode::NoNetwork)).await.unwrap());
         eventually("the shelf is full", || is_full(&network, Mode::NoNetwork));
         assert_eq!(network.pool(Mode::Public), PoolCounts::default());
         assert_eq!(world.host_links(), links);
@@ -97,7 +97,7 @@ fn the_pool_leaves_no_request_without_an_address_that_it_could_have() {
             let options = Options { range, ..options("p3") };
             let network = Arc::new(Network::start(options).await.unwrap());
             // Sooner or later in the course of filling.
-            let first = network.attach(Mode::Public).await.unwrap();
+            let first = network.attach(plain(Mode::Public)).await.unwrap();
             tokio::time::sleep(Duration::from_micros(500 * round)).await;
             let (slots, refused): (Vec<_>, Vec<_>) =
                 burst(&network, Mode::Public, 7).await.into_iter().partition(Result::is_ok);
@@ -106,7 +106,7 @@ fn the_pool_leaves_no_request_without_an_address_that_it_could_have() {
                 assert!(matches!(error, Error::NoFreeAddress { attached: 6, resting: 0, .. }), "{error}");
             }
             // The other kind is made and kept all the same.
-            drop(network.attach(Mode::NoNetwork).await.unwrap());
+            drop(network.attach(plain(Mode::NoNetwork)).await.unwrap());
             eventually("the other shelf is full", || is_full(&network, Mode::NoNetwork));
             drop((first, slots));
             network.shutdown().await.unwrap();
@@ -122,13 +122,13 @@ fn a_shutdown_or_drop_amid_filling_leaves_nothing() {
         for round in 0..12 {
             let network = Arc::new(start("p4", PoolSizes::default()).await);
             let slots = burst(&network, Mode::Public, 2).await;
-            let _ = tokio::time::timeout(Duration::ZERO, network.attach(Mode::Public)).await;
+            let _ = tokio::time::timeout(Duration::ZERO, network.attach(plain(Mode::Public))).await;
             tokio::time::sleep(Duration::from_millis(round)).await;
             if round % 2 == 0 {
                 network.shutdown().await.unwrap();
                 assert_eq!(world.host_links(), links);
                 assert_eq!(world.tables(), "");
-                assert!(matches!(network.attach(Mode::Public).await, Err(Error::Stopped)));
+                assert!(matches!(network.attach(plain(Mode::Public)).await, Err(Error::Stopped)));
             } else {
                 drop((network, slots));
                 eventually("the table goes, as the last thing", || world.tables().is_empty());

@@ -82,9 +82,9 @@ impl<S> Shelf<S> {
         self.ready.len() < self.target
     }
 
-    /// Whether the next take will find nothing.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.ready.is_empty()
+    /// Whether more than half of what is to be ready is not.
+    pub(crate) fn is_low(&self) -> bool {
+        self.ready.len() * 2 < self.target
     }
 
     /// When to call [`Shelf::settle`] next; never, where there is nothing to make smaller.

@@ -6,24 +6,34 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::Mode;
+use crate::maker::UserNamespace;
 use crate::making::{Lease, Made};
 use crate::worker::Door;
 
-/// The network of one sandbox. Dropping it has the link removed and the address given back; the namespace ends with the
-/// last process and descriptor in it. Nothing of it is ever used again for another sandbox, but the address, after a
-/// while.
+/// The network of one sandbox, and its user namespace if it has one. Dropping it has the link removed and the address
+/// given back; the namespaces end with the last process and descriptor in them. Nothing of it is ever used again for
+/// another sandbox, but the address and the ids, after a while.
+///
+/// It holds a descriptor of each namespace, and no other.
 pub struct Slot {
+    // Before what is held, so that it is closed first: the kernel then takes the namespace and the link in one go.
     netns: OwnedFd,
-    lease: Option<Lease>,
+    held: Held,
     resolv_conf: Arc<str>,
+}
+
+/// What goes back when a slot ends.
+struct Held {
+    user: Option<UserNamespace>,
+    lease: Option<Lease>,
     door: Arc<Door>,
 }
 
 impl Slot {
     /// Takes over what was made, and its lease.
     pub(crate) fn new(made: Made, door: Arc<Door>, resolv_conf: Arc<str>) -> Self {
-        let Made { netns, lease } = made;
-        Self { netns, lease, resolv_conf, door }
+        let Made { netns, user, lease } = made;
+        Self { netns, held: Held { user, lease, door }, resolv_conf }
     }
 
     /// The namespace, to setns(2) into.
@@ -31,31 +41,37 @@ impl Slot {
         self.netns.as_fd()
     }
 
+    /// The user namespace that owns it; none where the slot was asked for without.
+    pub fn user(&self) -> Option<&UserNamespace> {
+        self.held.user.as_ref()
+    }
+
     /// What it may reach.
     pub fn mode(&self) -> Mode {
-        if self.lease.is_some() { Mode::Public } else { Mode::NoNetwork }
+        if self.held.lease.is_some() { Mode::Public } else { Mode::NoNetwork }
     }
 
     /// Its address; none without a network.
     pub fn address(&self) -> Option<Ipv4Addr> {
-        self.lease.as_ref().map(|l| l.address)
+        self.held.lease.as_ref().map(|l| l.address)
     }
 
     /// Name of its link on the host; none without a network.
     pub fn link(&self) -> Option<&str> {
-        self.lease.as_ref().map(|l| l.link.as_str())
+        self.held.lease.as_ref().map(|l| l.link.as_str())
     }
 
     /// What its `/etc/resolv.conf` is to hold; empty without a network, where no name can be resolved.
     pub fn resolv_conf(&self) -> &str {
-        if self.lease.is_some() { &self.resolv_conf } else { "" }
+        if self.held.lease.is_some() { &self.resolv_conf } else { "" }
     }
 }
 
-impl Drop for Slot {
+impl Drop for Held {
     fn drop(&mut self) {
+        let ids = self.user.take().map(|user| user.lease);
         if let Some(lease) = &self.lease {
-            self.door.give_back(lease.number);
+            self.door.give_back(lease.number, ids);
         }
     }
 }
@@ -65,6 +81,7 @@ impl fmt::Debug for Slot {
         f.debug_struct("Slot")
             .field("address", &self.address())
             .field("link", &self.link())
+            .field("user", &self.user())
             .finish_non_exhaustive()
     }
 }

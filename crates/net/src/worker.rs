@@ -4,18 +4,18 @@
 //!   attach ──▶ shelf has one ──────────────────────────▶ slot, without waiting for any thread
 //!         └──▶ waiting ──▶ a maker (of two) makes it ──▶ slot
 //!                          makers with nobody waiting: at most one fills the shelves
-//!   drop of a slot ──▶ doomed ──▶ the keeper removes the link, then the address rests
+//!   drop of a slot ──▶ doomed ──▶ the keeper sees that the link has gone, then the address rests and the ids go back
 //! ```
 //!
-//! Removing takes a thread of its own because of the kernel: it makes and connects a namespace in 1 to 2 ms, but whoever
-//! removes a link waits 15 to 30 ms for readers of it (RCU) to be gone, without holding the lock that making needs.
+//! The end of a link takes a thread of its own because of the kernel: it makes and connects a namespace in 1 to 2 ms,
+//! but a link is 15 to 30 ms on its way out, until readers of it (RCU) are gone; see [`doomed`](crate::doomed).
 //! At most one maker fills, so that the other one is there for whoever comes meanwhile; and one that has filled gives
 //! its slot to whoever waits by then. None of the threads has a lower priority than the others: they hold the kernel's
 //! lock over all links (RTNL) in turn, and a holder that is not scheduled keeps everybody waiting.
 //!
 //! The keeper starts the network, in the calling thread's namespace, and ends it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -24,12 +24,14 @@ use tokio::sync::oneshot;
 
 use crate::Mode;
 use crate::addresses::Addresses;
+use crate::doomed::{Doomed, Seen};
 use crate::error::Error;
 use crate::host::{Host, Started};
-use crate::making::{Lease, Made, make};
+use crate::maker::{IdLease, NamespaceMaker};
+use crate::making::{Lease, Made, Unmade, make};
 use crate::names::Names;
 use crate::netlink::Netlink;
-use crate::network::{Options, PoolSizes};
+use crate::network::{Options, SlotSpec};
 use crate::shelf::{PoolCounts, Shelf};
 use crate::slot::Slot;
 
@@ -38,10 +40,7 @@ const MAKERS: usize = 2;
 /// How long nothing is filled after a failure, which the next attach meets and reports if it lasts.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// How long a link is left to go with its namespace, before it is removed by name: the kernel takes many at once with
-/// theirs, and has most of that work twice where it is asked as well.
-const GRACE: Duration = Duration::from_millis(50);
-/// The same at the end of the network, where nothing is lost by looking often whether they are gone.
+/// How long links may take to go at the end of the network, before they are removed by name.
 const LAST_GRACE: Duration = Duration::from_millis(200);
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -73,17 +72,22 @@ pub(crate) enum Taken {
 
 impl Door {
     /// Takes a slot that is ready, or has one made.
-    pub(crate) fn take(self: &Arc<Self>, mode: Mode) -> Result<Taken, Error> {
+    pub(crate) fn take(self: &Arc<Self>, spec: SlotSpec) -> Result<Taken, Error> {
+        let SlotSpec { mode, user_namespace } = spec;
+        if user_namespace && self.0.maker.is_none() {
+            return Err(Error::NoMaker);
+        }
+        let kept = user_namespace == self.0.maker.is_some();
         let mut state = self.0.lock();
         if state.phase != Phase::Open {
             return Err(Error::Stopped);
         }
-        let made = state.shelf(mode).take();
+        let made = if kept { state.shelf(mode).take() } else { None };
         let taken = match made {
             Some(made) => Taken::Ready(self.slot(made)),
             None => {
                 let (reply, slot) = oneshot::channel();
-                state.waiting.push_back(Request { mode, reply, door: Arc::clone(self) });
+                state.waiting.push_back(Request { mode, kept, reply, door: Arc::clone(self) });
                 Taken::Waiting(slot)
             }
         };
@@ -92,10 +96,9 @@ impl Door {
         Ok(taken)
     }
 
-    /// A slot's end: its link goes, then its address rests.
-    pub(crate) fn give_back(&self, number: u32) {
-        self.0.lock().doom(number);
-        self.0.chores.notify_one();
+    /// A slot's end: its link goes, then its address rests and `ids` go back.
+    pub(crate) fn give_back(&self, number: u32, ids: Option<IdLease>) {
+        self.0.doom(number, ids);
     }
 
     /// Begins the network's end. Nothing is answered where it has ended already.
@@ -130,6 +133,7 @@ struct Shared {
     names: Names,
     mtu: u32,
     resolv_conf: Arc<str>,
+    maker: Option<Arc<dyn NamespaceMaker>>,
     state: Mutex<State>,
     /// Something for the makers.
     work: Condvar,
@@ -145,10 +149,9 @@ struct State {
     /// None where the machine cannot do `public`.
     addresses: Option<Addresses>,
     /// Links that are there or may be, by slot number.
-    links: BTreeMap<u32, String>,
-    /// Slots whose links are to be removed, and since when there are any.
-    doomed: Vec<u32>,
-    doomed_at: Instant,
+    links: BTreeMap<u32, Tie>,
+    /// Slots whose links are to go.
+    doomed: Doomed,
     filling: Option<Mode>,
     serving: usize,
     /// When shelves that are not empty may be filled on.
@@ -166,9 +169,20 @@ enum Phase {
     Ended,
 }
 
+/// A link on the host, and what is not free before it is gone.
+struct Tie {
+    link: String,
+    ids: Option<IdLease>,
+}
+
+/// A link that is to go: its slot's number and its name.
+type Going = (u32, String);
+
 /// Somebody who waits for a slot.
 struct Request {
     mode: Mode,
+    /// Whether it is of the kind that is kept ready.
+    kept: bool,
     reply: Reply<Slot>,
     door: Arc<Door>,
 }
@@ -187,8 +201,8 @@ enum Purpose {
 }
 
 impl Shared {
-    fn new(host: &Host, pool: &PoolSizes) -> Self {
-        let now = Instant::now();
+    fn new(host: &Host, options: &Options) -> Self {
+        let (now, pool) = (Instant::now(), &options.pool);
         let public = host.public.as_ref();
         let state = State {
             phase: Phase::Open,
@@ -197,8 +211,7 @@ impl Shared {
             connected: Shelf::new(pool.connected, pool.most, now),
             addresses: public.map(|p| Addresses::new(p.range)),
             links: BTreeMap::new(),
-            doomed: Vec::new(),
-            doomed_at: now,
+            doomed: Doomed::new(now),
             filling: None,
             serving: 0,
             rested_at: now,
@@ -209,6 +222,7 @@ impl Shared {
             names: host.names.clone(),
             mtu: public.map_or(0, |p| p.mtu),
             resolv_conf: public.map_or_else(|| "".into(), |p| Arc::clone(&p.resolv_conf)),
+            maker: options.maker.clone(),
             state: Mutex::new(state),
             work: Condvar::new(),
             chores: Condvar::new(),
@@ -237,20 +251,58 @@ impl Shared {
     fn make_slots(&self, host: &mut Netlink) {
         while let Some(job) = self.next_job() {
             let Job { purpose, lease } = job;
-            let make = |host| make(host, lease.as_ref(), self.mtu);
+            let make = |host, kept| make(host, self.maker_of(kept), lease.as_ref(), self.mtu);
             match purpose {
                 Purpose::Serve(request) => {
-                    let made = make(host);
+                    let made = make(host, request.kept);
                     self.served(request, lease, made);
                 }
                 Purpose::Refuse(Request { reply, .. }, error) => drop(reply.send(Err(error))),
                 Purpose::Fill(mode) => {
                     let begun = Instant::now();
-                    let made = make(host);
+                    let made = make(host, true);
                     self.filled(mode, lease, made, begun);
                 }
             }
         }
+    }
+
+    /// Who makes the namespaces of slots that are kept ready, or of the others, which then have no user namespace.
+    fn maker_of(&self, kept: bool) -> Option<&dyn NamespaceMaker> {
+        self.maker.as_deref().filter(|_| kept)
+    }
+
+    /// Has the keeper see to a link whose namespace is closed.
+    fn doom(&self, number: u32, ids: Option<IdLease>) {
+        let mut state = self.lock();
+        let orphaned = match state.links.get_mut(&number) {
+            Some(tie) => std::mem::replace(&mut tie.ids, ids),
+            // The network has ended, and has removed every link.
+            None => ids,
+        };
+        state.doomed.add(number, Instant::now());
+        drop(state);
+        drop(orphaned);
+        self.chores.notify_one();
+    }
+
+    /// Closes slots that nobody had.
+    fn discard(&self, slots: Vec<Made>) {
+        for made in slots {
+            if let (Some(number), ids) = made.close() {
+                self.doom(number, ids);
+            }
+        }
+    }
+
+    /// What is left of a slot that could not be made.
+    fn undo(&self, lease: Option<Lease>, unmade: Unmade) -> Error {
+        let Unmade { error, user } = unmade;
+        let ids = user.map(|user| user.lease);
+        if let Some(lease) = lease {
+            self.doom(lease.number, ids);
+        }
+        error
     }
 
     /// Waits for something to make.
@@ -267,20 +319,15 @@ impl Shared {
         None
     }
 
-    fn served(&self, request: Request, lease: Option<Lease>, made: Result<Made, Error>) {
-        let mut state = self.lock();
-        state.serving -= 1;
-        if made.is_err() {
-            state.doom_lease(lease);
-            self.chores.notify_one();
-        }
-        drop(state);
+    fn served(&self, request: Request, lease: Option<Lease>, made: Result<Made, Unmade>) {
+        self.lock().serving -= 1;
+        let made = made.map_err(|unmade| self.undo(lease, unmade));
         let Request { reply, door, .. } = request;
         // A slot that nobody waits for any more is dropped, which undoes it.
         drop(reply.send(made.map(|made| door.slot(made))));
     }
 
-    fn filled(&self, mode: Mode, lease: Option<Lease>, made: Result<Made, Error>, begun: Instant) {
+    fn filled(&self, mode: Mode, lease: Option<Lease>, made: Result<Made, Unmade>, begun: Instant) {
         let now = Instant::now();
         let mut state = self.lock();
         state.filling = None;
@@ -288,10 +335,10 @@ impl Shared {
         state.rested_at = now + now.duration_since(begun);
         let made = match made {
             Ok(made) => made,
-            Err(error) => {
+            Err(unmade) => {
                 state.retry_at = now + RETRY;
-                state.doom_lease(lease);
-                self.chores.notify_one();
+                drop(state);
+                let error = self.undo(lease, unmade);
                 tracing::warn!(error = &error as &dyn std::error::Error, "no slot made ahead of demand");
                 return;
             }
@@ -324,7 +371,7 @@ impl State {
             Mode::NoNetwork => None,
             Mode::Public => match self.lease(names, now) {
                 // The last address is in the slot that is being made, which will be this one's.
-                None if self.filling == Some(Mode::Public) => {
+                None if self.filling == Some(Mode::Public) && request.kept => {
                     self.waiting.push_front(request);
                     return None;
                 }
@@ -343,7 +390,7 @@ impl State {
         for mode in [Mode::Public, Mode::NoNetwork] {
             let rested_at = self.rested_at;
             let shelf = self.shelf(mode);
-            if !shelf.lacks() || (!shelf.is_empty() && now < rested_at) {
+            if !shelf.lacks() || (!shelf.is_low() && now < rested_at) {
                 continue;
             }
             let lease = match mode {
@@ -364,7 +411,7 @@ impl State {
         self.filling.is_none() && self.serving == 0 && self.waiting.is_empty()
     }
 
-    /// When there will be something to fill; never, where that takes another event.
+    /// When there will be something to fill, of which there was nothing just now; never, where that takes another event.
     fn fills_at(&self, now: Instant) -> Option<Instant> {
         let lacking = self.connected.lacks() || self.isolated.lacks();
         let at = self.rested_at.max(self.retry_at);
@@ -374,12 +421,12 @@ impl State {
     fn lease(&mut self, names: &Names, now: Instant) -> Option<Lease> {
         let (number, address) = self.addresses.as_mut()?.take(now)?;
         let link = names.link(number);
-        self.links.insert(number, link.clone());
+        self.links.insert(number, Tie { link: link.clone(), ids: None });
         Some(Lease { number, address, link })
     }
 
     fn next_waiting(&mut self, mode: Mode) -> Option<Request> {
-        let at = self.waiting.iter().position(|r| r.mode == mode)?;
+        let at = self.waiting.iter().position(|r| r.mode == mode && r.kept)?;
         self.waiting.remove(at)
     }
 
@@ -394,39 +441,34 @@ impl State {
         Job { purpose: Purpose::Refuse(request, error), lease: None }
     }
 
-    fn doom(&mut self, number: u32) {
-        if self.doomed.is_empty() {
-            self.doomed_at = Instant::now();
-        }
-        self.doomed.push(number);
-    }
-
-    fn doom_lease(&mut self, lease: Option<Lease>) {
-        if let Some(lease) = lease {
-            self.doom(lease.number);
-        }
-    }
-
-    /// Slots whose links have had the time to go.
-    fn overdue(&mut self, now: Instant) -> Vec<u32> {
-        if now < self.doomed_at + GRACE { Vec::new() } else { std::mem::take(&mut self.doomed) }
-    }
-
     /// When the keeper has something to do; never, where that takes another event.
     fn chores_at(&self) -> Option<Instant> {
-        let overdue_at = (!self.doomed.is_empty()).then(|| self.doomed_at + GRACE);
-        let settle_at = [self.connected.settles_at(), self.isolated.settles_at()];
-        settle_at.into_iter().flatten().chain(overdue_at).min()
+        let times = [self.connected.settles_at(), self.isolated.settles_at(), self.doomed.look_at()];
+        times.into_iter().flatten().min()
     }
 
-    /// Slots that are too many by now; their links are doomed.
+    /// Slots that are too many by now.
     fn settle(&mut self, now: Instant) -> Vec<Made> {
         let mut surplus = self.connected.settle(now);
         surplus.append(&mut self.isolated.settle(now));
-        for made in &surplus {
-            self.doom_lease(made.lease.clone());
-        }
         surplus
+    }
+
+    /// The links that are to go, if it is time to look for them.
+    fn overdue(&self, now: Instant) -> Vec<Going> {
+        if self.doomed.look_at().is_none_or(|due| now < due) {
+            return Vec::new();
+        }
+        let name = |number| Some((number, self.links.get(&number)?.link.clone()));
+        self.doomed.numbers().into_iter().filter_map(name).collect()
+    }
+
+    /// The link of slot `number` is gone. Whoever gets the ids must not drop them under the lock.
+    fn forget(&mut self, number: u32, now: Instant) -> Option<IdLease> {
+        if let Some(addresses) = &mut self.addresses {
+            addresses.give_back(number, now);
+        }
+        self.links.remove(&number)?.ids
     }
 }
 
@@ -456,7 +498,7 @@ struct Keeper {
 impl Keeper {
     fn start(names: Names, options: &Options) -> Result<(Self, Started), Error> {
         let (host, started) = Host::prepare(names, options)?;
-        let shared = Arc::new(Shared::new(&host, &options.pool));
+        let shared = Arc::new(Shared::new(&host, options));
         let mut keeper = Self { shared, host, makers: Vec::new() };
         for _ in 0..MAKERS {
             match keeper.maker() {
@@ -481,10 +523,8 @@ impl Keeper {
 
     fn run(mut self) {
         while let Some((surplus, doomed)) = self.next_chore() {
-            drop(surplus);
-            for number in doomed {
-                self.remove(number);
-            }
+            self.shared.discard(surplus);
+            self.look_for(&doomed);
         }
         let outcome = self.end();
         let mut state = self.shared.lock();
@@ -500,8 +540,8 @@ impl Keeper {
         }
     }
 
-    /// Waits for something to remove.
-    fn next_chore(&self) -> Option<(Vec<Made>, Vec<u32>)> {
+    /// Waits for something to remove: slots that are too many, and links that are to go.
+    fn next_chore(&self) -> Option<(Vec<Made>, Vec<Going>)> {
         let mut state = self.shared.lock();
         while state.phase == Phase::Open {
             let now = Instant::now();
@@ -516,18 +556,31 @@ impl Keeper {
         None
     }
 
-    fn remove(&mut self, number: u32) {
-        let Some(link) = self.shared.lock().links.get(&number).cloned() else { return };
-        if let Err(error) = self.host.remove_link(&link) {
-            // The link dies with its namespace at the latest; until then the address must stay taken.
+    /// Looks which of the links that are to go have gone, and removes those that do not go by themselves.
+    fn look_for(&mut self, doomed: &[Going]) {
+        if doomed.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let gone: BTreeSet<_> =
+            doomed.iter().filter(|(_, link)| !self.host.has_link(link)).map(|(number, _)| *number).collect();
+        let mut state = self.shared.lock();
+        let Seen { gone, held } = state.doomed.seen(now, |number| gone.contains(&number));
+        let ids: Vec<_> = gone.into_iter().filter_map(|number| state.forget(number, now)).collect();
+        drop(state);
+        drop(ids);
+        let held = doomed.iter().filter(|(number, _)| held.contains(number));
+        held.for_each(|(number, link)| self.remove(*number, link));
+    }
+
+    fn remove(&mut self, number: u32, link: &str) {
+        if let Err(error) = self.host.remove_link(link) {
+            // The link dies with its namespace at the latest; until then the address and the ids must stay taken.
             tracing::warn!(error = &error as &dyn std::error::Error, link, "link of a sandbox not removed");
             return;
         }
-        let mut state = self.shared.lock();
-        state.links.remove(&number);
-        if let Some(addresses) = &mut state.addresses {
-            addresses.give_back(number, Instant::now());
-        }
+        let ids = self.shared.lock().forget(number, Instant::now());
+        drop(ids);
     }
 
     fn end(&mut self) -> Result<(), Error> {
@@ -538,17 +591,16 @@ impl Keeper {
         let mut state = self.shared.lock();
         let mut kept = state.isolated.clear();
         kept.append(&mut state.connected.clear());
-        for made in &kept {
-            state.doom_lease(made.lease.clone());
-        }
-        let mut links = std::mem::take(&mut state.links);
-        let doomed = std::mem::take(&mut state.doomed);
         drop(state);
-        drop(kept);
-        let going: Vec<_> = doomed.iter().filter_map(|number| links.remove(number)).collect();
-        let mut removed: Vec<_> = links.values().map(|link| self.host.remove_link(link)).collect();
-        self.host.wait_for_end(&going, LAST_GRACE);
-        removed.extend(going.iter().map(|link| self.host.remove_link(link)));
+        self.shared.discard(kept);
+        let mut state = self.shared.lock();
+        let mut ties = std::mem::take(&mut state.links);
+        let going = state.doomed.numbers();
+        drop(state);
+        let going: Vec<_> = going.iter().filter_map(|number| ties.remove(number)).collect();
+        let mut removed: Vec<_> = ties.values().map(|tie| self.host.remove_link(&tie.link)).collect();
+        self.host.wait_for_end(going.iter().map(|tie| tie.link.as_str()), LAST_GRACE);
+        removed.extend(going.iter().map(|tie| self.host.remove_link(&tie.link)));
         // Last, as a sandbox that still has a link must not be without rules.
         let deleted = self.host.remove_table();
         removed.into_iter().collect::<Result<(), _>>()?;

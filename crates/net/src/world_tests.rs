@@ -16,10 +16,10 @@ use ipnet::Ipv4Net;
 
 use crate::netlink::{Link, Netlink, Route, Veth};
 use crate::nft::Nft;
-use crate::{Error, Mode, Network, Options, PoolSizes, Slot};
+use crate::{Error, Mode, Network, Options, PoolSizes, Slot, SlotSpec};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const UPSTREAM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub(crate) const UPSTREAM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const PATIENCE: Duration = Duration::from_secs(2);
 const UPLINK_MTU: u32 = 1380;
@@ -27,7 +27,7 @@ pub(crate) const NO_POOL: PoolSizes = PoolSizes { isolated: 0, connected: 0, mos
 
 pub(crate) struct World {
     pub(crate) host: OwnedFd,
-    upstream: OwnedFd,
+    pub(crate) upstream: OwnedFd,
 }
 
 impl World {
@@ -95,8 +95,13 @@ pub(crate) fn options(instance: &str) -> Options {
     Options { instance: instance.to_owned(), nameservers: vec![METADATA], ..Options::default() }
 }
 
+/// A slot without a user namespace.
+pub(crate) fn plain(mode: Mode) -> SlotSpec {
+    SlotSpec { mode, user_namespace: false }
+}
+
 /// Serves TCP in `netns` until the process ends: tells each client the address that it was seen with.
-fn serve(netns: BorrowedFd<'_>, address: (Ipv4Addr, u16)) {
+pub(crate) fn serve(netns: BorrowedFd<'_>, address: (Ipv4Addr, u16)) {
     let listener = netns::run_in(netns, || TcpListener::bind(address)).unwrap();
     std::thread::spawn(move || {
         while let Ok((mut stream, peer)) = listener.accept() {
@@ -106,7 +111,7 @@ fn serve(netns: BorrowedFd<'_>, address: (Ipv4Addr, u16)) {
 }
 
 /// Connects from `netns`; the address that the server saw.
-fn ask(netns: BorrowedFd<'_>, to: impl Into<IpAddr>, port: u16) -> io::Result<String> {
+pub(crate) fn ask(netns: BorrowedFd<'_>, to: impl Into<IpAddr>, port: u16) -> io::Result<String> {
     let to = SocketAddr::new(to.into(), port);
     netns::run_in(netns, || {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
@@ -149,10 +154,10 @@ impl Origin {
     async fn slot(self, network: &Network, mode: Mode) -> Slot {
         let hits = network.pool(mode).hits;
         if self == Origin::Kept {
-            drop(network.attach(mode).await.unwrap());
+            drop(network.attach(plain(mode)).await.unwrap());
             eventually("a slot is ready", || network.pool(mode).ready > 0);
         }
-        let slot = network.attach(mode).await.unwrap();
+        let slot = network.attach(plain(mode)).await.unwrap();
         assert_eq!(network.pool(mode).hits > hits, self == Origin::Kept);
         slot
     }
@@ -324,30 +329,30 @@ fn nothing_stays_after_a_slot_a_cancelled_call_or_the_network() {
     let links = world.host_links();
     world.on_host(async || {
         let network = Network::start(Options { pool: NO_POOL, ..options("t5") }).await.unwrap();
-        let slot = network.attach(Mode::Public).await.unwrap();
+        let slot = network.attach(plain(Mode::Public)).await.unwrap();
         let link = slot.link().unwrap().to_owned();
         assert!(world.host_links().contains(&link));
         drop(slot);
         eventually("the link goes with its slot", || world.host_links() == links);
         for _ in 0..3 {
-            let call = network.attach(Mode::Public);
+            let call = network.attach(plain(Mode::Public));
             let _ = tokio::time::timeout(Duration::ZERO, call).await;
         }
         eventually("a cancelled call leaves no link", || world.host_links() == links);
 
-        let kept = network.attach(Mode::Public).await.unwrap();
+        let kept = network.attach(plain(Mode::Public)).await.unwrap();
         assert_ne!(kept.link().unwrap(), link, "addresses rest before they are used again");
         assert!(world.tables().contains("berth_t5"));
         network.shutdown().await.unwrap();
         assert_eq!(world.host_links(), links);
         assert_eq!(world.tables(), "");
         network.shutdown().await.unwrap();
-        assert!(matches!(network.attach(Mode::NoNetwork).await, Err(Error::Stopped)));
+        assert!(matches!(network.attach(plain(Mode::NoNetwork)).await, Err(Error::Stopped)));
         drop(kept);
 
         // Without a shutdown, the last one out does it.
         let network = Network::start(Options { pool: NO_POOL, ..options("t5") }).await.unwrap();
-        let slot = network.attach(Mode::Public).await.unwrap();
+        let slot = network.attach(plain(Mode::Public)).await.unwrap();
         drop(network);
         assert!(world.tables().contains("berth_t5"));
         drop(slot);
@@ -387,7 +392,7 @@ fn daemons_keep_out_of_each_others_ranges_and_sandboxes() {
         let one = Network::start(options("t7")).await.unwrap();
         let other = Network::start(options("t8")).await.unwrap();
         assert_ne!(one.public().unwrap(), other.public().unwrap());
-        let (a, b) = (one.attach(Mode::Public).await.unwrap(), other.attach(Mode::Public).await.unwrap());
+        let (a, b) = (one.attach(plain(Mode::Public)).await.unwrap(), other.attach(plain(Mode::Public)).await.unwrap());
         serve(b.netns(), (Ipv4Addr::UNSPECIFIED, 7002));
         assert!(ask(world.host.as_fd(), address(&b), 7002).is_ok());
         assert!(ask(a.netns(), address(&b), 7002).is_err());
@@ -416,10 +421,10 @@ fn a_firewall_that_drops_is_warned_of_and_a_full_range_is_an_error() {
         let range = Some("172.29.0.0/30".parse().unwrap());
         let network = Network::start(Options { range, ..options("tb") }).await.unwrap();
         insta::assert_snapshot!(network.warnings().join("\n"), @"the firewall chain ip filter FORWARD drops what it does not accept: accept bthtb-* there, in and out");
-        let _slots = (network.attach(Mode::Public).await.unwrap(), network.attach(Mode::Public).await.unwrap());
-        let error = network.attach(Mode::Public).await.unwrap_err();
+        let _slots = (network.attach(plain(Mode::Public)).await.unwrap(), network.attach(plain(Mode::Public)).await.unwrap());
+        let error = network.attach(plain(Mode::Public)).await.unwrap_err();
         insta::assert_snapshot!(error, @"no free address in network range 172.29.0.0/30: 2 in use, 0 resting after use");
-        assert!(network.attach(Mode::NoNetwork).await.is_ok());
+        assert!(network.attach(plain(Mode::NoNetwork)).await.is_ok());
         network.shutdown().await.unwrap();
     });
 }
@@ -430,22 +435,22 @@ fn without_nft_public_is_refused_and_no_network_works() {
     world.on_host(async || {
         let start = |program: &str| Network::start(Options { nft: Some(program.into()), ..options("td") });
         let network = start("/nonexistent/nft").await.unwrap();
-        let error = network.attach(Mode::Public).await.unwrap_err();
+        let error = network.attach(plain(Mode::Public)).await.unwrap_err();
         insta::assert_snapshot!(chain(&error), @"network mode public is not available on this machine: the program /nonexistent/nft was not found");
         insta::assert_snapshot!(error.hint().unwrap(), @"install nftables, for example: apt-get install nftables");
         assert!(network.public().is_err());
-        assert!(network.attach(Mode::NoNetwork).await.is_ok());
+        assert!(network.attach(plain(Mode::NoNetwork)).await.is_ok());
         network.shutdown().await.unwrap();
 
         let network = start("/bin/false").await.unwrap();
-        let error = network.attach(Mode::Public).await.unwrap_err();
+        let error = network.attach(plain(Mode::Public)).await.unwrap_err();
         insta::assert_snapshot!(chain(&error), @"network mode public is not available on this machine: nft refused to load the ruleset: no reason given");
-        assert!(network.attach(Mode::NoNetwork).await.is_ok());
+        assert!(network.attach(plain(Mode::NoNetwork)).await.is_ok());
         network.shutdown().await.unwrap();
     });
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use berth_disk::{Engine, Writable};
 use berth_jail::spec::{self, EtcFiles, Root};
 use berth_jail::{Capability, Exit, GuestImage, LaunchRequest, Launcher, Process, cgroup};
-use berth_net::{Mode, Network, Slot};
+use berth_net::{Mode, Network, Slot, SlotSpec};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::io::Interest;
@@ -122,7 +122,8 @@ impl ContainerDriver {
             Some(SandboxDisk { engine: self.disk.clone(), id: spec.id.clone(), writable: writable.clone() });
 
         let mode = if spec.public_network { Mode::Public } else { Mode::NoNetwork };
-        let slot = self.network.attach(mode).await.map_err(Error::Network)?;
+        let slot_spec = SlotSpec { mode, user_namespace: false };
+        let slot = self.network.attach(slot_spec).await.map_err(Error::Network)?;
         let etc = etc::write(&writable.upper, &spec.hostname, &slot).map_err(Error::EtcFiles)?;
         let netns = slot.netns().try_clone_to_owned().map_err(Error::Socket)?;
         parts.parts().slot = Some(slot);
