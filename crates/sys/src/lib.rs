@@ -12,14 +12,19 @@
 // Rules of the workspace deny unsafe code; this crate is where it is allowed.
 #![allow(unsafe_code)]
 
+pub mod btrfs;
 pub mod exec_child;
 pub mod guest_fs;
+mod ioctl;
+pub mod loopdev;
 pub mod mount;
 pub mod namespace;
 pub mod netdev;
 pub mod netns;
+pub mod notify;
 pub mod process;
 pub mod program;
+pub mod quota;
 pub mod seccomp;
 pub mod signal;
 pub mod spawn;
