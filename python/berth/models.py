@@ -117,7 +117,9 @@ class ExecResult(Model):
     """How a command ended, with all of its output.
 
     ``exit_code`` is the program's own, 128+n after signal n, 127 for a program that is not there, 126 for one that
-    cannot be run, 124 at the timeout. ``reason`` is ``exited``, ``signaled``, ``timed_out``, ``killed`` or ``not_started``.
+    cannot be run, 124 at the timeout. ``reason`` is ``exited``, ``signaled``, ``out_of_memory``, ``timed_out``, ``killed``
+    or ``not_started``. ``limits_hit`` names the sandbox's limits that were met: ``memory``, ``pids``, ``disk``. What the
+    machine does not count by exec is None. ``rescued``: it ran beside the memory limit, as the sandbox's memory was full.
     """
 
     stdout: str
@@ -127,6 +129,11 @@ class ExecResult(Model):
     duration_ms: int
     signal: int | None = None
     message: str | None = None
+    oom_kills: int | None = None
+    limits_hit: list[str] = field(default_factory=list)
+    peak_memory_bytes: int | None = None
+    cpu_usec: int | None = None
+    rescued: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ pub struct ExecStatus {
     pub exit_code: i32,
     /// Why it ended.
     pub reason: ExitReason,
-    /// The signal that ended it, for [`ExitReason::Signaled`].
+    /// The signal that ended it, for [`ExitReason::Signaled`] and [`ExitReason::OutOfMemory`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
     /// A line for a person where the code alone would leave them guessing, for example which
@@ -91,6 +91,62 @@ pub struct ExecStatus {
     pub message: Option<String>,
     /// From start to end, in milliseconds.
     pub duration_ms: u64,
+    /// Processes that the kernel killed for want of memory while it ran: its own where the machine counts memory by
+    /// exec (control groups of version 2), else those of the whole sandbox. Absent where nothing counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
+    /// Limits of the sandbox that were met while it ran. Empty: none that is counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits_hit: Vec<Limit>,
+    /// The most memory that it and all that it started had at once, in bytes, page cache included. Absent where the
+    /// machine does not count memory by exec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+    /// Processor time of it and all that it started, in microseconds. Absent where the machine does not count it by
+    /// exec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_usec: Option<u64>,
+    /// Whether it ran beside the sandbox's memory limit, with 32 MiB of its own, because the sandbox's memory was
+    /// full of what cannot be freed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rescued: bool,
+}
+
+impl ExecStatus {
+    /// Adds a limit that was met, once.
+    pub fn met(&mut self, limit: Limit) {
+        if !self.limits_hit.contains(&limit) {
+            self.limits_hit.push(limit);
+        }
+    }
+
+    /// An end of which no more is known than its code and its reason.
+    pub fn new(exit_code: i32, reason: ExitReason) -> Self {
+        Self {
+            exit_code,
+            reason,
+            signal: None,
+            message: None,
+            duration_ms: 0,
+            oom_kills: None,
+            limits_hit: Vec::new(),
+            peak_memory_bytes: None,
+            cpu_usec: None,
+            rescued: false,
+        }
+    }
+}
+
+/// A limit of a sandbox that was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Memory was wanted, none was left and none could be freed.
+    Memory,
+    /// A process or thread could not be made.
+    Pids,
+    /// The sandbox's disk was full, in bytes or in files.
+    Disk,
 }
 
 /// Why an exec ended.
@@ -101,6 +157,9 @@ pub enum ExitReason {
     Exited,
     /// A signal from inside ended it.
     Signaled,
+    /// The kernel killed its own process because the sandbox was out of memory: signal 9, exit code 137. (A command
+    /// that only started what was killed ends as it chooses; `oom_kills` tells.)
+    OutOfMemory,
     /// It reached `timeout_seconds`.
     TimedOut,
     /// A client asked for its end.

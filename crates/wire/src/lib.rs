@@ -28,14 +28,14 @@ mod window;
 
 pub use frame::{Body, DecodeError, Decoder, EncodeError, Frame, encode_data, encode_event, encode_open};
 pub use message::{
-    Command, Exec, ExitReason, Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello, Notice,
-    Outcome, Owner, Pack, PackReport, Reply, Request, TreeKill, Unpack, UnpackReport,
+    Command, Exec, ExecUsage, ExitReason, Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello,
+    Limit, Notice, Outcome, Owner, Pack, PackReport, Reply, Request, TreeKill, Unpack, UnpackReport,
 };
 pub use window::{ReceiveWindow, SendWindow, WindowError};
 
 /// Number of this protocol. Any change that an older peer would misread raises it; the host refuses a guest whose
 /// [`Hello`] has another one.
-pub const GENERATION: u32 = 1;
+pub const GENERATION: u32 = 2;
 
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 12;

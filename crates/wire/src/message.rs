@@ -218,7 +218,7 @@ impl Reply {
     }
 }
 
-/// How an exec ended.
+/// How an exec ended. What is absent of the last ones was not counted; nothing is estimated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exited {
     /// 0–255; 128+n after signal n; 127 and 126 when not started; 124 at the timeout.
@@ -233,6 +233,39 @@ pub struct Exited {
     pub message: Option<String>,
     /// From request to end.
     pub duration_ms: u64,
+    /// What it met and what it used, up to the end of its first process.
+    #[serde(default)]
+    pub usage: ExecUsage,
+}
+
+/// What an exec met and used. The kernel counts by group: [`Exited::usage`] says of which.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExecUsage {
+    /// Processes that the kernel killed for want of memory: those of the exec where each exec's memory is counted
+    /// (version 2), else those of the whole sandbox meanwhile.
+    pub oom_kills: Option<u64>,
+    /// Limits that were met.
+    pub limits_hit: Vec<Limit>,
+    /// The most memory that its processes had together, in bytes.
+    pub peak_memory_bytes: Option<u64>,
+    /// Processor time of all of its processes, in microseconds.
+    pub cpu_usec: Option<u64>,
+    /// Whether it ran beside the sandbox's memory limit, in a small group of its own, since there was no memory left
+    /// within.
+    pub rescued: bool,
+}
+
+/// A limit of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Memory was wanted, none was left and none could be freed.
+    Memory,
+    /// A process or thread could not be made.
+    Pids,
+    /// A file could not grow, or not be made.
+    Disk,
 }
 
 /// Why an exec ended.
@@ -243,6 +276,8 @@ pub enum ExitReason {
     Exited,
     /// A signal ended it.
     Signaled,
+    /// The kernel killed its first process, since the sandbox was out of memory.
+    OutOfMemory,
     /// It reached its time limit.
     TimedOut,
     /// It was killed by request.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use berth_wire::{
-    Body, Command, DecodeError, Decoder, Exec, ExitReason, Exited, Failure, FailureCode, Frame, Fs, Glob,
-    HEADER_LEN, Hello, MAX_DATA, Outcome, Owner, Pack, ReceiveWindow, Reply, Request, SendWindow, TreeKill,
-    Unpack, UnpackReport, WINDOW,
+    Body, Command, DecodeError, Decoder, Exec, ExecUsage, ExitReason, Exited, Failure, FailureCode, Frame,
+    Fs, Glob, HEADER_LEN, Hello, Limit, MAX_DATA, Outcome, Owner, Pack, ReceiveWindow, Reply, Request,
+    SendWindow, TreeKill, Unpack, UnpackReport, WINDOW,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -64,7 +64,8 @@ fn request() -> impl Strategy<Value = Request> {
 
 fn reply() -> impl Strategy<Value = Reply> {
     let exited = (any::<i32>(), option::of(text()), any::<u64>()).prop_map(|(code, message, duration_ms)| {
-        Exited { code, reason: ExitReason::TimedOut, signal: None, message, duration_ms }
+        let usage = ExecUsage { oom_kills: Some(duration_ms), rescued: code > 0, ..ExecUsage::default() };
+        Exited { code, reason: ExitReason::TimedOut, signal: None, message, duration_ms, usage }
     });
     let failure = (text(), option::of(text())).prop_map(|(message, path)| Failure {
         code: FailureCode::NoSpace,
@@ -201,8 +202,20 @@ fn control_messages_look_like_the_document_says() {
         plain_env: false,
     };
     let unpack = Unpack { path: "/app".into(), owner: Owner::User("app:app".into()), mode: None };
-    let exited =
-        Exited { code: 137, reason: ExitReason::Signaled, signal: Some(9), message: None, duration_ms: 12 };
+    let exited = Exited {
+        code: 137,
+        reason: ExitReason::OutOfMemory,
+        signal: Some(9),
+        message: None,
+        duration_ms: 12,
+        usage: ExecUsage {
+            oom_kills: Some(1),
+            limits_hit: vec![Limit::Memory],
+            peak_memory_bytes: Some(1 << 20),
+            cpu_usec: None,
+            rescued: false,
+        },
+    };
     let failed =
         Failure { code: FailureCode::NotFound, message: "open".into(), path: Some("/nowhere".into()) };
     let stat = Fs::Stat { path: "/etc".into(), user: None };

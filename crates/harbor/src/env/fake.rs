@@ -180,7 +180,7 @@ impl Platform for Fake {
         };
         let status = |exit_code, reason, message: Option<&str>| {
             let message = message.map(str::to_owned);
-            ExecStatus { exit_code, reason, signal: None, message, duration_ms: 1 }
+            ExecStatus { message, duration_ms: 1, ..ExecStatus::new(exit_code, reason) }
         };
         Ok(match reply {
             Reply::Exit(code, text) => {

@@ -183,6 +183,7 @@ pub(super) fn describe(status: &ExecStatus) -> String {
     let mut text = format!("exit code {}", status.exit_code);
     match (status.reason, status.signal) {
         (ExitReason::Signaled, Some(signal)) => text.push_str(&format!(", by signal {signal}")),
+        (ExitReason::OutOfMemory, _) => text.push_str(", out of memory"),
         (ExitReason::NotStarted, _) => text.push_str(", not started"),
         (ExitReason::Killed, _) => text.push_str(", killed from outside"),
         _ => {}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use berth_types::exec::{Command, ExecStatus, ExitReason};
+use berth_types::exec::{Command, ExecStatus, ExitReason, Limit};
 use berth_wire::Reply;
 use bytes::Bytes;
 
@@ -122,11 +122,13 @@ impl Exec {
 }
 
 fn status(exited: berth_wire::Exited) -> ExecStatus {
+    let usage = exited.usage;
     ExecStatus {
         exit_code: exited.code,
         reason: match exited.reason {
             berth_wire::ExitReason::Exited => ExitReason::Exited,
             berth_wire::ExitReason::Signaled => ExitReason::Signaled,
+            berth_wire::ExitReason::OutOfMemory => ExitReason::OutOfMemory,
             berth_wire::ExitReason::TimedOut => ExitReason::TimedOut,
             berth_wire::ExitReason::Killed => ExitReason::Killed,
             berth_wire::ExitReason::NotStarted => ExitReason::NotStarted,
@@ -134,5 +136,18 @@ fn status(exited: berth_wire::Exited) -> ExecStatus {
         signal: exited.signal,
         message: exited.message,
         duration_ms: exited.duration_ms,
+        oom_kills: usage.oom_kills,
+        limits_hit: usage.limits_hit.into_iter().map(limit).collect(),
+        peak_memory_bytes: usage.peak_memory_bytes,
+        cpu_usec: usage.cpu_usec,
+        rescued: usage.rescued,
+    }
+}
+
+fn limit(limit: berth_wire::Limit) -> Limit {
+    match limit {
+        berth_wire::Limit::Memory => Limit::Memory,
+        berth_wire::Limit::Pids => Limit::Pids,
+        berth_wire::Limit::Disk => Limit::Disk,
     }
 }
