@@ -18,6 +18,7 @@ pub mod driver;
 mod error;
 mod etc;
 pub mod guest;
+pub mod ids;
 mod reaper;
 mod stubs;
 
