@@ -2,8 +2,9 @@
 
 use std::io;
 use std::ops::BitOr;
+use std::os::fd::BorrowedFd;
 
-use rustix::thread::UnshareFlags;
+use rustix::thread::{Gid, LinkNameSpaceType, Uid, UnshareFlags};
 
 /// A set of kinds of namespace. namespaces(7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,9 @@ impl Namespaces {
     pub const CGROUP: Self = Self(UnshareFlags::NEWCGROUP.bits());
     /// Network. network_namespaces(7), Linux 2.6.29.
     pub const NETWORK: Self = Self(UnshareFlags::NEWNET.bits());
+
+    /// User and group ids, capabilities. user_namespaces(7), Linux 3.8.
+    pub const USER: Self = Self(UnshareFlags::NEWUSER.bits());
 
     /// None.
     pub const fn empty() -> Self {
@@ -48,4 +52,15 @@ pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
     // SAFETY: rustix calls this unsafe for CLONE_FILES alone, which a `Namespaces` cannot contain.
     unsafe { rustix::thread::unshare_unsafe(flags) }?;
     Ok(())
+}
+
+/// Enters a user namespace and becomes its root: no supplementary groups, group 0, user 0, every capability over what
+/// belongs to that namespace, none over anything else. The bounding set is full again afterwards.
+///
+/// For a process of one thread: `EINVAL` otherwise. setns(2) with `CLONE_NEWUSER`, Linux 3.8.
+pub fn become_root_of(user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::thread::move_into_link_name_space(user_namespace, Some(LinkNameSpaceType::User))?;
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    Ok(rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?)
 }

@@ -29,7 +29,7 @@ struct CloneArgs {
     tls: u64,
 }
 
-/// Which side of [`clone_sibling`] is running.
+/// Which side of [`clone_sibling`] or [`clone_child`] is running.
 #[derive(Debug)]
 pub enum Clone {
     /// The new process.
@@ -51,13 +51,25 @@ pub enum Clone {
 ///
 /// clone(2), `clone3`: Linux 5.3.
 pub fn clone_sibling(namespaces: Namespaces) -> io::Result<Clone> {
+    copy(CLONE_PARENT | u64::from(namespaces.bits()), 0)
+}
+
+/// Copies this process into new namespaces, as its own child, whose end `SIGCHLD` tells. Refused with `EDEADLK` as
+/// [`clone_sibling`] is. clone(2), `clone3`: Linux 5.3.
+pub fn clone_child(namespaces: Namespaces) -> io::Result<Clone> {
+    copy(u64::from(namespaces.bits()), libc::SIGCHLD)
+}
+
+fn copy(flags: u64, exit_signal: libc::c_int) -> io::Result<Clone> {
     if thread_count()? != 1 {
         return Err(io::Error::from_raw_os_error(libc::EDEADLK));
     }
     let mut pidfd: RawFd = -1;
     let mut args = CloneArgs {
-        flags: CLONE_PIDFD | CLONE_PARENT | u64::from(namespaces.bits()),
+        flags: CLONE_PIDFD | flags,
         pidfd: (&raw mut pidfd) as u64,
+        // 0 and SIGCHLD are all that comes.
+        exit_signal: u64::from(exit_signal.unsigned_abs()),
         ..CloneArgs::default()
     };
     // SAFETY: `args` is a valid clone_args of the length given and outlives the call; `pidfd` is where the kernel
@@ -97,6 +109,27 @@ pub fn new_session_keyring() -> io::Result<()> {
         libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
     };
     checked(answer).map(drop)
+}
+
+/// Has everything that this *thread* makes from here on belong to `id`, as user and group, and keeps all its
+/// capabilities in force: the change alone takes those over files away. A mount remembers both as those of its maker.
+///
+/// setfsuid(2), setfsgid(2), capset(2).
+pub fn make_files_as(id: u32) -> io::Result<()> {
+    for call in [libc::SYS_setfsgid, libc::SYS_setfsuid] {
+        // SAFETY: touches no memory.
+        let _ = unsafe { libc::syscall(call, id) };
+        // The calls answer with the old id whether or not they worked; -1 is no id and changes nothing.
+        // SAFETY: touches no memory.
+        let now = unsafe { libc::syscall(call, u32::MAX) };
+        // Above i32::MAX it comes back as a negative number in some kernels' int.
+        if now as u32 != id {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+    }
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective = sets.permitted;
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 fn thread_count() -> io::Result<usize> {
