@@ -23,6 +23,7 @@
 //! Where to start reading: `engine`.
 
 use std::os::fd::{OwnedFd, RawFd};
+use std::str::FromStr;
 
 mod archive;
 mod engine;
@@ -50,6 +51,45 @@ pub struct Options {
     pub cgroups: Vec<OwnedFd>,
     /// Whether `cgroups` is one directory of the unified hierarchy.
     pub cgroup_v2: bool,
+    /// What commands can have at most, as a mask of capability numbers; all of the guest's own when `None`.
+    pub capabilities: Option<u64>,
+    /// The sandbox's limits, to be shown inside.
+    pub limits: Limits,
+}
+
+/// What the guest is told of the sandbox's limits. It shows them; others keep them.
+#[derive(Debug, Default)]
+pub struct Limits {
+    /// Processors, possibly a fraction.
+    pub cpus: Option<f64>,
+    /// Memory, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Size of the disk, in bytes.
+    pub storage_bytes: Option<u64>,
+    /// A file that tells how much of the disk is used.
+    pub storage_used: Option<OwnedFd>,
+}
+
+impl Limits {
+    /// Takes one argument; `false` when it is none of these.
+    fn take(&mut self, arg: &str) -> Result<bool, Error> {
+        if let Some(cpus) = value(arg, "--cpus=") {
+            self.cpus = Some(cpus);
+        } else if let Some(bytes) = value(arg, "--memory-bytes=") {
+            self.memory_bytes = Some(bytes);
+        } else if let Some(pids) = value(arg, "--pids=") {
+            self.pids = Some(pids);
+        } else if let Some(bytes) = value(arg, "--storage-bytes=") {
+            self.storage_bytes = Some(bytes);
+        } else if let Some(number) = value(arg, "--storage-used-fd=") {
+            self.storage_used = Some(take(number)?);
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
 }
 
 /// Why the guest could not start, or ended early.
@@ -100,25 +140,32 @@ pub enum Error {
 }
 
 impl Options {
-    /// Reads `--control-fd=N`, any number of `--cgroup-fd=N`, and `--cgroup-v2`, and takes over the descriptors.
+    /// Reads `--control-fd=N`, any number of `--cgroup-fd=N`, `--cgroup-v2`, `--capabilities=HEX` and what [`Limits`]
+    /// has (`--cpus=`, `--memory-bytes=`, `--pids=`, `--storage-bytes=`, `--storage-used-fd=`), and takes over the
+    /// descriptors.
     pub fn from_args(args: impl Iterator<Item = String>) -> Result<Self, Error> {
         let (mut control, mut cgroups, mut cgroup_v2) = (None, Vec::new(), false);
+        let (mut capabilities, mut limits) = (None, Limits::default());
         for arg in args {
             if arg == "--cgroup-v2" {
                 cgroup_v2 = true;
-            } else if let Some(number) = descriptor(&arg, "--control-fd=") {
+            } else if let Some(number) = value(&arg, "--control-fd=") {
                 control = Some(take(number)?);
-            } else if let Some(number) = descriptor(&arg, "--cgroup-fd=") {
+            } else if let Some(number) = value(&arg, "--cgroup-fd=") {
                 cgroups.push(take(number)?);
-            } else {
+            } else if let Some(mask) = arg.strip_prefix("--capabilities=") {
+                let mask = u64::from_str_radix(mask, 16);
+                capabilities = Some(mask.map_err(|_| Error::Argument(arg.clone()))?);
+            } else if !limits.take(&arg)? {
                 return Err(Error::Argument(arg));
             }
         }
-        Ok(Self { control: control.ok_or(Error::NoControl)?, cgroups, cgroup_v2 })
+        let control = control.ok_or(Error::NoControl)?;
+        Ok(Self { control, cgroups, cgroup_v2, capabilities, limits })
     }
 }
 
-fn descriptor(arg: &str, name: &str) -> Option<RawFd> {
+fn value<T: FromStr>(arg: &str, name: &str) -> Option<T> {
     arg.strip_prefix(name)?.parse().ok()
 }
 
