@@ -319,6 +319,7 @@ fn spawn(
         oom_score_adj: surroundings.oom_score_adj,
         open_files: surroundings.open_files,
         no_new_privs: request.no_new_privs,
+        capabilities: None,
     });
     match spawned {
         Ok(spawned) => {

@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
+use rustix::thread::CapabilitySet;
 
 use crate::process::end_now;
 use crate::spawn::{Plan, Step};
@@ -82,6 +83,9 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
         Err(Errno::ACCESS | Errno::PERM) => false,
         Err(errno) => return Err((Step::Cwd, errno)),
     };
+    if let Some(mask) = plan.spec.capabilities {
+        bound_capabilities(mask).map_err(|errno| (Step::Prepare, errno))?;
+    }
     become_user(plan).map_err(|errno| (Step::Ids, errno))?;
     if !entered {
         rustix::process::chdir(plan.spec.cwd).map_err(|errno| (Step::Cwd, errno))?;
@@ -121,6 +125,22 @@ fn reset(plan: &Plan<'_>) -> Result<(), Errno> {
     // before 5.11 refuse it, which changes nothing for the others.
     // SAFETY: touches no memory, and with CLOSE_RANGE_CLOEXEC closes nothing before execve.
     let _ = unsafe { libc::syscall(SYS_CLOSE_RANGE, 3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
+    Ok(())
+}
+
+/// Drops the others from the bounding set. That is enough: what execve(2) gives, to root too, is never more than this
+/// set, and no capability is inheritable. The process's own stay, for it has yet to become its user. capabilities(7).
+fn bound_capabilities(mask: u64) -> Result<(), Errno> {
+    for number in (0..u64::BITS).filter(|number| mask & (1 << number) == 0) {
+        match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(
+            1 << number,
+        )) {
+            Ok(()) => {}
+            // Numbers past the kernel's last.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
     Ok(())
 }
 

@@ -53,6 +53,8 @@ pub struct SpawnSpec<'a> {
     pub open_files: Option<(u64, u64)>,
     /// Whether set-id bits and file capabilities are without effect (prctl(2), `PR_SET_NO_NEW_PRIVS`).
     pub no_new_privs: bool,
+    /// Capabilities that it, and what it starts, can have at most: a bit for each number. As this process when `None`.
+    pub capabilities: Option<u64>,
 }
 
 /// Which step towards the command failed.
@@ -228,6 +230,15 @@ mod tests {
     use super::*;
 
     fn run(programs: &[&str], argv: &[&str], cwd: &str) -> (Progress, i32, String) {
+        run_bounded(programs, argv, cwd, None)
+    }
+
+    fn run_bounded(
+        programs: &[&str],
+        argv: &[&str],
+        cwd: &str,
+        capabilities: Option<u64>,
+    ) -> (Progress, i32, String) {
         let c = |text: &str| CString::new(text).unwrap();
         let programs: Vec<_> = programs.iter().map(|text| c(text)).collect();
         let argv: Vec<_> = argv.iter().map(|text| c(text)).collect();
@@ -250,6 +261,7 @@ mod tests {
             oom_score_adj: None,
             open_files: None,
             no_new_privs: true,
+            capabilities,
         })
         .unwrap();
         drop(write);
@@ -275,6 +287,19 @@ mod tests {
         assert_eq!(progress, Progress::Failed { step: Step::Exec, errno: libc::EACCES, program: 1 });
         let (progress, _, _) = run(&["/bin/sh"], &["sh"], "/nowhere");
         assert_eq!(progress, Progress::Failed { step: Step::Cwd, errno: libc::ENOENT, program: 0 });
+    }
+
+    #[test]
+    fn root_has_no_more_capabilities_than_it_may() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP: needs root");
+            return;
+        }
+        let script = "grep -E 'Cap(Prm|Eff|Bnd)' /proc/self/status | tr -d '\\n\\t'";
+        for (mask, hex) in [(0, "0000000000000000"), (0b1000_0001, "0000000000000081")] {
+            let (_, _, output) = run_bounded(&["/bin/sh"], &["sh", "-c", script], "/", Some(mask));
+            assert_eq!(output, format!("CapPrm:{hex}CapEff:{hex}CapBnd:{hex}"));
+        }
     }
 
     #[test]
