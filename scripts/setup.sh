@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh run     what it takes to build Berth and run sandboxes
 #   scripts/setup.sh test    that, and what the tests need
+#   scripts/setup.sh bench   what it takes to build Berth, and the peers that "cargo xtask bench engine" measures
 #
 # Says nothing when nothing is missing. Runs as root, since apt-get does. Other distributions: see the lists
 # below; with everything in place already, this script never calls apt-get, so it passes there too.
@@ -26,6 +27,16 @@ test_packages=(
     busybox-static=                 # images without bash, images from scratch
     python3=python3
     python3-venv=                   # for maturin, see below
+)
+bench_packages=(
+    busybox-static=                 # the image
+    podman=podman
+    runc=runc
+    crun=crun
+    bubblewrap=bwrap
+    netavark=/usr/lib/podman/netavark # podman's networks, which need iptables too
+    iptables=iptables
+    btrfs-progs=mkfs.btrfs          # the btrfs disk engine
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -121,7 +132,8 @@ install_maturin() {
 case ${1:-} in
 run) wanted=("${run_packages[@]}") ;;
 test) wanted=("${run_packages[@]}" "${test_packages[@]}") ;;
-*) die "usage: scripts/setup.sh run|test" ;;
+bench) wanted=("${run_packages[@]}" "${bench_packages[@]}") ;;
+*) die "usage: scripts/setup.sh run|test|bench" ;;
 esac
 
 command -v cargo >/dev/null || die "no Rust toolchain: see https://rustup.rs"

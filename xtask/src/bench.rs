@@ -1,5 +1,7 @@
 //! Measures Berth against its peers, in the same run and on the same machine, since machines differ.
 //!
+//! `engine` is a sandbox by itself: how fast it comes and goes, how hard its limits are, what it costs. See [`engine`].
+//!
 //! `trial` is the whole way: Harbor's `square-2` with the agent `oracle`, one trial and twelve at four at a time, by
 //!
 //! * Harbor with an environment that does nothing: the harness's own floor, below which no provider gets,
@@ -15,14 +17,18 @@
 //!
 //! The peers live in a Debian trixie tree of their own, made once ([`world`]). Nothing is measured that did not do its
 //! work: a run whose rewards are not all 1 is an error ([`rewards`]). What is measured and how it is shown is pure
-//! ([`figures`], [`report`]).
+//! ([`figures`], [`report`]). Every sub-command gives rows of one form ([`rows`]), which `--json FILE` writes.
 
+mod daemon;
+mod engine;
 mod figures;
+mod machine;
 mod report;
 mod rewards;
+mod rows;
 mod world;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -31,19 +37,31 @@ use figures::{Figure, SANDBOXES, Subject};
 use report::{Measured, Report, Sandboxes};
 use world::World;
 
+/// Where peers and figures' intermediate products are kept, unless `BERTH_BENCH_DIR` says otherwise.
+const DEFAULT_DIR: &str = "/var/tmp/berth-bench";
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+    /// Write the figures to this file too: a list of rows of one form, whatever was measured
+    #[arg(long, value_name = "FILE", global = true)]
+    json: Option<PathBuf>,
+}
+
 /// What can be measured.
 #[derive(Subcommand)]
-pub(crate) enum Bench {
+enum Bench {
+    /// Sandboxes by themselves, against podman, runc, crun, bubblewrap and the kernel's own floor
+    Engine(engine::Engine),
     /// Whole Harbor trials, against Harbor's own podman provider
     Trial(Trial),
 }
 
 /// Arguments of `cargo xtask bench trial`.
 #[derive(Args)]
-pub(crate) struct Trial {
-    /// Print JSON instead of a table
-    #[arg(long)]
-    json: bool,
+struct Trial {
     /// How often to measure everything
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -53,28 +71,36 @@ pub(crate) struct Trial {
 }
 
 /// Measures, and prints the figures on stdout.
-pub(crate) fn run(root: &Path, bench: Bench) -> anyhow::Result<bool> {
-    let Bench::Trial(arguments) = bench;
-    let report = trial(root, &arguments)?;
-    match arguments.json {
-        true => println!("{}", serde_json::to_string_pretty(&report.json())?),
-        false => print!("{}", report.markdown()),
-    }
-    for line in report.verdicts() {
+pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
+    let (table, rows) = match &arguments.bench {
+        Bench::Engine(arguments) => engine::run(root, arguments)?,
+        Bench::Trial(arguments) => {
+            let report = trial(root, arguments)?;
+            (report.markdown(), report.rows())
+        }
+    };
+    print!("{table}");
+    for line in rows::verdicts(&rows) {
         eprintln!("bench: {line}");
     }
+    if let Some(file) = &arguments.json {
+        let json = serde_json::to_string_pretty(&rows)? + "\n";
+        std::fs::write(file, json).with_context(|| format!("writing {}", file.display()))?;
+    }
     Ok(true)
+}
+
+/// See [`DEFAULT_DIR`].
+fn kept_dir() -> PathBuf {
+    PathBuf::from(std::env::var_os("BERTH_BENCH_DIR").unwrap_or_else(|| DEFAULT_DIR.into()))
 }
 
 fn trial(root: &Path, arguments: &Trial) -> anyhow::Result<Report> {
     let chosen = |subject: Subject| arguments.only.is_empty() || arguments.only.contains(&subject);
     let figures: Vec<_> = figures::all().into_iter().filter(|figure| chosen(figure.subject)).collect();
-    let machine = report::Machine::read();
-    if machine.busy() {
-        eprintln!(
-            "bench: this machine is busy (load {:.1}): figures and ratios will not be right",
-            machine.load
-        );
+    let machine = machine::Machine::read();
+    if let Some(warning) = machine.warning() {
+        eprintln!("bench: {warning}");
     }
 
     let with_berth = figures.iter().any(|figure| figure.subject.is_berth());

@@ -37,17 +37,14 @@ enum Chore {
         check: bool,
     },
     /// Measure Berth against its peers, in the same run.
-    Bench {
-        #[command(subcommand)]
-        bench: bench::Bench,
-    },
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().chore {
         Chore::Layers => run_layers(),
         Chore::Openapi { check } => openapi::run(&root(), check),
-        Chore::Bench { bench } => bench::run(&root(), bench),
+        Chore::Bench(arguments) => bench::run(&root(), &arguments),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -3,48 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::{Value, json};
-
 use super::figures::{Figure, Subject, trials};
+use super::machine::Machine;
+use super::rows::{Bound, Row, Samples, Target};
 
 /// What issue and specification ask of Berth: one trial at most so many seconds, twelve so many times podman's speed.
 const ONE_TRIAL_SECONDS: f64 = 1.5;
 const TWELVE_RATIO: f64 = 20.0;
-
-/// Where it was measured.
-#[derive(Clone, Debug)]
-pub(super) struct Machine {
-    pub(super) cpu: String,
-    pub(super) cores: usize,
-    pub(super) kernel: String,
-    /// Processes that wanted to run in the minute before.
-    pub(super) load: f64,
-}
-
-impl Machine {
-    /// This one. What cannot be told is told so: nothing depends on it.
-    pub(super) fn read() -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let cpu = read("/proc/cpuinfo");
-        let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        Self {
-            cpu: cpu.map_or("unknown", |(_, model)| model).to_owned(),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            load: read("/proc/loadavg")
-                .split(' ')
-                .next()
-                .and_then(|load| load.parse().ok())
-                .unwrap_or(f64::NAN),
-        }
-    }
-
-    /// Whether others compete for its cores.
-    #[expect(clippy::cast_precision_loss, reason = "nobody has so many cores")]
-    pub(super) fn busy(&self) -> bool {
-        self.load > self.cores as f64 / 4.0
-    }
-}
 
 /// One run of one job.
 #[derive(Clone, Debug)]
@@ -171,7 +136,7 @@ impl Report {
     }
 
     fn circumstances(&self) -> String {
-        let Machine { cpu, cores, kernel, load } = &self.machine;
+        let Machine { cpu, cores, kernel, load, .. } = &self.machine;
         let versions: Vec<_> =
             self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         let busy = if self.machine.busy() { " (busy: these figures are not to be relied on)" } else { "" };
@@ -184,59 +149,36 @@ impl Report {
         )
     }
 
-    /// The same as JSON: every value, not only the middle.
-    pub(super) fn json(&self) -> Value {
-        let spread = |values: &[f64]| {
-            Spread::of(values)
-                .map(|s| json!({"median": s.median, "min": s.min, "max": s.max, "values": values}))
-        };
-        let figures = self.measured.iter().map(|measured| {
-            json!({
-                "subject": measured.figure.subject.name(),
-                "trials": measured.figure.trials,
-                "at_once": measured.figure.at_once,
-                "wall_seconds": spread(&measured.seconds),
-                "podman_ratio": self.ratio(measured),
-                "verdict_seconds": spread(&measured.verdicts),
-            })
+    /// The same in the form of every benchmark.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        let jobs = self.measured.iter().flat_map(|measured| {
+            let figure = format!("trial.{}/{}", measured.figure.trials, measured.figure.subject.name());
+            let wall = Samples::of(measured.seconds.clone()).row(figure.clone(), "s");
+            let verdicts = Samples::of(measured.verdicts.clone()).row(format!("{figure}.verdict"), "s");
+            [self.compared(measured, wall), verdicts]
         });
         let sandboxes = self.sandboxes.iter().map(|sandboxes| {
-            json!({"subject": sandboxes.subject.name(), "milliseconds": spread(&sandboxes.milliseconds)})
+            let figure = format!("trial.sandbox/{}", sandboxes.subject.name());
+            Samples::of(sandboxes.milliseconds.clone()).row(figure, "ms")
         });
-        let Machine { cpu, cores, kernel, load } = &self.machine;
-        json!({
-            "machine": {"cpu": cpu, "cores": cores, "kernel": kernel, "load": load, "busy": self.machine.busy()},
-            "versions": self.versions,
-            "rounds": self.rounds,
-            "figures": figures.collect::<Vec<_>>(),
-            "sandboxes": sandboxes.collect::<Vec<_>>(),
-        })
+        jobs.chain(sandboxes).collect()
     }
 
-    /// What was asked for, and whether it was reached; nothing of what was not measured.
-    pub(super) fn verdicts(&self) -> Vec<String> {
-        let word = |met: bool| if met { "reached" } else { "MISSED" };
-        let mut lines = Vec::new();
-        if let Some(one) = self.median(Subject::Berth, 1) {
-            let met = word(one <= ONE_TRIAL_SECONDS);
-            lines.push(format!(
-                "{met}: Harbor on Berth, 1 trial in {one:.2} s, asked for {ONE_TRIAL_SECONDS} s"
-            ));
+    /// Beside the peer that it is asked to beat.
+    fn compared(&self, measured: &Measured, row: Row) -> Row {
+        let Figure { subject, trials, .. } = measured.figure;
+        match (subject, trials) {
+            (Subject::Berth, 1) => row
+                .beside("podman", self.median(Subject::Podman, 1))
+                .asked(Target::value(Bound::AtMost(ONE_TRIAL_SECONDS))),
+            (Subject::Berth, _) => row
+                .beside("podman", self.median(Subject::Podman, trials))
+                .asked(Target::ratio(Bound::AtMost(1.0 / TWELVE_RATIO))),
+            (Subject::BerthRun, 12) => row
+                .beside("berth", self.median(Subject::Berth, trials))
+                .asked(Target::ratio(Bound::Below(1.0))),
+            _ => row,
         }
-        let twelve = self.median(Subject::Berth, 12);
-        if let (Some(podman), Some(berth)) = (self.median(Subject::Podman, 12), twelve) {
-            let (ratio, met) = (podman / berth, word(podman / berth >= TWELVE_RATIO));
-            lines.push(format!(
-                "{met}: Harbor on Berth, 12 trials {ratio:.1}× faster than podman, asked for {TWELVE_RATIO}×"
-            ));
-        }
-        if let (Some(berth), Some(native)) = (twelve, self.median(Subject::BerthRun, 12)) {
-            let met = word(native < berth);
-            lines.push(format!(
-                "{met}: berth run, 12 trials in {native:.2} s, asked for less than Harbor's {berth:.2} s"
-            ));
-        }
-        lines
     }
 
     /// How many times faster than podman with as many trials.
@@ -256,6 +198,7 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rows;
     use super::*;
 
     fn measured(subject: Subject, trials: usize, seconds: &[f64]) -> Measured {
@@ -267,7 +210,14 @@ mod tests {
     }
 
     fn report() -> Report {
-        let machine = Machine { cpu: "a CPU".into(), cores: 2, kernel: "6.1".into(), load: 0.1 };
+        let machine = Machine {
+            cpu: "a CPU".into(),
+            cores: 2,
+            kernel: "6.1".into(),
+            memory_mib: 1024,
+            cgroups: "v2",
+            load: 0.1,
+        };
         let versions = [("harbor", "0.25.0"), ("podman", "5.4.2")];
         Report {
             machine,
@@ -310,20 +260,14 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_is_compared() {
-        insta::assert_snapshot!(report().verdicts().join("\n"), @r"
-        reached: Harbor on Berth, 1 trial in 1.25 s, asked for 1.5 s
-        MISSED: Harbor on Berth, 12 trials 17.5× faster than podman, asked for 20×
-        reached: berth run, 12 trials in 1.00 s, asked for less than Harbor's 3.55 s
-        ");
+        insta::assert_snapshot!(rows::verdicts(&report().rows()).join("\n"));
     }
 
     #[test]
-    fn json_has_every_value() {
-        let json = report().json();
-        assert_eq!(json["figures"][2]["wall_seconds"]["values"], json!([1.25, 1.0, 1.5]));
-        assert_eq!(json["figures"][2]["podman_ratio"], json!(16.0 / 1.25));
-        assert_eq!(json["figures"][0]["podman_ratio"], Value::Null);
-        assert_eq!(json["sandboxes"][0]["milliseconds"]["median"], json!(360.0));
+    fn rows_are_of_the_common_form() {
+        let rows = report().rows();
+        insta::assert_snapshot!(serde_json::to_string(&rows[4]).unwrap());
+        assert_eq!(rows.len(), 12);
     }
 
     #[test]
