@@ -2,6 +2,12 @@
 //!
 //! `cargo run --release -p berth-net --example measure`, as root. Everything happens in a network namespace of its
 //! own; the machine's tables are not touched.
+//!
+//! `measure sustained [LIVE]` measures how many slots a second come and go while LIVE others are in use, flat out and at
+//! a steady pace. The user namespaces are made by unshare(1) there, which takes longer than a daemon's own launcher.
+
+#[path = "measure/sustained.rs"]
+mod sustained;
 
 use std::error::Error;
 use std::fs;
@@ -20,6 +26,11 @@ const WORK: Duration = Duration::from_millis(5);
 const INSTANCE: &str = "gauge";
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|what| what == "sustained") {
+        let live = arguments.get(1).map_or(Ok(0), |live| live.parse())?;
+        return Ok(sustained::run(live)?);
+    }
     let off = PoolSizes { isolated: 0, connected: 0, most: 0 };
     for (name, pool) in [("off", off), ("on", PoolSizes::default())] {
         let (host, ()) = netns::create(|| Ok(()))?;
@@ -143,6 +154,7 @@ fn kernel_memory() -> u64 {
     lines.filter_map(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
 }
 
+/// Median and worst of a hundred.
 fn print(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();

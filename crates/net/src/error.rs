@@ -97,14 +97,17 @@ pub enum Error {
     #[error("could not enter the network namespace made for a sandbox")]
     EnterNamespace(#[source] io::Error),
     /// A switch of a new namespace cannot be set.
-    #[error("could not set {path} in a new network namespace")]
+    #[error("could not set /proc/{path} in a new network namespace")]
     Setting {
-        /// The switch's file.
+        /// The switch's file, beneath /proc.
         path: &'static str,
         /// What the kernel said.
         #[source]
         source: io::Error,
     },
+    /// The switches of network namespaces cannot be reached.
+    #[error("could not open /proc for the switches of network namespaces")]
+    OpenSwitches(#[source] io::Error),
     /// The tables of a new namespace cannot be reached.
     #[error("could not open a netlink socket in a new network namespace")]
     OpenInside(#[source] io::Error),

@@ -20,6 +20,7 @@ use crate::nft::Nft;
 use crate::range::{self, Occupied, OccupiedKind};
 use crate::resolver::{self, Resolver};
 use crate::ruleset;
+use crate::switches::{LinkSwitches, Switches};
 
 /// MTU where the host has no default route to take it from.
 const DEFAULT_MTU: u32 = 1500;
@@ -37,6 +38,8 @@ pub(crate) struct Host {
     pub(crate) netlink: Netlink,
     pub(crate) nft: Nft,
     pub(crate) public: Option<Public>,
+    /// Says quickly whether a link is there; none where /proc does not let that be seen.
+    links: Option<LinkSwitches>,
 }
 
 /// What only networks that can do `public` have.
@@ -68,7 +71,8 @@ impl Host {
         };
         let resolver = resolver(options, &facts);
         let nft = Nft::find(options.nft.as_deref());
-        let mut host = Self { names, netlink, nft, public: None };
+        let links = Switches::open().and_then(|mut all| LinkSwitches::open(all.for_another()?, "ipv4")).ok();
+        let mut host = Self { names, netlink, nft, public: None, links };
         let (public, chains) = thread::scope(|scope| {
             // Only a diagnosis; and a second nft takes little longer than one, as loading mostly waits for the kernel.
             let nft = host.nft.clone();
@@ -122,15 +126,10 @@ impl Host {
         remove_link(&mut self.netlink, link)
     }
 
-    /// Whether there is a link called `link`, in the calling thread's namespace. Its switches are looked for, since a
-    /// question by netlink waits for the lock over all links, and one by ioctl(2) has the kernel look for a module.
+    /// Whether there is a link called `link`.
     pub(crate) fn has_link(&mut self, link: &str) -> bool {
-        let conf = Path::new("/proc/sys/net/ipv4/conf");
-        match fs::symlink_metadata(conf.join(link)) {
-            Ok(_) => true,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && conf.join("all").exists() => false,
-            Err(_) => !self.netlink.index_of(link).is_err_and(|error| is_no_device(&error)),
-        }
+        let seen = self.links.as_ref().and_then(|links| links.has(link).ok());
+        seen.unwrap_or_else(|| !self.netlink.index_of(link).is_err_and(|error| is_no_device(&error)))
     }
 
     /// Waits until all of `links` are gone by themselves, but not for longer than `patience` without one going.

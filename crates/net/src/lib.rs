@@ -69,6 +69,7 @@ mod resolver;
 pub mod ruleset;
 mod shelf;
 mod slot;
+mod switches;
 mod worker;
 
 #[cfg(test)]

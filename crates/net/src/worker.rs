@@ -28,9 +28,8 @@ use crate::doomed::{Doomed, Seen};
 use crate::error::Error;
 use crate::host::{Host, Started};
 use crate::maker::{IdLease, NamespaceMaker};
-use crate::making::{Lease, Made, Unmade, make};
+use crate::making::{Lease, Made, Tools, Unmade};
 use crate::names::Names;
-use crate::netlink::Netlink;
 use crate::network::{Options, SlotSpec};
 use crate::shelf::{PoolCounts, Shelf};
 use crate::slot::Slot;
@@ -248,19 +247,19 @@ impl Shared {
     }
 
     /// Makes slots until the network closes.
-    fn make_slots(&self, host: &mut Netlink) {
+    fn make_slots(&self, tools: &mut Tools) {
         while let Some(job) = self.next_job() {
             let Job { purpose, lease } = job;
-            let make = |host, kept| make(host, self.maker_of(kept), lease.as_ref(), self.mtu);
+            let mut make = |kept| tools.make(self.maker_of(kept), lease.as_ref());
             match purpose {
                 Purpose::Serve(request) => {
-                    let made = make(host, request.kept);
+                    let made = make(request.kept);
                     self.served(request, lease, made);
                 }
                 Purpose::Refuse(Request { reply, .. }, error) => drop(reply.send(Err(error))),
                 Purpose::Fill(mode) => {
                     let begun = Instant::now();
-                    let made = make(host, true);
+                    let made = make(true);
                     self.filled(mode, lease, made, begun);
                 }
             }
@@ -516,8 +515,8 @@ impl Keeper {
 
     fn maker(&self) -> Result<JoinHandle<()>, Error> {
         let shared = Arc::clone(&self.shared);
-        let mut host = Netlink::open().map_err(|source| Error::ReadHost { what: "tables", source })?;
-        let body = move || shared.make_slots(&mut host);
+        let mut tools = Tools::open(shared.mtu)?;
+        let body = move || shared.make_slots(&mut tools);
         thread::Builder::new().name("berth-net-make".to_owned()).spawn(body).map_err(Error::Spawn)
     }
 
