@@ -44,7 +44,7 @@ impl Ran {
 impl Rig {
     /// A guest without cgroups.
     pub(crate) async fn new() -> Self {
-        Self::with(None, &[]).await
+        Self::with(None, &[], &[]).await
     }
 
     /// A guest with a cgroup of its own; `None`, said out loud, where this machine gives none.
@@ -63,7 +63,7 @@ impl Rig {
         let dir = Path::new(root).join(format!("berth-test-{}", std::process::id()));
         std::fs::create_dir(&dir).ok()?;
         if dir.join("cgroup.procs").exists() {
-            return Some(Self::with(Some((dir, v2)), &[]).await);
+            return Some(Self::with(Some((dir, v2)), &[], &[]).await);
         }
         let _ = std::fs::remove_dir(&dir);
         None
@@ -71,16 +71,21 @@ impl Rig {
 
     /// A guest as PID 1 of a namespace; `None`, said out loud, where none can be made.
     pub(crate) async fn as_init() -> Option<Self> {
+        Self::as_init_with(&[]).await
+    }
+
+    /// As [`Rig::as_init`], with further arguments.
+    pub(crate) async fn as_init_with(arguments: &[String]) -> Option<Self> {
         let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
         let mut probe = Command::new(unshare[0]);
         if !probe.args(&unshare[1..]).arg("true").status().is_ok_and(|status| status.success()) {
             println!("SKIP: no pid namespace can be made by unshare");
             return None;
         }
-        Some(Self::with(None, &unshare).await)
+        Some(Self::with(None, &unshare, arguments).await)
     }
 
-    async fn with(cgroup: Option<(PathBuf, bool)>, wrapper: &[&str]) -> Self {
+    async fn with(cgroup: Option<(PathBuf, bool)>, wrapper: &[&str], arguments: &[String]) -> Self {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         // The shell moves the stream from its standard input to the number that the guest is told.
@@ -88,6 +93,9 @@ impl Rig {
         if let Some((dir, v2)) = &cgroup {
             script.push_str(&format!(" --cgroup-fd=4 4<{}", dir.display()));
             script.push_str(if *v2 { " --cgroup-v2" } else { "" });
+        }
+        for argument in arguments {
+            script.push_str(&format!(" {argument}"));
         }
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &script, env!("CARGO_BIN_EXE_berth-guest")]);
