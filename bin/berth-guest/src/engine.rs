@@ -79,7 +79,8 @@ impl Engine {
             children,
             notes,
             bell: Doorbell { notes: sender, wake: Arc::new(wake) },
-            trees: Trees::new(options.cgroups, options.cgroup_v2),
+            trees: Trees::new(options.groups)
+                .map_err(|errno| system("open the control groups of commands", errno))?,
             stdin: null_input().map_err(|errno| system("make an empty standard input", errno))?,
             surroundings,
             channels: HashMap::new(),

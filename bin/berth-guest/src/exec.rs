@@ -15,12 +15,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use berth_sys::spawn::{Progress, SpawnSpec, Spawned};
-use berth_wire::{ExitReason, Exited, Failure, FailureCode, Reply, SendWindow};
+use berth_wire::{ExecUsage, ExitReason, Exited, Failure, FailureCode, Reply, SendWindow};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitStatus, kill_process};
 
+use crate::accounts::Accounts;
 use crate::failure;
 use crate::launch::{self, Launch, NotStarted};
 use crate::surroundings::Surroundings;
@@ -31,6 +32,8 @@ const DRAIN: Duration = Duration::from_millis(100);
 /// How often a tree that is being killed is looked at.
 const RECHECK: Duration = Duration::from_millis(5);
 
+/// What a person is told of a command that the kernel killed.
+const OUT_OF_MEMORY: &str = "killed by the kernel: the sandbox was out of memory";
 /// Exit code at the time limit, as timeout(1) has it.
 const TIMED_OUT: i32 = 124;
 
@@ -258,6 +261,7 @@ impl Exec {
                 None => Reply::Failed(spawn_failure("prepare the process", Errno::from_raw_os_error(errno))),
             };
         }
+        let usage = self.tree.accounts().map(Accounts::usage).unwrap_or_default();
         let signal = self.status.and_then(WaitStatus::terminating_signal);
         let code = self.status.and_then(WaitStatus::exit_status).or(signal.map(|signal| 128 + signal));
         let Some(code) = code else {
@@ -266,10 +270,18 @@ impl Exec {
         let (code, reason, message) = match self.killing.as_ref().map(|killing| killing.reason) {
             Some(ExitReason::TimedOut) => (TIMED_OUT, ExitReason::TimedOut, self.limit_message()),
             Some(reason) => (code, reason, None),
+            None if self.ran_out_of_memory(signal, &usage) => {
+                (code, ExitReason::OutOfMemory, Some(OUT_OF_MEMORY.to_owned()))
+            }
             None if signal.is_some() => (code, ExitReason::Signaled, None),
             None => (code, ExitReason::Exited, None),
         };
-        Reply::Exited(Exited { code, reason, signal, message, duration_ms: millis_since(self.began) })
+        Reply::Exited(Exited { code, reason, signal, message, duration_ms: millis_since(self.began), usage })
+    }
+
+    fn ran_out_of_memory(&self, signal: Option<i32>, usage: &ExecUsage) -> bool {
+        signal == Some(Signal::KILL.as_raw())
+            && self.tree.accounts().is_some_and(|accounts| accounts.claim_kill(usage))
     }
 
     fn limit_message(&self) -> Option<String> {
@@ -289,6 +301,7 @@ fn not_started(cause: NotStarted, began: Instant) -> Reply {
         signal: None,
         message: Some(cause.message),
         duration_ms: millis_since(began),
+        usage: ExecUsage::default(),
     })
 }
 
@@ -319,7 +332,7 @@ fn spawn(
         oom_score_adj: surroundings.oom_score_adj,
         open_files: surroundings.open_files,
         no_new_privs: request.no_new_privs,
-        capabilities: None,
+        capabilities: surroundings.capabilities,
     });
     match spawned {
         Ok(spawned) => {

@@ -25,6 +25,7 @@
 use std::os::fd::{OwnedFd, RawFd};
 use std::str::FromStr;
 
+mod accounts;
 mod archive;
 mod engine;
 mod exec;
@@ -33,6 +34,7 @@ mod fsops;
 mod glob;
 mod launch;
 mod link;
+mod notify;
 mod pack;
 mod pattern;
 mod places;
@@ -40,6 +42,7 @@ mod surroundings;
 mod tree;
 mod unpack;
 mod users;
+pub mod views;
 mod work;
 
 /// How to run.
@@ -47,14 +50,46 @@ mod work;
 pub struct Options {
     /// The control stream.
     pub control: OwnedFd,
-    /// Directories of this sandbox's cgroup, one per hierarchy; none where cgroups cannot be used.
-    pub cgroups: Vec<OwnedFd>,
-    /// Whether `cgroups` is one directory of the unified hierarchy.
-    pub cgroup_v2: bool,
+    /// The sandbox's control groups; none where they cannot be used.
+    pub groups: Groups,
     /// What commands can have at most, as a mask of capability numbers; all of the guest's own when `None`.
     pub capabilities: Option<u64>,
     /// The sandbox's limits, to be shown inside.
     pub limits: Limits,
+    /// By what they are shown.
+    pub views: views::Options,
+}
+
+/// The control groups that the guest was handed, as directories.
+#[derive(Debug, Default)]
+pub struct Groups {
+    /// In which every exec gets a group of its own; by the first its processes are found. None where control groups
+    /// cannot be used.
+    pub execs: Vec<OwnedFd>,
+    /// Which every exec enters as they are.
+    pub enter: Vec<OwnedFd>,
+    /// The sandbox's own that counts memory, with `tasks` for commands below.
+    pub memory: Option<OwnedFd>,
+    /// Whether they are of the unified hierarchy.
+    pub v2: bool,
+}
+
+impl Groups {
+    /// Takes one argument; `false` when it is none of these.
+    fn take(&mut self, arg: &str) -> Result<bool, Error> {
+        if arg == "--cgroup-v2" {
+            self.v2 = true;
+        } else if let Some(number) = value(arg, "--cgroup-fd=") {
+            self.execs.push(take(number)?);
+        } else if let Some(number) = value(arg, "--enter-fd=") {
+            self.enter.push(take(number)?);
+        } else if let Some(number) = value(arg, "--memory-fd=") {
+            self.memory = Some(take(number)?);
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
 }
 
 /// What the guest is told of the sandbox's limits. It shows them; others keep them.
@@ -140,28 +175,25 @@ pub enum Error {
 }
 
 impl Options {
-    /// Reads `--control-fd=N`, any number of `--cgroup-fd=N`, `--cgroup-v2`, `--capabilities=HEX` and what [`Limits`]
-    /// has (`--cpus=`, `--memory-bytes=`, `--pids=`, `--storage-bytes=`, `--storage-used-fd=`), and takes over the
-    /// descriptors.
+    /// Reads `--control-fd=N`, `--capabilities=HEX` and what [`Groups`] (any number of `--cgroup-fd=N` and
+    /// `--enter-fd=N`, `--memory-fd=N`, `--cgroup-v2`), [`Limits`] (`--cpus=`, `--memory-bytes=`, `--pids=`, `--storage-bytes=`, `--storage-used-fd=`) and
+    /// [`views::Options`] have, and takes over the descriptors.
     pub fn from_args(args: impl Iterator<Item = String>) -> Result<Self, Error> {
-        let (mut control, mut cgroups, mut cgroup_v2) = (None, Vec::new(), false);
+        let (mut control, mut groups) = (None, Groups::default());
+        let mut views = views::Options::default();
         let (mut capabilities, mut limits) = (None, Limits::default());
         for arg in args {
-            if arg == "--cgroup-v2" {
-                cgroup_v2 = true;
-            } else if let Some(number) = value(&arg, "--control-fd=") {
+            if let Some(number) = value(&arg, "--control-fd=") {
                 control = Some(take(number)?);
-            } else if let Some(number) = value(&arg, "--cgroup-fd=") {
-                cgroups.push(take(number)?);
             } else if let Some(mask) = arg.strip_prefix("--capabilities=") {
                 let mask = u64::from_str_radix(mask, 16);
                 capabilities = Some(mask.map_err(|_| Error::Argument(arg.clone()))?);
-            } else if !limits.take(&arg)? {
+            } else if !groups.take(&arg)? && !limits.take(&arg)? && !views.take(&arg)? {
                 return Err(Error::Argument(arg));
             }
         }
         let control = control.ok_or(Error::NoControl)?;
-        Ok(Self { control, cgroups, cgroup_v2, capabilities, limits })
+        Ok(Self { control, groups, capabilities, limits, views })
     }
 }
 
@@ -175,6 +207,12 @@ fn take(number: RawFd) -> Result<OwnedFd, Error> {
 
 /// Serves the control stream until it ends.
 pub fn run(options: Options) -> Result<(), Error> {
-    let surroundings = surroundings::prepare();
-    engine::Engine::new(options, surroundings)?.serve()
+    let surroundings = surroundings::prepare(options.capabilities);
+    let mut options = options;
+    let mut views = std::mem::take(&mut options.views);
+    let sources = views::Sources::new(&mut views, &options.limits, options.groups.v2)?;
+    // The loop blocks the signals of children, which must be before there is another thread to take them.
+    let engine = engine::Engine::new(options, surroundings)?;
+    views::start(views, sources)?;
+    engine.serve()
 }

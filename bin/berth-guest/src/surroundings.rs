@@ -4,25 +4,42 @@ use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+/// What commands are for the out-of-memory killer, where they were not more: taken before the guest, and when the whole
+/// machine is short, before its services. Raising it needs no right; taking it back reaches what the guest started with.
+const COMMAND_OOM_SCORE: i32 = 500;
+/// A group that no command gets by default, and no number in particular (`nogroup`).
+const OTHER_GROUP: u32 = 65534;
 
 /// What a command gets instead of the guest's own settings.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Surroundings {
-    /// The out-of-memory score that the guest was started with.
+    /// Its out-of-memory score.
     pub(crate) oom_score_adj: Option<i32>,
     /// The limits of open files that it was started with.
     pub(crate) open_files: Option<(u64, u64)>,
+    /// What they can have at most, as a mask of capability numbers; all of the guest's own when `None`.
+    pub(crate) capabilities: Option<u64>,
 }
 
 /// All of it is best effort: a sandbox without it is weaker, not wrong.
-pub(crate) fn prepare() -> Surroundings {
+pub(crate) fn prepare(capabilities: Option<u64>) -> Surroundings {
     // Processes of the sandbox must not look into PID 1's memory or descriptors, whoever they run as.
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // Executed from memory it would be called after its descriptor; whoever runs `ps` should see what it is.
     let _ = rustix::thread::set_name(c"berth-guest");
+    be_no_match();
     // Modes are always given in full.
     rustix::process::umask(Mode::empty());
-    Surroundings { oom_score_adj: lower_oom_score(), open_files: raise_open_files() }
+    let oom_score_adj = lower_oom_score().map(|original| original.max(COMMAND_OOM_SCORE));
+    Surroundings { oom_score_adj, open_files: raise_open_files(), capabilities }
+}
+
+/// prlimit(2) and the like let a process at another one whose ids are all the same as its own, and the number of any
+/// thread will do. A real group apart keeps root in the sandbox out, who would need `CAP_SYS_RESOURCE` then; what the
+/// guest may do follows the effective one.
+fn be_no_match() {
+    let own = rustix::process::getegid();
+    let _ = rustix::thread::set_thread_res_gid(rustix::thread::Gid::from_raw(OTHER_GROUP), own, own);
 }
 
 /// Losing PID 1 loses the sandbox, so the out-of-memory killer should take commands first.

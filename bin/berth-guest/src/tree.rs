@@ -1,19 +1,29 @@
-//! All the processes that an exec started, as one thing that can be killed.
+//! All the processes that an exec started, as one thing that can be killed and counted.
 //!
-//! With cgroups every exec has a cgroup of its own below the sandbox's, which its processes cannot leave. Without them
+//! With cgroups every exec has cgroups of its own below the sandbox's, which its processes cannot leave. Without them
 //! it is the exec's session, found by walking `/proc`; a process that made itself another session gets away, and
 //! [`Trees::kind`] says so to the host.
+//!
+//! The guest is in none of the groups that limit commands. An exec's first process enters them before it is the
+//! command; where the sandbox's memory is full of what cannot be freed, it enters the small group beside the limit
+//! instead (see [`crate::accounts`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use berth_wire::TreeKill;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::Groups;
+use crate::accounts::{Accounts, Charged, Counter, Cpu, Memory, Own, open, put};
+
 /// Where the trees of a sandbox are made.
 pub(crate) struct Trees {
-    roots: Vec<OwnedFd>,
+    roots: Vec<Rc<OwnedFd>>,
+    enter: Vec<Rc<OwnedFd>>,
+    memory: Option<Memory>,
     v2: bool,
     made: u64,
     /// Trees of finished execs in which something may live on.
@@ -24,18 +34,31 @@ pub(crate) struct Trees {
 pub(crate) struct Tree {
     name: String,
     groups: Vec<Group>,
+    /// Doors of groups that it shares with others.
+    shared: Vec<Rc<OwnedFd>>,
+    accounts: Option<Accounts>,
     /// The exec's first process, whose pid is the session's number.
     leader: Option<Pid>,
 }
 
 struct Group {
+    /// What it is in.
+    root: Rc<OwnedFd>,
     dir: OwnedFd,
     procs: OwnedFd,
 }
 
 impl Trees {
-    pub(crate) fn new(roots: Vec<OwnedFd>, v2: bool) -> Self {
-        Self { roots, v2, made: 0, lingering: Vec::new() }
+    pub(crate) fn new(groups: Groups) -> Result<Self, Errno> {
+        let door = |dir: &OwnedFd| open(dir, "cgroup.procs", OFlags::WRONLY).map(Rc::new);
+        Ok(Self {
+            enter: groups.enter.iter().map(door).collect::<Result<_, _>>()?,
+            roots: groups.execs.into_iter().map(Rc::new).collect(),
+            memory: groups.memory.and_then(|dir| Memory::new(dir, groups.v2)),
+            v2: groups.v2,
+            made: 0,
+            lingering: Vec::new(),
+        })
     }
 
     pub(crate) fn kind(&self) -> TreeKill {
@@ -45,22 +68,62 @@ impl Trees {
     /// A new tree without processes.
     pub(crate) fn make(&mut self) -> Result<Tree, Errno> {
         self.made += 1;
-        let mut tree = Tree { name: format!("x-{}", self.made), groups: Vec::new(), leader: None };
-        for root in &self.roots {
-            match Group::make(root, &tree.name) {
-                Ok(group) => tree.groups.push(group),
-                Err(errno) => {
-                    self.remove(&tree);
-                    return Err(errno);
-                }
+        let mut tree = Tree {
+            name: format!("x-{}", self.made),
+            groups: Vec::new(),
+            shared: self.enter.clone(),
+            accounts: None,
+            leader: None,
+        };
+        match self.fill(&mut tree) {
+            Ok(()) => Ok(tree),
+            Err(errno) => {
+                tree.remove();
+                Err(errno)
             }
         }
-        Ok(tree)
+    }
+
+    fn fill(&self, tree: &mut Tree) -> Result<(), Errno> {
+        let (charged, rescued) = match self.memory.as_ref().map(Memory::choose) {
+            Some((charged, rescued)) => (Some(charged), rescued),
+            None => (None, false),
+        };
+        // With version 2 one group limits all, and what is beside it is beside it as a whole.
+        let beside = charged.as_ref().filter(|_| self.v2 && rescued).map(|rescue| rescue.dir.clone());
+        let roots = beside.map_or_else(|| self.roots.clone(), |rescue| vec![rescue]);
+        for root in roots {
+            tree.groups.push(Group::make(root, &tree.name)?);
+        }
+        if let (Some(charged), false) = (&charged, self.v2) {
+            tree.shared.push(Rc::new(open(&*charged.dir, "cgroup.procs", OFlags::WRONLY)?));
+        }
+        tree.accounts = Some(self.accounts(tree, charged, rescued));
+        Ok(())
+    }
+
+    fn accounts(&self, tree: &Tree, charged: Option<Charged>, rescued: bool) -> Accounts {
+        let find = |name: &str| tree.groups.iter().find_map(|group| Counter::open(&group.dir, name));
+        let own = if self.v2 {
+            Own {
+                memory_events: find("memory.events"),
+                memory_peak: find("memory.peak"),
+                pids_events: find("pids.events"),
+                cpu: find("cpu.stat").map(Cpu::V2),
+            }
+        } else {
+            Own {
+                pids_events: find("pids.events"),
+                cpu: find("cpuacct.usage").map(Cpu::V1),
+                ..Own::default()
+            }
+        };
+        Accounts::open(charged, rescued, own, self.v2)
     }
 
     /// Takes back the tree of a finished exec: now if it is empty, later if something in it lives on.
     pub(crate) fn give_back(&mut self, tree: Tree) {
-        if !self.remove(&tree) {
+        if !tree.remove() {
             self.lingering.push(tree);
         }
     }
@@ -72,20 +135,12 @@ impl Trees {
     /// Removes the cgroups of trees that have died out meanwhile.
     pub(crate) fn sweep(&mut self) {
         let lingering = std::mem::take(&mut self.lingering);
-        self.lingering = lingering.into_iter().filter(|tree| !self.remove(tree)).collect();
+        self.lingering = lingering.into_iter().filter(|tree| !tree.remove()).collect();
     }
 
     /// For the end of a guest whose end does not end everything by itself.
     pub(crate) fn take_lingering(&mut self) -> Vec<Tree> {
         std::mem::take(&mut self.lingering)
-    }
-
-    /// Whether nothing is left of the tree's cgroups.
-    fn remove(&self, tree: &Tree) -> bool {
-        // A session needs no removing.
-        self.roots.iter().all(|root| {
-            matches!(rustix::fs::unlinkat(root, &tree.name, AtFlags::REMOVEDIR), Ok(()) | Err(Errno::NOENT))
-        })
     }
 
     pub(crate) fn is_v2(&self) -> bool {
@@ -94,22 +149,39 @@ impl Trees {
 }
 
 impl Group {
-    fn make(root: &OwnedFd, name: &str) -> Result<Self, Errno> {
-        rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755))?;
-        let dir = open(root, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let procs = open(&dir, "cgroup.procs", OFlags::WRONLY)?;
-        Ok(Self { dir, procs })
+    fn make(root: Rc<OwnedFd>, name: &str) -> Result<Self, Errno> {
+        rustix::fs::mkdirat(&*root, name, Mode::from_raw_mode(0o755))?;
+        let dir = open(&*root, name, OFlags::RDONLY | OFlags::DIRECTORY);
+        let opened = dir.and_then(|dir| Ok((open(&dir, "cgroup.procs", OFlags::WRONLY)?, dir)));
+        match opened {
+            Ok((procs, dir)) => Ok(Self { root, dir, procs }),
+            Err(errno) => {
+                let _ = rustix::fs::unlinkat(&*root, name, AtFlags::REMOVEDIR);
+                Err(errno)
+            }
+        }
     }
-}
-
-fn open(dir: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC, Mode::empty())
 }
 
 impl Tree {
     /// Files to write to on entering.
     pub(crate) fn doors(&self) -> Vec<BorrowedFd<'_>> {
-        self.groups.iter().map(|group| group.procs.as_fd()).collect()
+        let shared = self.shared.iter().map(|door| door.as_fd());
+        self.groups.iter().map(|group| group.procs.as_fd()).chain(shared).collect()
+    }
+
+    /// What was counted of it.
+    pub(crate) fn accounts(&self) -> Option<&Accounts> {
+        self.accounts.as_ref()
+    }
+
+    /// Whether nothing is left of its cgroups, all of which are tried. A session needs no removing.
+    fn remove(&self) -> bool {
+        let left = self.groups.iter().filter(|group| {
+            let removed = rustix::fs::unlinkat(&*group.root, &self.name, AtFlags::REMOVEDIR);
+            !matches!(removed, Ok(()) | Err(Errno::NOENT))
+        });
+        left.count() == 0
     }
 
     /// Says which process was the first.
@@ -162,10 +234,6 @@ impl Group {
         let _ = std::io::Read::read_to_string(&mut std::fs::File::from(file), &mut text);
         text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
     }
-}
-
-fn put(dir: &OwnedFd, name: &str, value: &[u8]) -> Result<(), Errno> {
-    rustix::io::write(&open(dir, name, OFlags::WRONLY)?, value).map(drop)
 }
 
 /// Processes of the session or the process group that `leader` founded, by `/proc`.
