@@ -1,43 +1,132 @@
-//! The writable layer of each sandbox, and what becomes of it afterwards.
+//! The writable layer of each sandbox, how much it may hold, and what becomes of it afterwards.
 //!
 //! ```text
-//!   <data>/sandboxes/<id>/upper   overlayfs upper: what the sandbox wrote
+//!   <root>/sandboxes/<id>/upper   overlayfs upper: what the sandbox wrote
 //!                        /work    overlayfs work directory
-//!   <data>/trash/<id>-<n>         removed sandboxes on their way out
+//!         /trash/<id>-<n>         removed sandboxes on their way out
+//!         /layers, ...            the image store, which must be on the same file system
 //! ```
 //!
-//! One trait, [`Engine`], and for now one engine, [`Plain`]: directories of the file system that the data directory is
-//! on. It runs everywhere and limits nothing. Engines that enforce a size (btrfs subvolumes with quotas, XFS projects)
-//! come behind the same trait; [`open`] is the place that will choose among them.
+//! One trait, [`Engine`], and four engines, chosen by [`open`], which tells why ([`Choice`]):
+//!
+//! | name | `<root>` | a sandbox is | limits |
+//! |---|---|---|---|
+//! | `btrfs` | the data directory | a subvolume | bytes, data and metadata together |
+//! | `btrfs-loop` | a btrfs in the file `<data>/pool.btrfs`, mounted at `<data>/pool` | a subvolume | the same |
+//! | `xfs` | the data directory | a directory with a project id | bytes and inodes |
+//! | `plain` | the data directory | a directory | none |
+//!
+//! A limit that an engine cannot hold is refused ([`Error::NotEnforced`]), never dropped. An engine asked for by name
+//! that cannot be had is an error ([`Error::Unavailable`]), never replaced by another.
 //!
 //! Removing is a rename, so that it takes no time and cannot half happen; [`Engine::reap_trash`] deletes later, at the
 //! caller's leisure, and at the next start what a crash left. Deletion works on descriptors and never follows a path
 //! made of names from inside a sandbox; it needs two descriptors at a time and constant stack, however deep a sandbox
 //! nested its directories.
 //!
-//! It refuses ids that are not plain names ([`Error::BadId`]) and says that storage limits are not enforced
-//! ([`Engine::enforces_storage`]) instead of pretending. It fails with an [`Error`] that names operation and path. All
-//! calls block.
+//! It refuses ids that are not plain names ([`Error::BadId`]). It fails with an [`Error`] that names operation and
+//! path. All calls block.
 //!
-//! Start reading at [`Engine`], then [`Plain`].
+//! Start reading at [`Engine`] and [`open`], then the engine in `plain.rs`, then `btrfs.rs` and `pool.rs`.
 
+mod btrfs;
+mod choose;
 mod error;
+mod hoist;
+mod layout;
 mod plain;
+mod pool;
+mod superblock;
 mod tree;
+mod xfs;
 
 use std::path::{Path, PathBuf};
 
-pub use error::Error;
+pub use choose::{Choice, Kind, Opened, Options, PoolOptions, Rejected, open};
+pub use error::{Error, Resource, Unavailable};
 pub use plain::Plain;
-pub use tree::Usage;
 
-/// A sandbox's writable directories, both on one file system, as overlayfs wants it.
+/// How much a sandbox may hold. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes; what they count is the engine's ([`Counted`]).
+    pub bytes: Option<u64>,
+    /// Files and directories, each counted once however many names it has.
+    pub inodes: Option<u64>,
+}
+
+/// A sandbox's writable directories, all on one file system, as overlayfs wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writable {
+    /// Holds the other two and nothing else.
+    pub dir: PathBuf,
     /// What the sandbox writes; empty at first. Its owner and mode are those of the sandbox's `/`.
     pub upper: PathBuf,
     /// overlayfs's own.
     pub work: PathBuf,
+    /// Files of the host whose decimal texts sum up to the bytes that the sandbox uses now and its limit counts. Empty
+    /// where statfs(2) inside the sandbox is right by itself, or where nothing is counted.
+    pub used_files: Vec<PathBuf>,
+}
+
+/// What the bytes of a [`Usage`] are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Blocks of the files in the upper directory, counted by walking it: takes as long as there are files.
+    Walked,
+    /// The subvolume's quota group: data and metadata of upper and work directory, shared extents on the account of
+    /// whoever wrote them first (simple quotas) or of everybody (full ones). What is written but not yet on disk is
+    /// in it, as reserved. Files whose data is shared with a layer's (copied up by reflink) count as data.
+    QuotaGroup,
+    /// The project's account: data of upper and work directory, and inodes; what is not yet on disk is in it.
+    Project,
+}
+
+/// What a sandbox holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files and directories; `None` where the engine does not count them. With [`Counted::Walked`] each name counts.
+    pub inodes: Option<u64>,
+    /// What the bytes are.
+    pub counted: Counted,
+}
+
+/// Why a sandbox cannot write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// It is at its own limit of bytes.
+    Bytes {
+        /// In use now.
+        used: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// It is at its own limit of files.
+    Inodes {
+        /// In use now.
+        used: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The file system below all sandboxes has no room: the machine's fault, not the sandbox's.
+    Pool {
+        /// Bytes that are free.
+        free: u64,
+    },
+}
+
+/// Room for sandboxes and images together, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// All there is, used or not; with a pool in a file, as large as that can grow now.
+    pub total: u64,
+    /// What can be written now, growing the pool on the way. Room of removed sandboxes comes back after
+    /// [`Engine::reap_trash`]; on btrfs some time after, when the kernel has cleaned up.
+    pub free: u64,
+    /// What Berth leaves to others on the file system of the data directory; not part of `free`.
+    pub reserve: u64,
 }
 
 /// What [`Engine::reap_trash`] did.
@@ -45,21 +134,43 @@ pub struct Writable {
 pub struct Reaped {
     /// Removed sandboxes that are wholly gone now.
     pub sandboxes: u64,
-    /// Files and directories deleted.
+    /// Files and directories deleted; a subvolume, which goes as a whole, counts as one.
     pub entries: u64,
 }
 
 /// A way to keep writable layers.
 pub trait Engine: Send + Sync {
-    /// Short name: `plain`.
+    /// Short name: `btrfs`, `btrfs-loop`, `xfs` or `plain`.
     fn name(&self) -> &'static str;
+
+    /// The directory that the image store must live in, so that layers and writable directories are on one file
+    /// system. Names in it that are the engine's: `sandboxes`, `trash`.
+    fn root(&self) -> &Path;
 
     /// Makes the writable directories of sandbox `id` (1 to 64 of `[A-Za-z0-9_-]`).
     ///
     /// # Errors
     ///
-    /// [`Error::Exists`] when there are some already; and what the file system refuses.
-    fn create(&self, id: &str) -> Result<Writable, Error>;
+    /// [`Error::Exists`] when there are some already; [`Error::NotEnforced`], [`Error::LimitTooSmall`] and
+    /// [`Error::LimitUnit`] for limits that the engine cannot hold; and what the file system refuses.
+    fn create(&self, id: &str, limits: &Limits) -> Result<Writable, Error>;
+
+    /// Changes the limits of sandbox `id` while it runs. A limit below what is used already is taken: the sandbox can
+    /// then write nothing until it has deleted enough.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`], and those of [`Engine::create`].
+    fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), Error>;
+
+    /// Makes what sandbox `id` wrote a directory of its own, without limit, that rename(2) can move to anywhere in
+    /// [`Engine::root`] and that rmdir(2) removes once it is empty; returns where it is now. Nothing may be mounted on
+    /// the sandbox's directories any more, and nothing but renaming and [`Engine::remove`] comes afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`]; and what the file system refuses: the sandbox can only be removed then.
+    fn release_tree(&self, id: &str) -> Result<PathBuf, Error>;
 
     /// Takes the directories of sandbox `id` away, in constant time: they no longer count, nor show in
     /// [`Engine::list`]. Their space is free after [`Engine::reap_trash`]. One that is not there is no error.
@@ -76,39 +187,53 @@ pub trait Engine: Send + Sync {
     /// What the file system refuses.
     fn list(&self) -> Result<Vec<String>, Error>;
 
-    /// Deletes everything that was removed so far. Takes as long as there are files; calls wait for each other.
+    /// Deletes everything that was removed so far. Takes as long as there are files (btrfs: sandboxes); calls wait for
+    /// each other.
     ///
     /// # Errors
     ///
     /// The first failure, after everything else was tried.
     fn reap_trash(&self) -> Result<Reaped, Error>;
 
-    /// Whether a size given for a sandbox is a limit.
-    fn enforces_storage(&self) -> bool;
+    /// Whether a limit of this kind is held.
+    fn enforces(&self, what: Resource) -> bool;
 
-    /// What sandbox `id` wrote so far. A count, not a record: takes as long as there are files.
+    /// Whether a size given for a sandbox is a limit.
+    fn enforces_storage(&self) -> bool {
+        self.enforces(Resource::Bytes)
+    }
+
+    /// What sandbox `id` holds. [`Usage::counted`] says what that is and whether asking is cheap.
     ///
     /// # Errors
     ///
     /// [`Error::Missing`]; [`Error::TooDeep`]; and what the file system refuses.
     fn usage(&self, id: &str) -> Result<Usage, Error>;
 
-    /// Bytes that are free for sandboxes.
+    /// Whether sandbox `id` is out of room now: `None` when it is not, as far as can be known. A single request larger
+    /// than what is left (fallocate(2) of gigabytes) fails in a sandbox that this does not call full.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`]; and what the file system refuses.
+    fn limit_hit(&self, id: &str) -> Result<Option<Full>, Error>;
+
+    /// Room for sandboxes and images.
     ///
     /// # Errors
     ///
     /// What the file system refuses.
-    fn free_bytes(&self) -> Result<u64, Error>;
+    fn capacity(&self) -> Result<Capacity, Error>;
 
-    /// One line for people: which engine, where, and why this one.
+    /// Bytes that can be written now: [`Capacity::free`].
+    ///
+    /// # Errors
+    ///
+    /// What the file system refuses.
+    fn free_bytes(&self) -> Result<u64, Error> {
+        self.capacity().map(|capacity| capacity.free)
+    }
+
+    /// One line for people: which engine and where.
     fn describe(&self) -> String;
-}
-
-/// Opens the best engine that `data_dir` can have.
-///
-/// # Errors
-///
-/// The directories cannot be made.
-pub fn open(data_dir: &Path) -> Result<Box<dyn Engine>, Error> {
-    Ok(Box::new(Plain::open(data_dir)?))
 }

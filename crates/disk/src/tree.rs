@@ -13,19 +13,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::Error;
+use crate::{Counted, Error, Usage};
 
 /// Directories that [`usage`] has open at once; a sandbox can nest without end, descriptors have one.
 const MAX_DEPTH: usize = 512;
-
-/// What a sandbox wrote.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Bytes that its files occupy on disk. A file with several names counts once.
-    pub bytes: u64,
-    /// Its files and directories, names of one file counted each.
-    pub entries: u64,
-}
 
 /// Deletes the directory `path` and all below it; returns the number of entries deleted.
 ///
@@ -123,11 +114,17 @@ impl Deletion<'_> {
     }
 }
 
+#[derive(Default)]
+struct Count {
+    bytes: u64,
+    entries: u64,
+}
+
 /// Counts what is in the directory `path`, itself left out.
 pub(crate) fn usage(path: &Path) -> Result<Usage, Error> {
     let failed = |source: Errno| read_failed(path, source);
     let mut counted = HashSet::new();
-    let mut usage = Usage::default();
+    let mut usage = Count::default();
     let top = open_dir(CWD, path).map_err(failed)?;
     let mut open = vec![(names(top.as_fd()).map_err(failed)?.into_iter(), top)];
     while let Some((entries, dir)) = open.last_mut() {
@@ -143,7 +140,7 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, Error> {
             open.push((names(below.as_fd()).map_err(failed)?.into_iter(), below));
         }
     }
-    Ok(usage)
+    Ok(Usage { bytes: usage.bytes, inodes: Some(usage.entries), counted: Counted::Walked })
 }
 
 /// Counts one entry; what is in it is still to be counted if this returns it. The sandbox may be at work, so one that
@@ -151,7 +148,7 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, Error> {
 fn count(
     dir: BorrowedFd<'_>,
     name: &CStr,
-    usage: &mut Usage,
+    usage: &mut Count,
     counted: &mut HashSet<(u64, u64)>,
 ) -> Result<Option<OwnedFd>, Errno> {
     let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -180,7 +177,7 @@ fn open_dir(parent: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Result<Owne
 
 /// All names in a directory, read before anything is done to it: a directory that changes while it is read may skip or
 /// repeat names.
-fn names(dir: BorrowedFd<'_>) -> Result<Vec<(CString, FileType)>, Errno> {
+pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<(CString, FileType)>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;

@@ -106,6 +106,13 @@ pub fn enable_quota(fd: BorrowedFd<'_>, quota: Quota) -> io::Result<()> {
     unsafe { ioctl::call(fd, ioctl::rw(MAGIC, 40, size_of_val(&args)), (&raw mut args).cast()) }
 }
 
+/// Waits until the kernel's first count for full quotas has ended; returns at once when none is under way.
+/// `BTRFS_IOC_QUOTA_RESCAN_WAIT`, Linux 3.11.
+pub fn wait_for_count(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request takes no argument.
+    unsafe { ioctl::call(fd, (MAGIC << 8) | 46, std::ptr::null_mut()) }
+}
+
 /// Makes the subvolume `name` in the directory `parent`; `limit` is the most bytes that it may reference, data and
 /// metadata together, set in the same transaction. `BTRFS_IOC_SUBVOL_CREATE_V2`, Linux 3.6.
 ///
