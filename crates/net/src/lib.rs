@@ -22,7 +22,7 @@
 //! * [`Mode::Public`]: what the host can reach by IPv4, private networks included, as the host's own address; but not
 //!   the host itself, no other sandbox (of any instance), and not 169.254.0.0/16 (metadata services), of which only port
 //!   53 of the resolvers in use is open. Nobody but the host can start a connection to a sandbox. There is no IPv6:
-//!   it is switched off on `eth0` and dropped on the host.
+//!   it is switched off on `eth0`, and the host drops it and has no address of it on the link.
 //!
 //! # Slots that are ready
 //!

@@ -120,10 +120,13 @@ impl Tools {
             mtu: *mtu,
         };
         host.add_veth(&veth).map_err(at("make the pair of links"))?;
-        if let Some(switches) = host_ipv6 {
-            switches.set(link, "disable_ipv6", "1").map_err(at("switch off IPv6"))?;
-        }
         let index = host.index_of(link).map_err(at("find the host's end"))?;
+        if let Some(switches) = host_ipv6 {
+            // The rules drop IPv6; these are for the time in which somebody may have flushed them.
+            host.no_ipv6_address(index).map_err(at("keep IPv6 addresses off"))?;
+            let refused = switches.set(link, "accept_ra", "0");
+            unless_absent(refused).map_err(at("refuse router advertisements"))?;
+        }
         host.link_up(index).map_err(at("bring up the host's end"))?;
         host.add_link_route(index, address).map_err(at("add the host's route"))?;
         host.add_neighbour(index, address, guest_mac).map_err(at("add the host's neighbour"))?;

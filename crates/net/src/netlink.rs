@@ -17,7 +17,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -144,6 +145,23 @@ impl Netlink {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         self.act(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Keeps IPv6 from giving a link an address when it comes up.
+    ///
+    /// `disable_ipv6` in /proc/sys would do more, but its writer does not wait for the kernel's lock over all links: it
+    /// tries for it again and again, and so takes a processor from whoever holds it.
+    pub(crate) fn no_ipv6_address(&mut self, index: u32) -> io::Result<()> {
+        const EAFNOSUPPORT: i32 = 97;
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![ipv6]));
+        match self.act(RouteNetlinkMessage::SetLink(message), 0) {
+            // No IPv6 on this link at all, for example because its packets are too small for it.
+            Err(error) if error.raw_os_error() == Some(EAFNOSUPPORT) => Ok(()),
+            other => other,
+        }
     }
 
     /// Gives a link an address with no neighbours.

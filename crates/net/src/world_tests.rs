@@ -205,8 +205,10 @@ fn a_sandbox_has_the_uplinks_mtu_loopback_of_both_kinds_and_no_ipv6_beyond() {
                 Err(error) => println!("SKIP: this kernel has no IPv6 to switch off: {error}"),
             }
             let host_link = slot.link().unwrap();
-            let path = format!("/proc/sys/net/ipv6/conf/{host_link}/disable_ipv6");
-            assert!(std::fs::read_to_string(path).map_or(true, |off| off.trim() == "1"));
+            let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+            assert!(!read("/proc/thread-self/net/if_inet6".to_owned()).contains(host_link));
+            let accepts = read(format!("/proc/sys/net/ipv6/conf/{host_link}/accept_ra"));
+            assert!(matches!(accepts.trim(), "0" | ""), "{accepts}");
             network.shutdown().await.unwrap();
         });
     }
