@@ -3,6 +3,8 @@
 #
 #   scripts/setup.sh run     what it takes to build Berth and run sandboxes
 #   scripts/setup.sh test    that, and what the tests need
+#   scripts/setup.sh vm      what it takes to test in a virtual machine. QEMU is not among it: it comes with the
+#                            tree that scripts/vm/prepare.sh makes, and no version that is here is touched
 #   scripts/setup.sh bench   what it takes to build Berth, and the peers that "cargo xtask bench engine" measures
 #
 # Says nothing when nothing is missing. Runs as root, since apt-get does. Other distributions: see the lists
@@ -37,6 +39,14 @@ bench_packages=(
     netavark=/usr/lib/podman/netavark # podman's networks, which need iptables too
     iptables=iptables
     btrfs-progs=mkfs.btrfs          # the btrfs disk engine
+)
+vm_packages=(
+    "${run_packages[@]}"
+    git=git                         # what of the checkout goes into the machine
+    python3=python3
+    e2fsprogs=mke2fs                # makes disks of directories
+    util-linux=unshare
+    binutils=strip
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -133,7 +143,8 @@ case ${1:-} in
 run) wanted=("${run_packages[@]}") ;;
 test) wanted=("${run_packages[@]}" "${test_packages[@]}") ;;
 bench) wanted=("${run_packages[@]}" "${bench_packages[@]}") ;;
-*) die "usage: scripts/setup.sh run|test|bench" ;;
+vm) wanted=("${vm_packages[@]}") ;;
+*) die "usage: scripts/setup.sh run|test|bench|vm" ;;
 esac
 
 command -v cargo >/dev/null || die "no Rust toolchain: see https://rustup.rs"

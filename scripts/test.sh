@@ -156,5 +156,7 @@ check generated generated
 need leakcheck-before scripts/leakcheck.sh before
 rust_tests
 scripted_tests harbor scripts/test-harbor.sh
+# The part that takes a few minutes; all of it: make test-vm.
+scripted_tests vm scripts/vm/test.sh --smoke
 check leakcheck scripts/leakcheck.sh after
 finish
