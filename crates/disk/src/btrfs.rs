@@ -205,6 +205,9 @@ impl Btrfs {
         gone.push(number);
         let entries = gone.len() as u64;
         self.orphans().numbers.extend(gone);
+        if let Some(pool) = &self.pool {
+            pool.note_destroyed();
+        }
         Ok(entries)
     }
 

@@ -74,9 +74,10 @@ pub struct Writable {
 pub enum Counted {
     /// Blocks of the files in the upper directory, counted by walking it: takes as long as there are files.
     Walked,
-    /// The subvolume's quota group: data and metadata of upper and work directory, shared extents on the account of
-    /// whoever wrote them first (simple quotas) or of everybody (full ones). What is written but not yet on disk is
-    /// in it, as reserved. Files whose data is shared with a layer's (copied up by reflink) count as data.
+    /// The subvolume's quota group: blocks of data and metadata of upper and work directory, and what is written but
+    /// not yet on disk, as reserved. With simple quotas data that is shared with a layer (copied up by reflink) is on
+    /// the layer's account until it is written to; with full ones it counts. A block of a large extent that was
+    /// overwritten is in use until all of the extent was, so this may be more than the sum of the files.
     QuotaGroup,
     /// The project's account: data of upper and work directory, and inodes; what is not yet on disk is in it.
     Project,

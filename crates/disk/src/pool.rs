@@ -18,6 +18,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -70,6 +71,10 @@ struct Shared {
     options: PoolOptions,
     reserve: u64,
     device: LoopDevice,
+    /// The file's size, and the file system's. Written under `state`; read without, as growing takes its time.
+    size: AtomicU64,
+    /// Subvolumes were destroyed whose space the kernel may be talked into freeing.
+    reclaimable: AtomicBool,
     state: Mutex<State>,
     stop: Condvar,
 }
@@ -77,8 +82,6 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     file: File,
-    /// The file's size, and the file system's.
-    size: u64,
     stopping: bool,
     /// The last failure was told; the next success makes it news again.
     complained: bool,
@@ -105,13 +108,15 @@ impl Pool {
             };
         let root = data_dir.join(MOUNTED);
         mount_at(&device, &root)?;
-        let state = State { file, size, stopping: false, complained: false };
+        let state = State { file, stopping: false, complained: false };
         let shared = Arc::new(Shared {
             data_dir: data_dir.to_owned(),
             root,
             options: options.clone(),
             reserve,
             device,
+            size: AtomicU64::new(size),
+            reclaimable: AtomicBool::new(false),
             state: Mutex::new(state),
             stop: Condvar::new(),
         });
@@ -137,14 +142,19 @@ impl Pool {
         &self.shared.root
     }
 
+    /// Subvolumes were destroyed: their space can be had before the file grows.
+    pub(crate) fn note_destroyed(&self) {
+        self.shared.reclaimable.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn capacity(&self) -> Result<Capacity, Error> {
         let (total, free) = layout::space(&self.shared.root)?;
-        let more = self.shared.room_to_grow(self.shared.lock().size)?;
+        let more = self.shared.room_to_grow()?;
         Ok(Capacity { total: total + more, free: free + more, reserve: self.shared.reserve })
     }
 
     pub(crate) fn describe(&self) -> String {
-        let size = self.shared.lock().size >> 20;
+        let size = self.shared.size() >> 20;
         let max = match self.shared.options.max {
             Some(max) => format!("at most to {} MiB and ", max >> 20),
             None => String::new(),
@@ -212,23 +222,38 @@ impl Shared {
         if free >= self.options.step / 2 {
             return Ok(free);
         }
-        let more = self.room_to_grow(state.size).map_err(Box::new)?.min(self.options.step) / UNIT * UNIT;
+        if self.reclaimable.swap(false, Ordering::Relaxed) {
+            self.reclaim().map_err(Unavailable::system("free removed sandboxes in", &self.root))?;
+            if free >= self.options.step / 8 {
+                return Ok(0); // Looks again at once, and grows then unless enough came back.
+            }
+        }
+        let more = self.room_to_grow().map_err(Box::new)?.min(self.options.step) / UNIT * UNIT;
         if more == 0 {
             return Ok(free.max(FILL_RATE));
         }
         self.grow_by(state, more).map_err(Unavailable::system("grow", file_path(&self.data_dir)))?;
-        tracing::info!(bytes = state.size, "the pool grew");
+        tracing::info!(bytes = self.size(), "the pool grew");
         Ok(free + more)
     }
 
     fn grow_by(&self, state: &mut State, more: u64) -> io::Result<()> {
-        if let Err(error) = allocate(&state.file, state.size, more) {
+        let size = self.size();
+        if let Err(error) = allocate(&state.file, size, more) {
             // Part of it may be there; the file is again what the file system in it takes it for.
-            state.file.set_len(state.size)?;
+            state.file.set_len(size)?;
             return Err(error);
         }
-        state.size += more;
+        self.size.store(size + more, Ordering::Relaxed);
         self.settle()
+    }
+
+    fn reclaim(&self) -> io::Result<()> {
+        btrfs::sync(File::open(&self.root)?.as_fd())
+    }
+
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
     }
 
     /// Makes the device as large as the file, and the file system as large as the device.
@@ -237,10 +262,10 @@ impl Shared {
         btrfs::grow_to_device(File::open(&self.root)?.as_fd())
     }
 
-    /// How much larger than `size` the file may become now.
-    fn room_to_grow(&self, size: u64) -> Result<u64, Error> {
+    /// How much larger the file may become now.
+    fn room_to_grow(&self) -> Result<u64, Error> {
         let (_, free) = layout::space(&self.data_dir)?;
-        Ok(room_to_grow(size, self.options.max, free, self.reserve))
+        Ok(room_to_grow(self.size(), self.options.max, free, self.reserve))
     }
 }
 

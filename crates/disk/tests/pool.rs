@@ -339,3 +339,22 @@ fn without_room_another_is_chosen_but_never_in_place_of_one_asked_for() {
         assert!(again.choice.why.contains("sandboxes"), "{:?}", again.choice);
     }
 }
+
+#[test]
+fn room_of_removed_sandboxes_comes_before_growth() {
+    let dir = on_disk();
+    let mut options = options();
+    options.pool = PoolOptions { step: 256 * MIB, max: Some(1024 * MIB), ..options.pool };
+    let Some(Opened { engine, .. }) = pool(dir.path(), &options) else { return };
+    // Far more than the pool holds at once, each gone before the next comes.
+    for n in 0..20 {
+        let id = format!("s{n}");
+        let upper = engine.create(&id, &bytes(64 * MIB)).unwrap().upper;
+        fs::write(upper.join("f"), vec![1; 48 << 20]).unwrap();
+        rustix::fs::syncfs(File::open(&upper).unwrap()).unwrap();
+        engine.remove(&id).unwrap();
+        engine.reap_trash().unwrap();
+    }
+    let size = fs::metadata(dir.path().join("pool.btrfs")).unwrap().len();
+    assert!(size <= 768 * MIB, "it grew to {size} for 48 MiB at a time");
+}

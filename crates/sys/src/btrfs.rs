@@ -1,6 +1,6 @@
 //! btrfs: subvolumes, their quota groups, and growing. btrfs-ioctl(2), `linux/btrfs.h`, `linux/btrfs_tree.h`.
 //!
-//! All of these need `CAP_SYS_ADMIN` but [`create_subvolume`]. None waits for a transaction to be on disk.
+//! All of these need `CAP_SYS_ADMIN` but [`create_subvolume`]. None but [`sync`] waits for a transaction to be on disk.
 
 use std::ffi::CStr;
 use std::io;
@@ -111,6 +111,13 @@ pub fn enable_quota(fd: BorrowedFd<'_>, quota: Quota) -> io::Result<()> {
 pub fn wait_for_count(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the request takes no argument.
     unsafe { ioctl::call(fd, (MAGIC << 8) | 46, std::ptr::null_mut()) }
+}
+
+/// Writes everything out and wakes the kernel's thread that frees the space of destroyed subvolumes, which else happens
+/// within the commit interval (30 s). Does not wait for that thread. `BTRFS_IOC_SYNC`, Linux 2.6.29.
+pub fn sync(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request takes no argument.
+    unsafe { ioctl::call(fd, (MAGIC << 8) | 8, std::ptr::null_mut()) }
 }
 
 /// Makes the subvolume `name` in the directory `parent`; `limit` is the most bytes that it may reference, data and
