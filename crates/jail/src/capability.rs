@@ -61,6 +61,9 @@ pub struct UnknownCapability {
 }
 
 impl Capability {
+    /// To take capabilities away from what one starts, among others.
+    pub const SETPCAP: Self = Self(8);
+
     /// What root in a sandbox keeps, unless told otherwise: the set that Docker gives, because images are built and
     /// tested against it.
     pub fn defaults() -> Vec<Self> {
@@ -112,6 +115,7 @@ mod tests {
     #[test]
     fn names_are_taken_with_and_without_prefix() {
         assert_eq!(Capability::named("CAP_BPF"), Capability::named("BPF"));
+        assert_eq!(Capability::named("SETPCAP"), Ok(Capability::SETPCAP));
         assert!(Capability::named("CAP_FLY").is_err());
     }
 }

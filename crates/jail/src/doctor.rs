@@ -1,5 +1,7 @@
 //! Whether this machine can run containers, and what to do where it cannot.
 
+mod user_namespaces;
+
 use std::path::Path;
 
 use rustix::thread::CapabilitySet;
@@ -8,6 +10,8 @@ use serde::Serialize;
 use crate::capability::Capability;
 use crate::cgroup;
 use crate::guest_image::executable_memory_file;
+
+pub use self::user_namespaces::user_namespaces;
 
 /// Namespaces that every container has, by the name of their files below `/proc/self/ns`.
 const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
@@ -51,7 +55,7 @@ impl Finding {
     }
 }
 
-/// Looks at everything; changes nothing.
+/// Looks at everything that needs no launcher (see [`user_namespaces`] for the rest); changes nothing.
 pub fn doctor() -> Vec<Finding> {
     vec![
         root(),
@@ -103,15 +107,21 @@ fn capabilities() -> Finding {
 }
 
 fn kernel() -> Finding {
+    let (release, version) = kernel_version();
+    if version >= KERNEL_MIN {
+        return Finding::ok("kernel", release);
+    }
+    Finding::bad("kernel", State::Fail, release, "Linux 5.12 or newer is needed")
+}
+
+/// The release as it is called, and its first two numbers.
+fn kernel_version() -> (String, (u32, u32)) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
     let mut numbers =
         release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= KERNEL_MIN {
-        return Finding::ok("kernel", release);
-    }
-    Finding::bad("kernel", State::Fail, release, "Linux 5.12 or newer is needed")
+    (release, version)
 }
 
 fn namespaces() -> Finding {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use rustix::io::Errno;
 
 /// The guest's executable in a sealed memory file: nothing is added to an image's files, and nobody who gets hold of
@@ -38,6 +38,8 @@ impl GuestImage {
         let memory = executable_memory_file()?;
         let mut file = File::from(memory);
         file.write_all(executable).map_err(failed)?;
+        // Its owner is nobody in a sandbox with ids of its own: everybody must be able to execute it, and nobody more.
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o555)).map_err(|error| failed(error.into()))?;
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         rustix::fs::fcntl_add_seals(&file, seals).map_err(|error| failed(error.into()))?;
         Ok(Self { memory: file.into() })

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use berth_sys::namespace::Namespaces;
@@ -13,12 +14,16 @@ use berth_sys::process::{Clone, clone_sibling, end_now};
 use berth_sys::program::{Program, become_program};
 use rustix::fs::{Mode, OFlags};
 
+use crate::ids::IdRange;
+use crate::maker;
 use crate::message::{self, Reply, Report, Request};
-use crate::perform::{Failure, perform};
+use crate::perform::{Failure, Given, perform};
 use crate::plan::Plan;
 
 /// Descriptors that every request brings.
 const FIXED_DESCRIPTORS: usize = 5;
+/// The first descriptor that the guest has beside the standard three; see [`become_program`].
+const FIRST_PASSED: usize = 3;
 
 /// What a binary must do first thing in `main`, before any other thread exists, when its first argument is
 /// [`crate::LAUNCHER_ARG`]; its end is the process's end.
@@ -43,13 +48,16 @@ fn serve() -> io::Result<()> {
     // Compiled once here, for all children. An error is every child's own, when it comes to need it.
     let _ = crate::seccomp::programs();
     while let Some((request, fds)) = message::receive::<Request>(&socket)? {
-        let answered = match Descriptors::take(request, fds) {
-            Some(fds) => start(&socket, fds),
-            None => {
-                let failure =
-                    Failure::new("understand the request of", "the daemon", rustix::io::Errno::PROTO);
-                message::send(&socket, &Reply::Failed(failure), &[])
-            }
+        let answered = match request {
+            Request::Launch { network, user } => match Descriptors::take(network, user, fds) {
+                Some((fds, report)) => start(&socket, fds, report),
+                None => {
+                    let failure =
+                        Failure::new("understand the request of", "the daemon", rustix::io::Errno::PROTO);
+                    message::send(&socket, &Reply::Failed(failure), &[])
+                }
+            },
+            Request::MakeNamespaces(ids) => make_namespaces(&socket, ids),
         };
         match answered {
             // The daemon died between request and answer; the next read says so.
@@ -60,39 +68,42 @@ fn serve() -> io::Result<()> {
     Ok(())
 }
 
+/// What a launch brings, but for the report, which outlives the rest.
 struct Descriptors {
     plan: OwnedFd,
-    report: OwnedFd,
     guest: OwnedFd,
     control: OwnedFd,
     stderr: OwnedFd,
-    netns: Option<OwnedFd>,
+    network: Option<OwnedFd>,
+    user: Option<OwnedFd>,
 }
 
 impl Descriptors {
-    fn take(request: Request, fds: Vec<OwnedFd>) -> Option<Self> {
-        if fds.len() != FIXED_DESCRIPTORS + usize::from(request.netns) {
+    fn take(network: bool, user: bool, fds: Vec<OwnedFd>) -> Option<(Self, OwnedFd)> {
+        if fds.len() != FIXED_DESCRIPTORS + usize::from(network) + usize::from(user) {
             return None;
         }
         let mut fds = fds.into_iter();
-        Some(Self {
-            plan: fds.next()?,
-            report: fds.next()?,
+        let (plan, report) = (fds.next()?, fds.next()?);
+        let taken = Self {
+            plan,
             guest: fds.next()?,
             control: fds.next()?,
             stderr: fds.next()?,
-            netns: fds.next(),
-        })
+            network: if network { fds.next() } else { None },
+            user: fds.next(),
+        };
+        Some((taken, report))
     }
 }
 
-fn start(socket: &OwnedFd, fds: Descriptors) -> io::Result<()> {
+fn start(socket: &OwnedFd, fds: Descriptors, report: OwnedFd) -> io::Result<()> {
     let mut namespaces = Namespaces::MOUNT | Namespaces::PID | Namespaces::IPC | Namespaces::UTS;
-    if fds.netns.is_none() {
+    if fds.network.is_none() {
         namespaces = namespaces | Namespaces::NETWORK;
     }
     match clone_sibling(namespaces) {
-        Ok(Clone::Child) => run_child(fds),
+        Ok(Clone::Child) => run_child(fds, report),
         Ok(Clone::Parent { pid, pidfd }) => message::send(socket, &Reply::Started { pid }, &[pidfd.as_fd()]),
         Err(error) => {
             let failure = Failure::new("make namespaces for", "the sandbox", error);
@@ -101,20 +112,24 @@ fn start(socket: &OwnedFd, fds: Descriptors) -> io::Result<()> {
     }
 }
 
-fn run_child(fds: Descriptors) -> ! {
-    let prepared = prepare(fds.plan, fds.netns, fds.guest, fds.control, fds.stderr);
-    let program = match prepared {
-        Ok((program, stubs)) => {
-            message::write_report(&fds.report, &Report::Ready { stubs }).map(|()| program)
-        }
+fn make_namespaces(socket: &OwnedFd, ids: IdRange) -> io::Result<()> {
+    match maker::make(ids) {
+        Ok(pair) => message::send(socket, &Reply::Made, &[pair.user.as_fd(), pair.net.as_fd()]),
+        Err(failure) => message::send(socket, &Reply::Failed(failure), &[]),
+    }
+}
+
+fn run_child(fds: Descriptors, report: OwnedFd) -> ! {
+    let program = match prepare(fds) {
+        Ok((program, stubs)) => message::write_report(&report, &Report::Ready { stubs }).map(|()| program),
         Err(failure) => {
             // When nobody reads the report, nobody waits for this process either.
-            let _ = message::write_report(&fds.report, &Report::Failed(failure));
+            let _ = message::write_report(&report, &Report::Failed(failure));
             end_now(126)
         }
     };
     match program {
-        Ok(program) => become_program(program, fds.report, |report, error| {
+        Ok(program) => become_program(program, report, |report, error| {
             let failure = Failure::new("execute", "the guest", io::Error::from(error.kind()));
             let failure = Failure { errno: error.raw_os_error().unwrap_or(failure.errno), ..failure };
             let _ = message::write_report(report, &Report::Failed(failure));
@@ -123,27 +138,32 @@ fn run_child(fds: Descriptors) -> ! {
     }
 }
 
-fn prepare(
-    plan: OwnedFd,
-    netns: Option<OwnedFd>,
-    guest: OwnedFd,
-    control: OwnedFd,
-    stderr: OwnedFd,
-) -> Result<(Program, Vec<std::path::PathBuf>), Failure> {
+fn prepare(fds: Descriptors) -> Result<(Program, Vec<PathBuf>), Failure> {
     let plan: Plan =
-        message::from_memory_file(plan).map_err(|error| Failure::new("read", "the plan", error))?;
+        message::from_memory_file(fds.plan).map_err(|error| Failure::new("read", "the plan", error))?;
     let open_null = |flags| null(flags).map_err(|error| Failure::new("open", "/dev/null", error));
     // Opened on the host's side, for a reader of /proc/1/fd it is the same device.
     let (input, output) = (open_null(OFlags::RDONLY)?, open_null(OFlags::WRONLY)?);
-    let done = perform(&plan, netns.as_ref().map(AsFd::as_fd))?;
-    let mut arguments = vec![c"berth-guest".to_owned(), c"--control-fd=3".to_owned()];
-    let mut passed = vec![control];
+    let given =
+        Given { network: fds.network.as_ref().map(AsFd::as_fd), user: fds.user.as_ref().map(AsFd::as_fd) };
+    let done = perform(&plan, given)?;
+    let mut words = vec!["berth-guest".to_owned()];
+    let mut passed = Vec::new();
+    let mut pass = |name: &str, fd: OwnedFd| {
+        passed.push(fd);
+        format!("{name}={}", FIRST_PASSED + passed.len() - 1)
+    };
+    words.push(pass("--control-fd", fds.control));
     if let Some((dir, v2)) = done.guest_cgroup {
-        arguments.push(CString::from(c"--cgroup-fd=4"));
-        arguments.extend(v2.then(|| c"--cgroup-v2".to_owned()));
-        passed.push(dir);
+        words.push(pass("--cgroup-fd", dir));
+        words.extend(v2.then(|| "--cgroup-v2".to_owned()));
     }
-    let program = Program { image: guest, arguments, stdio: [input, output, stderr], passed };
+    words.extend(done.arguments);
+    words.extend(done.passed.into_iter().map(|(name, fd)| pass(&name, fd)));
+    let arguments = words.into_iter().map(CString::new).collect::<Result<_, _>>();
+    let arguments =
+        arguments.map_err(|_| Failure::new("pass arguments to", "the guest", rustix::io::Errno::INVAL))?;
+    let program = Program { image: fds.guest, arguments, stdio: [input, output, fds.stderr], passed };
     Ok((program, done.stubs))
 }
 

@@ -11,8 +11,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::guest_image::GuestImage;
+use crate::ids::{IdRange, IdRangeError, NamespacePair};
 use crate::message::{self, Reply, Report, Request};
-use crate::perform::Failure;
+use crate::perform::{Blame, Failure};
 use crate::plan::Plan;
 use crate::process::{Exit, Process};
 
@@ -24,6 +25,8 @@ pub const LAUNCHER_ARG: &str = "berth-launcher";
 pub struct Launcher {
     /// None after it died; the next launch starts another.
     helper: Mutex<Option<Helper>>,
+    /// Makes namespaces, so that no launch waits for them. None until the first are asked for, and after it died.
+    maker: Mutex<Option<Helper>>,
 }
 
 #[derive(Debug)]
@@ -38,8 +41,12 @@ struct Helper {
 pub struct LaunchRequest<'a> {
     /// What to do.
     pub plan: &'a Plan,
-    /// The network namespace to live in. None: an own one with nothing but loopback.
+    /// The network namespace to live in. None: an own one with nothing but loopback, which belongs to the host's user
+    /// namespace whatever `user_namespace` is.
     pub netns: Option<BorrowedFd<'a>>,
+    /// The user namespace to live in, exactly when [`Plan::enters_user_namespace`] says so; its map must be that of
+    /// [`crate::Spec::ids`].
+    pub user_namespace: Option<BorrowedFd<'a>>,
     /// The guest's end of the control stream: its descriptor 3. Taken, so that the daemon sees end-of-file when the
     /// guest is gone.
     pub control: OwnedFd,
@@ -85,6 +92,41 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// What the request mounts would have wrong owners in a container with ids of its own.
+    #[error(
+        "cannot show {} with a sandbox's own owners: what is mounted there, or below it, has no id-mapped mounts or is \
+         one; copy it to ext4, xfs, btrfs or tmpfs, or start the sandbox without a user namespace",
+        path.display()
+    )]
+    BindOwners {
+        /// The source of the bind.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Layers or disk would have wrong owners in a container with ids of its own.
+    #[error(
+        "cannot show {} with a sandbox's own owners: its file system has no id-mapped mounts, or is mounted as one; \
+         move the data directory to ext4, xfs or btrfs, or start sandboxes without user namespaces",
+        path.display()
+    )]
+    RootOwners {
+        /// The directory.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Not a range of ids that a container can have.
+    #[error(transparent)]
+    Ids(#[from] IdRangeError),
+    /// A user namespace came with a plan that does not enter one, or none with one that does.
+    #[error("the plan enters a user namespace: {planned}, the request brings one: {}", !planned)]
+    UserNamespace {
+        /// Whether the plan enters one.
+        planned: bool,
+    },
     /// The report of the container's first process cannot be read.
     #[error("cannot read the report of the sandbox's first process")]
     ReadReport(#[source] io::Error),
@@ -99,10 +141,13 @@ pub enum Error {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let source = io::Error::from_raw_os_error(failure.errno);
-        if failure.is_mount_target {
-            return Self::MountTarget { path: failure.path, source };
+        let Failure { step, path, .. } = failure;
+        match failure.blame {
+            Blame::Machine => Self::Perform { step, path, source },
+            Blame::MountTarget => Self::MountTarget { path, source },
+            Blame::BindOwners => Self::BindOwners { path, source },
+            Blame::RootOwners => Self::RootOwners { path, source },
         }
-        Self::Perform { step: failure.step, path: failure.path, source }
     }
 }
 
@@ -110,11 +155,15 @@ impl Launcher {
     /// Starts the launcher process: this same executable, asked by [`LAUNCHER_ARG`].
     pub fn spawn() -> Result<Self, Error> {
         let helper = Helper::start().map_err(Error::StartLauncher)?;
-        Ok(Self { helper: Mutex::new(Some(helper)) })
+        Ok(Self { helper: Mutex::new(Some(helper)), maker: Mutex::new(None) })
     }
 
     /// Starts a container and waits until its guest is being executed.
     pub fn launch(&self, request: LaunchRequest<'_>) -> Result<Process, Error> {
+        let planned = request.plan.enters_user_namespace();
+        if planned != request.user_namespace.is_some() {
+            return Err(Error::UserNamespace { planned });
+        }
         let plan = message::to_memory_file(request.plan).map_err(Error::Prepare)?;
         let (report, report_writer) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::Prepare(error.into()))?;
@@ -130,28 +179,53 @@ impl Launcher {
             stderr.as_fd(),
         ];
         fds.extend(request.netns);
-        let process = self.ask(&Request { netns: request.netns.is_some() }, &fds)?;
+        fds.extend(request.user_namespace);
+        let wanted = Request::Launch { network: request.netns.is_some(), user: planned };
+        let (reply, mut answered) = ask(&self.helper, &wanted, &fds)?;
+        let process = match (reply, answered.pop()) {
+            (Reply::Started { pid }, Some(pidfd)) => Process::new(pid, pidfd),
+            _ => return Err(Error::Talk(io::ErrorKind::InvalidData.into())),
+        };
         // Ours must be closed, or the pipe never ends.
         drop((report_writer, request.control, stderr));
         await_report(process, report)
     }
 
-    /// Has the launcher make the process. Only this much is one at a time.
-    fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Process, Error> {
-        // A panic elsewhere cannot leave a helper half-changed: it is taken out while in use.
-        let mut slot = self.helper.lock().unwrap_or_else(PoisonError::into_inner);
-        let helper = match slot.take() {
-            Some(helper) if helper.lives() => helper,
-            _ => Helper::start().map_err(Error::StartLauncher)?,
-        };
-        let (reply, mut fds) = helper.ask(request, fds)?;
-        *slot = Some(helper);
-        drop(slot);
-        match (reply, fds.pop()) {
-            (Reply::Started { pid }, Some(pidfd)) => Ok(Process::new(pid, pidfd)),
-            (Reply::Started { .. }, None) => Err(Error::Talk(io::ErrorKind::InvalidData.into())),
-            (Reply::Failed(failure), _) => Err(failure.into()),
+    /// Makes a user namespace in which `ids` are 0 and up, for users and groups, and a network namespace that belongs
+    /// to it. No process stays behind, and no launch waits for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ids`] for a range that no container can have; [`Error::Perform`] when the kernel refuses: `ENOSPC` at
+    /// `user.max_user_namespaces` or `user.max_net_namespaces`, `EPERM` where this process may not map the range.
+    pub fn make_namespaces(&self, ids: IdRange) -> Result<NamespacePair, Error> {
+        ids.check()?;
+        let (reply, mut fds) = ask(&self.maker, &Request::MakeNamespaces(ids), &[])?;
+        match (reply, fds.pop(), fds.pop()) {
+            (Reply::Made, Some(net), Some(user)) => Ok(NamespacePair { user, net }),
+            _ => Err(Error::Talk(io::ErrorKind::InvalidData.into())),
         }
+    }
+}
+
+/// Has a helper, started anew if need be, do something that can fail. Only this much is one at a time.
+fn ask(
+    slot: &Mutex<Option<Helper>>,
+    request: &Request,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(Reply, Vec<OwnedFd>), Error> {
+    // A panic elsewhere cannot leave a helper half-changed: it is taken out while in use.
+    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    let helper = match slot.take() {
+        Some(helper) if helper.lives() => helper,
+        _ => Helper::start().map_err(Error::StartLauncher)?,
+    };
+    let answer = helper.ask(request, fds)?;
+    *slot = Some(helper);
+    drop(slot);
+    match answer {
+        (Reply::Failed(failure), _) => Err(failure.into()),
+        answer => Ok(answer),
     }
 }
 

@@ -12,6 +12,9 @@
 //! `CLONE_PARENT` makes the daemon the parent all the same. The child does its own mounting after the helper has
 //! turned to the next request, so launches run side by side.
 //!
+//! A container with ids of its own needs a user namespace, which [`Launcher::make_namespaces`] makes ahead, by another
+//! helper, together with a network namespace that belongs to it.
+//!
 //! What it refuses: to open anything of a sandbox's tree before the old root is gone (see [`mod@plan`] for why), to skip a
 //! limit whose controller is missing, to start a sandbox whose layers do not fit the mount call, to touch control
 //! groups outside `berth/`.
@@ -20,20 +23,21 @@
 //! left behind, for everything after; [`cgroup::Error`] likewise.
 //!
 //! Where to start reading: [`spec`], then [`mod@plan`], then `perform`.
-//!
-//! Seam for later: user namespaces and id-mapped mounts become operations between `PrivateMounts` and `MountOverlay`.
 
 pub mod capability;
 pub mod cgroup;
 pub mod doctor;
 mod guest_image;
 mod helper;
+pub mod ids;
 pub mod launcher;
+mod maker;
 mod message;
 mod mountpoint;
 mod perform;
 pub mod plan;
 mod process;
+mod root;
 pub mod seccomp;
 pub mod spec;
 
@@ -41,6 +45,7 @@ pub use capability::Capability;
 pub use doctor::doctor;
 pub use guest_image::{GuestImage, GuestImageError};
 pub use helper::launcher_main;
+pub use ids::{IdRange, IdRangeError, NamespacePair};
 pub use launcher::{Error, LAUNCHER_ARG, LaunchRequest, Launcher};
 pub use plan::{Facts, Plan, plan};
 pub use process::{Exit, Process};

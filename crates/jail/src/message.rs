@@ -17,6 +17,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::IdRange;
 use crate::perform::Failure;
 
 /// Longest datagram.
@@ -24,15 +25,22 @@ const DATAGRAM_MAX: usize = 4096;
 /// Most descriptors in one.
 const DESCRIPTORS_MAX: usize = 8;
 
-/// Asks the launcher for a process. Descriptors, in order: plan, report, guest image, control, standard error; then
-/// the network namespace, if one is given.
+/// Asks the launcher for something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Request {
-    /// Whether a network namespace comes with it.
-    pub(crate) netns: bool,
+pub(crate) enum Request {
+    /// A process. Descriptors, in order: plan, report, guest image, control, standard error; then the namespaces that
+    /// are given, network first.
+    Launch {
+        /// Whether a network namespace comes with it.
+        network: bool,
+        /// Whether a user namespace comes with it.
+        user: bool,
+    },
+    /// A pair of namespaces.
+    MakeNamespaces(IdRange),
 }
 
-/// The launcher's answer; with `Started` comes the pidfd.
+/// The launcher's answer; with `Started` comes the pidfd, with `Made` the user and the network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reply {
     /// There is a process.
@@ -40,7 +48,9 @@ pub(crate) enum Reply {
         /// Its pid in the daemon's namespace.
         pid: i32,
     },
-    /// There is none.
+    /// There are two namespaces.
+    Made,
+    /// There is nothing.
     Failed(Failure),
 }
 

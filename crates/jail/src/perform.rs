@@ -2,24 +2,25 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use berth_sys::mount::{Attributes, set_attributes};
+use berth_sys::mount::{Attributes, map_ids, set_attributes};
 use berth_sys::namespace::{self, Namespaces};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
-    mount_change, mount_remount, move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind, mount_change,
+    mount_remount, move_mount, open_tree,
 };
-use rustix::process::{Resource, chdir, fchdir, getrlimit, pivot_root, setrlimit};
+use rustix::process::{Resource, Rlimit, chdir, fchdir, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 use serde::{Deserialize, Serialize};
 
 use crate::capability::Capability;
 use crate::mountpoint::{self, Kind, Links};
-use crate::plan::{Flag, Mount, Op, Overlay, Plan, Tree};
+use crate::plan::{Flag, Mount, Op, Plan, Tree};
+use crate::root;
 use crate::seccomp::{self, Profile};
 use crate::spec::GuestCgroup;
 
@@ -32,15 +33,37 @@ pub(crate) struct Failure {
     pub(crate) path: PathBuf,
     /// Why.
     pub(crate) errno: i32,
-    /// Whether it is what the request names that does not fit the image, not the machine that failed.
+    /// Whose it is.
     #[serde(default)]
-    pub(crate) is_mount_target: bool,
+    pub(crate) blame: Blame,
+}
+
+/// Whether a failure is more than one of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Blame {
+    /// It is not.
+    #[default]
+    Machine,
+    /// The place of something that is mounted does not fit the image.
+    MountTarget,
+    /// What is to be mounted cannot be seen with other owners.
+    BindOwners,
+    /// The directories behind the root cannot be seen with other owners.
+    RootOwners,
 }
 
 impl Failure {
     pub(crate) fn new(step: &str, path: impl Into<PathBuf>, error: impl Into<io::Error>) -> Self {
         let errno = error.into().raw_os_error().unwrap_or_else(|| Errno::IO.raw_os_error());
-        Self { step: step.to_owned(), path: path.into(), errno, is_mount_target: false }
+        Self { step: step.to_owned(), path: path.into(), errno, blame: Blame::Machine }
+    }
+
+    /// Of an attempt to see the files of `path` with other owners; `blame` if they are none that could be.
+    fn owners(path: &Path, error: &io::Error, blame: Blame) -> Self {
+        let errno = error.raw_os_error().unwrap_or_else(|| Errno::IO.raw_os_error());
+        let cannot = [Errno::INVAL, Errno::PERM, Errno::OPNOTSUPP].map(Errno::raw_os_error).contains(&errno);
+        let blame = if cannot { blame } else { Blame::Machine };
+        Self { step: "map the owners of".to_owned(), path: path.to_owned(), errno, blame }
     }
 }
 
@@ -51,22 +74,33 @@ pub(crate) struct Performed {
     pub(crate) stubs: Vec<PathBuf>,
     /// The group in which the guest may make more, and whether it is of version 2.
     pub(crate) guest_cgroup: Option<(OwnedFd, bool)>,
+    /// Further arguments of the guest.
+    pub(crate) arguments: Vec<String>,
+    /// Descriptors of the guest, each with the name of the argument that tells its number.
+    pub(crate) passed: Vec<(String, OwnedFd)>,
     trees: Vec<Option<OwnedFd>>,
 }
 
+/// Namespaces that came with the request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Given<'a> {
+    pub(crate) network: Option<BorrowedFd<'a>>,
+    pub(crate) user: Option<BorrowedFd<'a>>,
+}
+
 /// Performs all operations. After an error the process is good for nothing but to report it and end.
-pub(crate) fn perform(plan: &Plan, netns: Option<BorrowedFd<'_>>) -> Result<Performed, Failure> {
+pub(crate) fn perform(plan: &Plan, given: Given<'_>) -> Result<Performed, Failure> {
     let mut done = Performed::default();
     // Mount points are made with exactly the modes that the code says.
     rustix::process::umask(Mode::empty());
     for op in &plan.ops {
-        done.apply(op, netns)?;
+        done.apply(op, given)?;
     }
     Ok(done)
 }
 
 impl Performed {
-    fn apply(&mut self, op: &Op, netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    fn apply(&mut self, op: &Op, given: Given<'_>) -> Result<(), Failure> {
         match op {
             Op::NewSession => rustix::process::setsid().map(drop).at("leave the session of", "the launcher"),
             Op::NewKeyring => new_keyring(),
@@ -75,15 +109,23 @@ impl Performed {
             Op::UnshareCgroups => {
                 namespace::unshare(Namespaces::CGROUP).at("enter a new", "cgroup namespace")
             }
-            Op::EnterNetwork => enter_network(netns),
+            Op::TellGuest(arguments) => {
+                self.arguments.extend_from_slice(arguments);
+                Ok(())
+            }
+            Op::PassFile { path, argument } => self.pass_file(path, argument),
+            Op::EnterNetwork => enter_network(given.network),
             Op::PrivateMounts => {
                 mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
                     .at("make mounts private below", "/")
             }
-            Op::OpenTree(tree) => self.open_tree(tree),
-            Op::MountOverlay(overlay) => mount_overlay(overlay),
-            Op::MountUpper(upper) => mount_upper(upper),
-            Op::PivotRoot(root) => pivot(root),
+            Op::OpenTree(tree) => self.open_tree(tree, given),
+            Op::OpenMapped(dir) => self.open_mapped(dir, given),
+            Op::Cover { tree, dir } => self.cover(*tree, dir),
+            Op::MakeFilesAs(id) => berth_sys::process::make_files_as(*id).at("make files as", id.to_string()),
+            Op::MountOverlay(overlay) => root::mount_overlay(overlay),
+            Op::MountUpper(upper) => root::mount_upper(upper),
+            Op::PivotRoot(root) => root::pivot(root),
             Op::Mount(mount) => self.mount(mount),
             Op::Link { path, target } => {
                 rustix::fs::symlinkat(target.as_str(), CWD, path).at("make the link", path)
@@ -93,6 +135,8 @@ impl Performed {
             Op::ReadOnly(path) => read_only(path),
             Op::Hostname(name) => rustix::system::sethostname(name.as_bytes()).at("set the host name", name),
             Op::RaiseOpenFiles => raise_open_files(),
+            Op::RaiseProcesses => raise_processes(),
+            Op::EnterUserNamespace => enter_user_namespace(given.user),
             Op::FilterSystemCalls(profile) => filter_system_calls(*profile),
             Op::Capabilities { keep, last } => keep_capabilities(keep, *last),
             Op::NoNewPrivileges => {
@@ -113,7 +157,40 @@ impl Performed {
         Ok(())
     }
 
-    fn open_tree(&mut self, tree: &Tree) -> Result<(), Failure> {
+    fn pass_file(&mut self, path: &Path, argument: &str) -> Result<(), Failure> {
+        let file = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at("open for the guest", path)?;
+        self.pass(argument, file);
+        Ok(())
+    }
+
+    /// Gives the guest a descriptor, whose number it finds in the argument `argument=number`.
+    fn pass(&mut self, argument: &str, fd: OwnedFd) {
+        self.passed.push((argument.to_owned(), fd));
+    }
+
+    fn open_mapped(&mut self, dir: &Path, given: Given<'_>) -> Result<(), Failure> {
+        // With all below: a layer that is a mount of its own would be an empty directory otherwise.
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let fd = open_tree(CWD, dir, flags).at("open the directory", dir)?;
+        let user = given.user.ok_or(Errno::BADF).at("find the user namespace for", dir)?;
+        map_ids(fd.as_fd(), user, true).map_err(|error| Failure::owners(dir, &error, Blame::RootOwners))?;
+        self.trees.push(Some(fd));
+        Ok(())
+    }
+
+    fn cover(&mut self, number: usize, dir: &Path) -> Result<(), Failure> {
+        let tree = self.take_tree(number, dir)?;
+        move_mount(&tree, "", CWD, dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("mount over", dir)
+    }
+
+    fn take_tree(&mut self, number: usize, target: &Path) -> Result<OwnedFd, Failure> {
+        let tree = self.trees.get_mut(number).and_then(Option::take);
+        tree.ok_or_else(|| Failure::new("find the opened source for", target, Errno::BADF))
+    }
+
+    fn open_tree(&mut self, tree: &Tree, given: Given<'_>) -> Result<(), Failure> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | if tree.device { OpenTreeFlags::empty() } else { OpenTreeFlags::AT_RECURSIVE };
@@ -131,6 +208,11 @@ impl Performed {
             no_exec: tree.device,
         };
         set_attributes(fd.as_fd(), attributes, !tree.device).at("restrict the bind of", &tree.source)?;
+        if tree.mapped {
+            let user = given.user.ok_or(Errno::BADF).at("find the user namespace for", &tree.source)?;
+            map_ids(fd.as_fd(), user, true)
+                .map_err(|error| Failure::owners(&tree.source, &error, Blame::BindOwners))?;
+        }
         self.trees.push(Some(fd));
         Ok(())
     }
@@ -156,28 +238,24 @@ impl Performed {
     }
 
     fn attach(&mut self, number: usize, target: &Path) -> Result<(), Failure> {
-        let tree = self.trees.get_mut(number).and_then(Option::take);
-        let tree = tree.ok_or_else(|| Failure::new("find the opened source for", target, Errno::BADF))?;
+        let tree = self.take_tree(number, target)?;
         let stat = rustix::fs::fstat(&tree).at("look at the source for", target)?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Directory,
             _ => Kind::File,
         };
-        let point =
-            mountpoint::open(target, kind, Links::Follow, &mut self.stubs).map_err(|error| Failure {
-                is_mount_target: matches!(
-                    error,
-                    Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG | Errno::LOOP
-                ),
-                ..Failure::new("prepare the mount point", target, error)
-            })?;
+        let point = mountpoint::open(target, kind, Links::Follow, &mut self.stubs).map_err(|error| {
+            let misfit = matches!(error, Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG | Errno::LOOP);
+            let blame = if misfit { Blame::MountTarget } else { Blame::Machine };
+            Failure { blame, ..Failure::new("prepare the mount point", target, error) }
+        })?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &point, "", flags).at("mount a bind at", target)
     }
 }
 
 /// Says what an error is about.
-trait At<T> {
+pub(crate) trait At<T> {
     fn at(self, step: &str, path: impl AsRef<Path>) -> Result<T, Failure>;
 }
 
@@ -208,43 +286,6 @@ fn enter_network(netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
     }
 }
 
-fn mount_overlay(overlay: &Overlay) -> Result<(), Failure> {
-    chdir(&overlay.layers_dir).at("enter", &overlay.layers_dir)?;
-    let upper = directory(&overlay.upper)?;
-    let work = directory(&overlay.work)?;
-    // Named by descriptor: their real paths may hold characters that separate options, and would show in the
-    // container's mount table.
-    let options = overlay.options(&fd_path(&upper), &fd_path(&work));
-    let options = c_string(&options, &overlay.upper)?;
-    mount(overlay.name.as_str(), &overlay.upper, "overlay", MountFlags::NODEV, options.as_c_str())
-        .map_err(|error| blame(overlay, error))
-}
-
-/// mount(2) does not say which layer it did not like.
-fn blame(overlay: &Overlay, error: Errno) -> Failure {
-    let bad =
-        overlay.lowers.iter().map(|name| overlay.layers_dir.join(name)).find_map(|dir| directory(&dir).err());
-    bad.unwrap_or_else(|| Failure::new("mount the overlay at", &overlay.upper, error))
-}
-
-fn mount_upper(upper: &Path) -> Result<(), Failure> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, upper, flags).at("open the upper directory", upper)?;
-    let attributes = Attributes { no_dev: true, ..Attributes::default() };
-    set_attributes(tree.as_fd(), attributes, false).at("restrict the mount of", upper)?;
-    move_mount(&tree, "", CWD, upper, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .at("mount the upper directory", upper)
-}
-
-fn pivot(root: &Path) -> Result<(), Failure> {
-    chdir(root).at("enter", root)?;
-    // New and old root on one directory: the old one lands on top of the new one, and is taken off from there. So the
-    // container needs no directory for it.
-    pivot_root(".", ".").at("change the root to", root)?;
-    unmount(".", UnmountFlags::DETACH).at("detach the old root from", root)?;
-    chdir("/").at("enter", "/")
-}
-
 fn mask(path: &Path) -> Result<(), Failure> {
     let Some(found) = existing(path)? else { return Ok(()) };
     if found == FileType::Directory {
@@ -271,6 +312,20 @@ fn existing(path: &Path) -> Result<Option<FileType>, Failure> {
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(Failure::new("look at", path, error)),
     }
+}
+
+/// Only a process that may exceed hard limits may lift them; any other goes as far as the hard one.
+fn raise_processes() -> Result<(), Failure> {
+    if setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None }).is_ok() {
+        return Ok(());
+    }
+    let maximum = getrlimit(Resource::Nproc).maximum;
+    setrlimit(Resource::Nproc, Rlimit { current: maximum, maximum }).at("raise the limit of", "processes")
+}
+
+fn enter_user_namespace(user: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    let user = user.ok_or(Errno::BADF).at("find", "the user namespace")?;
+    namespace::become_root_of(user).at("become root of", "the user namespace")
 }
 
 fn raise_open_files() -> Result<(), Failure> {
@@ -308,15 +363,6 @@ fn keep_capabilities(keep: &[Capability], last: u8) -> Result<(), Failure> {
     rustix::thread::set_capabilities(None, sets).at("reduce the own", "capabilities")
 }
 
-fn directory(path: &Path) -> Result<OwnedFd, Failure> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, path, flags, Mode::empty()).at("open the directory", path)
-}
-
-fn fd_path(fd: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
-fn c_string(text: &str, path: &Path) -> Result<CString, Failure> {
+pub(crate) fn c_string(text: &str, path: &Path) -> Result<CString, Failure> {
     CString::new(text).map_err(|_| Failure::new("pass options to the mount of", path, Errno::INVAL))
 }

@@ -9,22 +9,34 @@
 //! Device nodes: no mount of a container permits them (`nodev` on the root, on /dev and on all binds), so a node that
 //! root makes in it with `CAP_MKNOD` opens nothing. The six harmless ones are bind mounts of the host's own nodes,
 //! each a mount of its own. So no device control group is needed, which version 2 has only as BPF programs.
+//!
+//! A container with ids of its own does all of that as root of the host, and enters its user namespace as one of the
+//! last steps. So its mounts and its mount namespace belong to the host, and no capability inside has power over them.
+//! Layers, disk and binds are seen through id-mapped mounts, so that neutral ids (0, 5, …) are stored, whatever range
+//! the container has.
+
+mod check;
+mod facts;
+mod op;
 
 use std::collections::HashSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::capability::Capability;
+use crate::ids::IdRange;
+pub use crate::plan::check::Error;
+pub use crate::plan::facts::{DetectError, Facts};
+pub use crate::plan::op::{Flag, Mount, Op, Overlay, Tree};
 use crate::seccomp::Profile;
-use crate::spec::{Bind, GuestCgroup, Spec};
+use crate::spec::{Root, Spec};
 
-/// Longest host name. gethostname(2).
-const HOSTNAME_MAX: usize = 64;
 /// Room that the options beside the lower directories take at most: fixed text and two descriptor numbers.
 const OVERLAY_FIXED_BYTES: usize = 160;
 /// `/dev`, as Docker sizes it.
 const DEV_OPTIONS: &str = "mode=755,size=65536k";
+/// The group of terminals, in every distribution.
+const TTY_GROUP: u32 = 5;
 
 /// Nodes that every container has.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -56,106 +68,6 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 /// The guest's own files: root in the container is its user, and could offer it to the out-of-memory killer first.
 const GUEST_FILES: &str = "/proc/1";
 
-/// What the plan depends on besides the spec.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    /// What mount(2) takes as options: a page, with the final NUL.
-    pub mount_options_bytes: usize,
-    /// Highest capability number of the running kernel.
-    pub last_capability: u8,
-}
-
-impl Facts {
-    /// Of this machine.
-    pub fn detect() -> Result<Self, DetectError> {
-        let path = PathBuf::from("/proc/sys/kernel/cap_last_cap");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| DetectError::ReadLastCapability { path: path.clone(), source })?;
-        let last_capability = text.trim().parse().map_err(|source| DetectError::ParseLastCapability {
-            path,
-            text: text.clone(),
-            source,
-        })?;
-        // The kernel copies options in units of its page, and refuses what does not fit one of 4 KiB even where pages
-        // are larger, in some versions; so the smallest.
-        Ok(Self { mount_options_bytes: 4096, last_capability })
-    }
-}
-
-/// Why [`Facts::detect`] failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DetectError {
-    /// The file cannot be read.
-    #[error("cannot read the highest capability from {}", path.display())]
-    ReadLastCapability {
-        /// The file.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file holds something else.
-    #[error("not a capability number in {}: {text:?}", path.display())]
-    ParseLastCapability {
-        /// The file.
-        path: PathBuf,
-        /// What it holds.
-        text: String,
-        /// Cause.
-        #[source]
-        source: std::num::ParseIntError,
-    },
-}
-
-/// Why a spec has no plan.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// A path is relative, or climbs.
-    #[error("{what} must be an absolute path without \"..\": {}", path.display())]
-    NotAbsolute {
-        /// Which one.
-        what: &'static str,
-        /// As it was given.
-        path: PathBuf,
-    },
-    /// A layer's name is not one plain file name, or holds a character that separates overlay options.
-    #[error("layer name {name:?} is not a plain file name")]
-    LayerName {
-        /// As it was given.
-        name: String,
-    },
-    /// The names of the layers are longer than one mount call takes.
-    #[error("{count} layers do not fit one overlay mount: they take {bytes} of {limit} bytes")]
-    TooManyLayers {
-        /// How many layers.
-        count: usize,
-        /// What their options take.
-        bytes: usize,
-        /// What mount(2) takes.
-        limit: usize,
-    },
-    /// A bind over the whole root.
-    #[error("{} cannot be mounted at {}", source_path.display(), target.display())]
-    BindTarget {
-        /// What was to be mounted.
-        source_path: PathBuf,
-        /// Where.
-        target: PathBuf,
-    },
-    /// Longer than the kernel takes, or empty.
-    #[error("host name {hostname:?} must have 1 to {HOSTNAME_MAX} bytes")]
-    Hostname {
-        /// As it was given.
-        hostname: String,
-    },
-    /// A capability that the running kernel does not know, so that it cannot be granted.
-    #[error("the running kernel has no capability {}", String::from(*capability))]
-    CapabilityUnknownToKernel {
-        /// Which one.
-        capability: Capability,
-    },
-}
-
 /// Operations that make a container, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -163,158 +75,50 @@ pub struct Plan {
     pub ops: Vec<Op>,
 }
 
-/// One operation of the container's first process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Op {
-    /// Leave the launcher's session, so that no terminal's signals come.
-    NewSession,
-    /// Let go of the daemon's keys.
-    NewKeyring,
-    /// Join this control group (host path).
-    JoinCgroup(PathBuf),
-    /// Keep this control group open for the guest (host path).
-    OpenGuestCgroup(GuestCgroup),
-    /// See the groups just joined as the roots of their hierarchies.
-    UnshareCgroups,
-    /// Enter the network namespace that came with the request; without one, take loopback up in the own, empty one.
-    EnterNetwork,
-    /// Stop mounts from spreading to the host.
-    PrivateMounts,
-    /// Open a host path as a detached mount tree; trees are numbered from 0 in order.
-    OpenTree(Tree),
-    /// Mount the layers at the upper directory.
-    MountOverlay(Overlay),
-    /// Mount the upper directory at itself: the root of an image without layers.
-    MountUpper(PathBuf),
-    /// Make what is mounted at this host path the root, and detach the old one.
-    PivotRoot(PathBuf),
-    /// Mount a file system; missing directories are made, links refused.
-    Mount(Mount),
-    /// Make a symbolic link; `target` is its text.
-    Link {
-        /// Where.
-        path: PathBuf,
-        /// To what.
-        target: String,
-    },
-    /// Put a detached tree at a path; what is missing is made.
-    Attach {
-        /// Number of the tree.
-        tree: usize,
-        /// Where.
-        target: PathBuf,
-    },
-    /// Hide this path if it is there.
-    Mask(PathBuf),
-    /// Make this path read-only if it is there.
-    ReadOnly(PathBuf),
-    /// Set the host name.
-    Hostname(String),
-    /// Raise the soft limit of open files to the hard one.
-    RaiseOpenFiles,
-    /// Have all system calls from here on judged by the filter of this profile.
-    FilterSystemCalls(Profile),
-    /// Keep no capability but these, of all up to `last`.
-    Capabilities {
-        /// Kept.
-        keep: Vec<Capability>,
-        /// Highest number of the kernel.
-        last: u8,
-    },
-    /// Make set-uid bits and file capabilities ineffective, for good.
-    NoNewPrivileges,
-    /// Default signals, file mode mask 022.
-    ResetSignalsAndUmask,
-}
-
-/// A host path to open as a detached tree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tree {
-    /// Host path.
-    pub source: PathBuf,
-    /// Whether it may only be read.
-    pub read_only: bool,
-    /// Whether it is one of the device nodes that a container has.
-    pub device: bool,
-}
-
-/// An overlay to mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Overlay {
-    /// Shown as the mount's source.
-    pub name: String,
-    /// Host directory that the lower names are relative to.
-    pub layers_dir: PathBuf,
-    /// Uppermost first.
-    pub lowers: Vec<String>,
-    /// Host path.
-    pub upper: PathBuf,
-    /// Host path.
-    pub work: PathBuf,
-}
-
-/// A file system to mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mount {
-    /// Type, and shown as the source.
-    pub file_system: String,
-    /// Where.
-    pub target: PathBuf,
-    /// Flags beside `nosuid`, which all have.
-    pub flags: Vec<Flag>,
-    /// Options.
-    pub options: String,
-}
-
-/// Flags of a mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Flag {
-    /// `MS_NODEV`.
-    NoDev,
-    /// `MS_NOEXEC`.
-    NoExec,
-    /// `MS_RDONLY`.
-    ReadOnly,
-}
-
-impl Overlay {
-    /// The options, without the two directories that are known by descriptor when it comes to it.
-    ///
-    /// The three switches are said because the upper directory may become a layer: redirects and metadata-only copies
-    /// would make it one that means nothing without the mount that it came from, and an index would tie it to these
-    /// lowers. What a kernel's configuration has as default differs.
-    pub fn options(&self, upper: &str, work: &str) -> String {
-        format!(
-            "lowerdir={},upperdir={upper},workdir={work},index=off,redirect_dir=off,metacopy=off",
-            self.lowers.join(":")
-        )
+impl Plan {
+    /// Whether it needs a user namespace in its [`crate::LaunchRequest`].
+    pub fn enters_user_namespace(&self) -> bool {
+        self.ops.contains(&Op::EnterUserNamespace)
     }
 }
 
 /// Plans a container.
 pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
-    check(spec, facts)?;
-    let mut ops = vec![Op::NewSession, Op::NewKeyring];
+    check::check(spec, facts)?;
+    let mut ops = vec![Op::NewSession];
+    if spec.ids.is_none() {
+        ops.push(Op::NewKeyring);
+    }
     join_cgroups(spec, &mut ops);
+    guest(spec, &mut ops);
     ops.extend([Op::EnterNetwork, Op::PrivateMounts]);
     let trees = trees(spec);
     ops.extend(trees.iter().map(|(tree, _)| Op::OpenTree(tree.clone())));
-    root(spec, &mut ops);
+    if let Some(ids) = spec.ids {
+        map_root(&spec.root, ids, trees.len(), &mut ops);
+    }
+    root(spec, facts, &mut ops);
     kernel_file_systems(spec, &mut ops);
     for (number, (_, target)) in trees.into_iter().enumerate() {
         ops.push(Op::Attach { tree: number, target });
     }
+    // Files that stand in for those of /proc and /sys are mounted here: what they cover is there, and nothing hides or
+    // locks it yet.
+
     // After the devices are attached: files are masked with the container's own /dev/null.
     ops.extend(MASKED.map(|path| Op::Mask(path.into())));
     ops.extend(READ_ONLY.into_iter().chain([GUEST_FILES]).map(|path| Op::ReadOnly(path.into())));
     ops.extend([Op::Hostname(spec.hostname.clone()), Op::RaiseOpenFiles]);
+    if spec.ids.is_some() {
+        // The keyring last: it is to belong to the container's root, and to count as its.
+        ops.extend([Op::RaiseProcesses, Op::EnterUserNamespace, Op::NewKeyring]);
+    }
     if spec.seccomp != Profile::Unconfined {
         // While the right to do so is there: without it the kernel asks for no-new-privileges, which sudo is not to have.
         // So the filter applies to what follows too, all of which it allows.
         ops.push(Op::FilterSystemCalls(spec.seccomp));
     }
+    // After the user namespace is entered: that fills all sets anew.
     ops.push(Op::Capabilities { keep: spec.capabilities.clone(), last: facts.last_capability });
     if spec.no_new_privileges {
         ops.push(Op::NoNewPrivileges);
@@ -329,15 +133,58 @@ fn join_cgroups(spec: &Spec, ops: &mut Vec<Op>) {
     ops.push(Op::UnshareCgroups);
 }
 
-fn root(spec: &Spec, ops: &mut Vec<Op>) {
+/// What the guest is told and given.
+fn guest(spec: &Spec, ops: &mut Vec<Op>) {
+    let guest = &spec.guest;
+    let mask = spec.command_capabilities.as_ref().map(|list| {
+        let mask = list.iter().fold(0_u64, |mask, capability| mask | 1 << capability.number());
+        format!("--capabilities={mask:x}")
+    });
+    let number = |name: &str, value: Option<u64>| value.map(|value| format!("--{name}={value}"));
+    let arguments: Vec<String> = [
+        mask,
+        guest.cpus.map(|cpus| format!("--cpus={cpus}")),
+        number("memory-bytes", guest.memory_bytes),
+        number("pids", guest.pids),
+        number("storage-bytes", guest.storage_bytes),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if !arguments.is_empty() {
+        ops.push(Op::TellGuest(arguments));
+    }
+    if let Some(path) = guest.storage_used.clone() {
+        ops.push(Op::PassFile { path, argument: "--storage-used-fd".to_owned() });
+    }
+}
+
+/// Has the directories behind the root seen with the container's ids. All are opened before the first is covered: one
+/// may lie in another, and a mount is mapped only once.
+fn map_root(root: &Root, ids: IdRange, first_tree: usize, ops: &mut Vec<Op>) {
+    // Upper and work through one mount, as overlayfs asks.
+    let mut dirs: Vec<PathBuf> = root.upper.parent().map(Path::to_owned).into_iter().collect();
+    if !root.lowers.is_empty() {
+        dirs.push(root.layers_dir.clone());
+    }
+    dirs.sort_by_key(|dir| dir.components().count());
+    dirs.dedup();
+    ops.extend(dirs.iter().cloned().map(Op::OpenMapped));
+    ops.extend((first_tree..).zip(dirs).map(|(tree, dir)| Op::Cover { tree, dir }));
+    ops.push(Op::MakeFilesAs(ids.first));
+}
+
+fn root(spec: &Spec, facts: &Facts, ops: &mut Vec<Op>) {
     let root = &spec.root;
+    let lowers = distinct(&root.lowers);
     ops.push(if root.lowers.is_empty() {
         Op::MountUpper(root.upper.clone())
     } else {
         Op::MountOverlay(Overlay {
             name: format!("berth-{}", spec.id),
             layers_dir: root.layers_dir.clone(),
-            lowers: distinct(&root.lowers),
+            one_by_one: string_options_bytes(&lowers) > facts.mount_options_bytes,
+            lowers,
             upper: root.upper.clone(),
             work: root.work.clone(),
         })
@@ -352,6 +199,11 @@ fn distinct(lowers: &[String]) -> Vec<String> {
     lowers.iter().filter(|name| seen.insert(name.as_str())).cloned().collect()
 }
 
+/// What the options of an overlay take at most, with its layers in one string.
+fn string_options_bytes(lowers: &[String]) -> usize {
+    lowers.iter().map(|name| name.len() + 1).sum::<usize>() + OVERLAY_FIXED_BYTES
+}
+
 fn kernel_file_systems(spec: &Spec, ops: &mut Vec<Op>) {
     use Flag::{NoDev, NoExec, ReadOnly};
     let mut mount = |file_system: &str, target: &str, flags: &[Flag], options: &str| {
@@ -364,19 +216,30 @@ fn kernel_file_systems(spec: &Spec, ops: &mut Vec<Op>) {
     };
     mount("proc", "/proc", &[NoDev, NoExec], "");
     mount("sysfs", "/sys", &[NoDev, NoExec, ReadOnly], "");
-    mount("tmpfs", "/sys/fs/cgroup", &[NoDev, NoExec, ReadOnly], "mode=755,size=0k,nr_inodes=1");
-    mount("tmpfs", "/dev", &[NoDev], DEV_OPTIONS);
-    mount("devpts", "/dev/pts", &[NoExec], "newinstance,ptmxmode=0666,mode=0620,gid=5");
+    let first = spec.ids.map_or(0, |ids| ids.first);
+    let owner = spec.ids.map_or_else(String::new, |_| format!(",uid={first},gid={first}"));
+    let tty = first + TTY_GROUP;
+    mount(
+        "tmpfs",
+        "/sys/fs/cgroup",
+        &[NoDev, NoExec, ReadOnly],
+        &format!("mode=755,size=0k,nr_inodes=1{owner}"),
+    );
+    mount("tmpfs", "/dev", &[NoDev], &format!("{DEV_OPTIONS}{owner}"));
+    // No owner: a terminal belongs to whoever opens it.
+    mount("devpts", "/dev/pts", &[NoExec], &format!("newinstance,ptmxmode=0666,mode=0620,gid={tty}"));
     mount("mqueue", "/dev/mqueue", &[NoDev, NoExec], "");
-    mount("tmpfs", "/dev/shm", &[NoDev, NoExec], &format!("mode=1777,size={}", spec.shm_bytes));
+    mount("tmpfs", "/dev/shm", &[NoDev, NoExec], &format!("mode=1777,size={}{owner}", spec.shm_bytes));
     ops.extend(DEV_LINKS.map(|(path, target)| Op::Link { path: path.into(), target: target.to_owned() }));
 }
 
 /// What is taken from the host, and where it goes.
 fn trees(spec: &Spec) -> Vec<(Tree, PathBuf)> {
+    let mapped = spec.ids.is_some();
+    // Never mapped: the file system of the host's /dev has it not, and their modes let everybody use them.
     let device = |name: &str| {
         let path = Path::new("/dev").join(name);
-        (Tree { source: path.clone(), read_only: false, device: true }, path)
+        (Tree { source: path.clone(), read_only: false, device: true, mapped: false }, path)
     };
     let etc_files = [
         (&spec.etc.resolv_conf, "/etc/resolv.conf"),
@@ -385,75 +248,23 @@ fn trees(spec: &Spec) -> Vec<(Tree, PathBuf)> {
     ];
     let etc = etc_files.into_iter().filter_map(|(source, target)| {
         let source = source.clone()?;
-        Some((Tree { source, read_only: false, device: false }, PathBuf::from(target)))
+        Some((Tree { source, read_only: false, device: false, mapped }, PathBuf::from(target)))
     });
     let binds = spec.binds.iter().map(|bind| {
-        let tree = Tree { source: bind.source.clone(), read_only: bind.read_only, device: false };
+        let tree = Tree { source: bind.source.clone(), read_only: bind.read_only, device: false, mapped };
         (tree, bind.target.clone())
     });
     DEVICES.iter().map(|name| device(name)).chain(etc).chain(binds).collect()
 }
 
-fn check(spec: &Spec, facts: &Facts) -> Result<(), Error> {
-    check_layers(spec, facts)?;
-    if spec.hostname.is_empty() || spec.hostname.len() > HOSTNAME_MAX {
-        return Err(Error::Hostname { hostname: spec.hostname.clone() });
-    }
-    let unknown = spec.capabilities.iter().find(|capability| capability.number() > facts.last_capability);
-    if let Some(capability) = unknown {
-        return Err(Error::CapabilityUnknownToKernel { capability: *capability });
-    }
-    absolute("directory of layers", &spec.root.layers_dir)?;
-    absolute("upper directory", &spec.root.upper)?;
-    absolute("work directory", &spec.root.work)?;
-    for file in [&spec.etc.resolv_conf, &spec.etc.hosts, &spec.etc.hostname].into_iter().flatten() {
-        absolute("file for /etc", file)?;
-    }
-    for dir in spec.cgroups.join.iter().chain(spec.cgroups.guest.as_ref().map(|guest| &guest.dir)) {
-        absolute("control group", dir)?;
-    }
-    spec.binds.iter().try_for_each(check_bind)
-}
-
-fn check_layers(spec: &Spec, facts: &Facts) -> Result<(), Error> {
-    let lowers = &spec.root.lowers;
-    for name in lowers {
-        let one_name = Path::new(name).components().collect::<Vec<_>>() == [Component::Normal(name.as_ref())];
-        if !one_name || name.contains([',', ':', '\\', '\0']) {
-            return Err(Error::LayerName { name: name.clone() });
-        }
-    }
-    let lowers = distinct(lowers);
-    let bytes = lowers.iter().map(|name| name.len() + 1).sum::<usize>() + OVERLAY_FIXED_BYTES;
-    if bytes > facts.mount_options_bytes {
-        return Err(Error::TooManyLayers { count: lowers.len(), bytes, limit: facts.mount_options_bytes });
-    }
-    Ok(())
-}
-
-fn check_bind(bind: &Bind) -> Result<(), Error> {
-    absolute("source of a bind", &bind.source)?;
-    absolute("target of a bind", &bind.target)?;
-    if bind.target == Path::new("/") {
-        return Err(Error::BindTarget { source_path: bind.source.clone(), target: bind.target.clone() });
-    }
-    Ok(())
-}
-
-fn absolute(what: &'static str, path: &Path) -> Result<(), Error> {
-    let climbs = path.components().any(|component| component == Component::ParentDir);
-    if path.is_absolute() && !climbs {
-        return Ok(());
-    }
-    Err(Error::NotAbsolute { what, path: path.to_owned() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{CgroupMembership, DEFAULT_SHM_BYTES, EtcFiles, Root};
+    use crate::capability::Capability;
+    use crate::spec::{Bind, CgroupMembership, DEFAULT_SHM_BYTES, EtcFiles, GuestCgroup, GuestSettings};
 
-    const FACTS: Facts = Facts { mount_options_bytes: 4096, last_capability: 40 };
+    const FACTS: Facts = Facts { mount_options_bytes: 4096, last_capability: 40, layers_one_by_one: true };
+    const IDS: IdRange = IdRange { first: 1 << 30, count: 262_144 };
 
     fn spec() -> Spec {
         Spec {
@@ -475,8 +286,11 @@ mod tests {
                 join: vec!["/sys/fs/cgroup/berth/i/0190".into()],
                 guest: Some(GuestCgroup { dir: "/sys/fs/cgroup/berth/i/0190".into(), v2: true }),
             },
+            ids: None,
+            guest: GuestSettings::default(),
             no_new_privileges: true,
             capabilities: Capability::defaults(),
+            command_capabilities: None,
             seccomp: Profile::Default,
             shm_bytes: DEFAULT_SHM_BYTES,
         }
@@ -497,6 +311,54 @@ mod tests {
         spec.no_new_privileges = false;
         spec.seccomp = Profile::Unconfined;
         insta::assert_json_snapshot!(plan(&spec, &FACTS).unwrap());
+    }
+
+    #[test]
+    fn a_container_with_ids_of_its_own() {
+        let mut spec = spec();
+        spec.ids = Some(IDS);
+        insta::assert_json_snapshot!(plan(&spec, &FACTS).unwrap());
+    }
+
+    #[test]
+    fn a_container_with_ids_of_its_own_and_no_layers() {
+        let mut spec = spec();
+        spec.ids = Some(IDS);
+        spec.root.lowers.clear();
+        let ops = plan(&spec, &FACTS).unwrap().ops;
+        let from = ops.iter().position(|op| matches!(op, Op::OpenMapped(_))).unwrap();
+        let to = ops.iter().position(|op| matches!(op, Op::PivotRoot(_))).unwrap();
+        insta::assert_json_snapshot!(ops[from..=to]);
+    }
+
+    #[test]
+    fn layers_inside_the_sandboxes_directory_are_covered_after_it() {
+        let mut spec = spec();
+        spec.ids = Some(IDS);
+        spec.root.layers_dir = "/data/sandboxes/0190/layers".into();
+        let covered = plan(&spec, &FACTS).unwrap().ops.into_iter().filter_map(|op| match op {
+            Op::Cover { tree, dir } => Some((tree, dir)),
+            _ => None,
+        });
+        let dirs = ["/data/sandboxes/0190", "/data/sandboxes/0190/layers"].map(PathBuf::from);
+        assert_eq!(covered.collect::<Vec<_>>(), (9..).zip(dirs).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_the_guest_is_told() {
+        let mut spec = spec();
+        spec.command_capabilities = Some(Vec::new());
+        spec.guest = GuestSettings {
+            cpus: Some(1.5),
+            memory_bytes: Some(1 << 30),
+            pids: Some(100),
+            storage_bytes: Some(10 << 30),
+            storage_used: Some("/data/used/0190".into()),
+        };
+        let ops = plan(&spec, &FACTS).unwrap().ops;
+        let told = ops.iter().filter(|op| matches!(op, Op::TellGuest(_) | Op::PassFile { .. }));
+        insta::assert_json_snapshot!(told.collect::<Vec<_>>());
+        assert!(ops.iter().any(|op| matches!(op, Op::Capabilities { keep, .. } if keep.len() == 14)));
     }
 
     #[test]
@@ -523,23 +385,33 @@ mod tests {
             lowers: Vec::new(),
             upper: PathBuf::new(),
             work: PathBuf::new(),
+            one_by_one: false,
         };
         let longest = "/proc/self/fd/2147483647";
         assert!(overlay.options(longest, longest).len() < OVERLAY_FIXED_BYTES);
     }
 
     #[test]
-    fn a_hundred_and_fifty_layers_fit_and_two_hundred_do_not() {
+    fn layers_that_do_not_fit_one_string_go_one_by_one_where_the_kernel_takes_them() {
         let mut spec = spec();
         let layers = |count: usize| (0..count).map(|number| format!("{number:024x}")).collect();
+        let one_by_one = |spec: &Spec, facts: &Facts| {
+            let ops = plan(spec, facts).map_err(|error| error.to_string())?.ops;
+            Ok::<_, String>(
+                ops.iter().any(|op| matches!(op, Op::MountOverlay(overlay) if overlay.one_by_one)),
+            )
+        };
+        let old = Facts { layers_one_by_one: false, ..FACTS };
         spec.root.lowers = layers(150);
-        assert!(plan(&spec, &FACTS).is_ok());
+        assert_eq!(one_by_one(&spec, &old), Ok(false));
+        assert_eq!(one_by_one(&spec, &FACTS), Ok(false));
         spec.root.lowers = layers(200);
-        let error = plan(&spec, &FACTS).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "200 layers do not fit one overlay mount: they take 5160 of 4096 bytes"
-        );
+        let refused = "200 layers do not fit one overlay mount: they take 5160 of 4096 bytes";
+        assert_eq!(one_by_one(&spec, &old), Err(refused.to_owned()));
+        assert_eq!(one_by_one(&spec, &FACTS), Ok(true));
+        spec.root.lowers = layers(501);
+        let refused = "501 layers are too many: one overlay has at most 500";
+        assert_eq!(one_by_one(&spec, &FACTS), Err(refused.to_owned()));
     }
 
     #[test]
@@ -554,6 +426,13 @@ mod tests {
         insta::assert_snapshot!(refused(|spec| spec.binds[0].target = "/".into()), @"/srv/cache cannot be mounted at /");
         insta::assert_snapshot!(refused(|spec| spec.binds[0].target = "x".into()), @r#"target of a bind must be an absolute path without "..": x"#);
         insta::assert_snapshot!(refused(|spec| spec.binds[0].target = "/a/../..".into()), @r#"target of a bind must be an absolute path without "..": /a/../.."#);
+        insta::assert_snapshot!(refused(|spec| spec.ids = Some(IdRange { first: 0, count: 65_536 })), @"65536 ids from 0 cannot be a sandbox's: it takes at least 65536, none of them 0 or above 4294967294");
+        insta::assert_snapshot!(refused(|spec| spec.ids = Some(IdRange { first: 1, count: 1000 })), @"1000 ids from 1 cannot be a sandbox's: it takes at least 65536, none of them 0 or above 4294967294");
+        insta::assert_snapshot!(refused(|spec| spec.ids = Some(IdRange { first: u32::MAX - 65_535, count: 65_536 })), @"65536 ids from 4294901760 cannot be a sandbox's: it takes at least 65536, none of them 0 or above 4294967294");
+        insta::assert_snapshot!(refused(|spec| { spec.ids = Some(IDS); spec.root.work = "/data/work".into() }), @"/data/sandboxes/0190/upper and /data/work must be in one directory for a sandbox with ids of its own");
+        insta::assert_snapshot!(refused(|spec| spec.guest.cpus = Some(f64::NAN)), @"NaN is not a number of processors");
+        insta::assert_snapshot!(refused(|spec| spec.command_capabilities = Some(vec![Capability::named("BPF").unwrap()])), @"commands cannot have the capability BPF that the guest lacks");
+        insta::assert_snapshot!(refused(|spec| { spec.command_capabilities = Some(vec![]); spec.capabilities.clear() }), @"commands cannot have the capability SETPCAP that the guest lacks");
         insta::assert_snapshot!(refused(|spec| spec.hostname = "x".repeat(65)), @r#"host name "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" must have 1 to 64 bytes"#);
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::capability::Capability;
+use crate::ids::IdRange;
 use crate::seccomp::Profile;
 
 /// Size of `/dev/shm` unless told otherwise, as Docker has it.
@@ -12,7 +13,7 @@ pub const DEFAULT_SHM_BYTES: u64 = 64 << 20;
 
 /// One container. All paths are absolute; those called *host* paths are of the daemon's machine, all others of the
 /// container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
     /// Identity; shown as the source of the root mount.
@@ -30,16 +31,49 @@ pub struct Spec {
     /// Control groups, as [`crate::cgroup::Plan::membership`] gives them.
     #[serde(default)]
     pub cgroups: CgroupMembership,
+    /// Ids of the host that are 0, 1, … inside: the container then lives in a user namespace that has them mapped so,
+    /// which the launch must bring. None: ids inside are the host's own, root included.
+    #[serde(default)]
+    pub ids: Option<IdRange>,
+    /// What the guest is told of the container's limits, to show them inside.
+    #[serde(default)]
+    pub guest: GuestSettings,
     /// Whether set-uid bits and file capabilities are without effect.
     #[serde(default)]
     pub no_new_privileges: bool,
-    /// What root keeps.
+    /// What root keeps: the guest, and commands run as root but for [`Spec::command_capabilities`]. Few guests can do
+    /// without [`Capability::defaults`]: it starts commands as other users and writes their files.
     pub capabilities: Vec<Capability>,
+    /// What commands can have at most, root's and set-uid programs included; some of `capabilities`, or none. Absent:
+    /// all of them.
+    #[serde(default)]
+    pub command_capabilities: Option<Vec<Capability>>,
     /// Which system calls its processes may make.
     #[serde(default)]
     pub seccomp: Profile,
     /// Size of `/dev/shm`, in bytes.
     pub shm_bytes: u64,
+}
+
+/// What the guest is told of the container's limits. It shows them; others keep them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestSettings {
+    /// Processors, possibly a fraction.
+    #[serde(default)]
+    pub cpus: Option<f64>,
+    /// Memory, in bytes.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    #[serde(default)]
+    pub pids: Option<u64>,
+    /// Size of the disk, in bytes.
+    #[serde(default)]
+    pub storage_bytes: Option<u64>,
+    /// Host file in which the guest reads how much of the disk is used; opened before the host's files are gone.
+    #[serde(default)]
+    pub storage_used: Option<PathBuf>,
 }
 
 /// Layers and the writable directory.

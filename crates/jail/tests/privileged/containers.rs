@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use berth_jail::plan::Op;
 use berth_jail::seccomp::Profile;
-use berth_jail::spec::Bind;
+use berth_jail::spec::{Bind, GuestSettings};
 use berth_jail::{Error, Exit, Facts, plan};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -224,6 +224,57 @@ pub fn mounts_many_layers() {
     assert_eq!(sandbox.ask("cat /file148"), "148");
 }
 
+pub fn mounts_layers_one_by_one() {
+    if !Facts::detect().unwrap().layers_one_by_one {
+        println!("SKIP: the kernel's overlayfs does not take layers one by one");
+        return;
+    }
+    let mut rig = Rig::usual();
+    let sandbox = with_300_layers(&mut rig).launch();
+    assert_eq!(sandbox.ask("cat /file0"), "0");
+    assert_eq!(sandbox.ask("cat /file298"), "298");
+    assert_eq!(sandbox.ask("put /new"), "ok");
+    assert_eq!(sandbox.ask("node /node"), "mknod 0 open 13");
+    drop(sandbox);
+    assert!(rig.dir.path().join("upper/new").exists());
+    rig.spec.root.lowers.insert(7, "missing".to_owned());
+    assert_perform(rig.try_launch(), "open the directory", &rig.spec.root.layers_dir.join("missing"));
+    // As many as the kernel has room for.
+    rig.spec.root.lowers.remove(7);
+    for number in 299..499 {
+        rig.layer(&format!("{number:024x}"));
+    }
+    assert_eq!(rig.spec.root.lowers.len(), 500);
+    assert_eq!(rig.launch().ask("cat /file0"), "0");
+}
+
+pub fn with_300_layers(rig: &mut Rig) -> &mut Rig {
+    for number in 0..299 {
+        let layer = rig.layer(&format!("{number:024x}"));
+        fs::write(layer.join(format!("file{number}")), number.to_string()).unwrap();
+    }
+    rig
+}
+
+pub fn tells_the_guest() {
+    let mut rig = Rig::usual();
+    rig.spec.command_capabilities = Some(Vec::new());
+    rig.spec.guest = GuestSettings {
+        cpus: Some(0.5),
+        memory_bytes: Some(1 << 20),
+        storage_used: Some(rig.host_file("used", "4096\n")),
+        ..GuestSettings::default()
+    };
+    let sandbox = rig.launch();
+    let told =
+        "berth-guest --control-fd=3 --capabilities=0 --cpus=0.5 --memory-bytes=1048576 --storage-used-fd=4 ";
+    assert_eq!(sandbox.ask("args"), told);
+    assert_eq!(sandbox.ask("cat /proc/self/fd/4"), "4096\n");
+    drop(sandbox);
+    rig.spec.guest.storage_used = Some("/nowhere/used".into());
+    assert_perform(rig.try_launch(), "open for the guest", Path::new("/nowhere/used"));
+}
+
 pub fn names_the_bad_layer() {
     let mut rig = Rig::usual();
     rig.spec.root.lowers.insert(1, "missing".to_owned());
@@ -275,7 +326,7 @@ pub fn lifecycle() {
     assert_eq!(children().len(), 1, "processes are left");
 }
 
-fn children() -> Vec<i32> {
+pub fn children() -> Vec<i32> {
     let of_thread = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let lists: Vec<String> = tasks.map(|task| of_thread(task.unwrap())).collect();

@@ -8,6 +8,7 @@
 mod bench;
 mod containers;
 mod limits;
+mod mapped;
 mod rig;
 
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
-    let tests: [(&str, fn()); 19] = [
+    let tests: [(&str, fn()); 36] = [
         ("merges_layers_and_hides_what_was_deleted", containers::merges_layers),
         ("is_pid_1_with_the_defaults", containers::is_pid_1_with_the_defaults),
         ("leaves_the_hosts_mounts_alone", containers::leaves_the_hosts_mounts_alone),
@@ -31,13 +32,30 @@ fn main() -> ExitCode {
         ("tells_what_it_made_in_an_empty_image", containers::tells_stubs),
         ("filters_system_calls_or_does_not_start", containers::filters_system_calls),
         ("mounts_150_layers", containers::mounts_many_layers),
+        ("mounts_300_layers_one_by_one", containers::mounts_layers_one_by_one),
         ("names_the_layer_that_is_missing", containers::names_the_bad_layer),
         ("has_its_own_network_or_the_given_one", containers::networks),
         ("survives_the_launchers_death_and_ends_when_dropped", containers::lifecycle),
+        ("tells_the_guest_its_limits", containers::tells_the_guest),
+        ("mapped_root_is_the_first_id_of_its_range", mapped::is_root_of_its_range),
+        ("mapped_files_are_stored_with_neutral_ids", mapped::stores_neutral_ids),
+        ("mapped_overlays_still_hide_what_was_deleted", mapped::deletes),
+        ("mapped_images_may_have_no_layers", mapped::has_no_layers),
+        ("mapped_root_has_no_power_over_mounts_or_kernel", mapped::has_no_power),
+        ("mapped_roots_need_a_file_system_that_maps", mapped::needs_a_file_system_that_maps),
+        ("doctor_tries_user_namespaces", mapped::doctor_tells),
+        ("mapped_root_administers_its_network", mapped::administers_its_network),
+        ("mapped_programs_gain_privileges_as_on_a_host", mapped::gains_privileges),
+        ("mapped_binds_have_the_owners_that_they_have", mapped::binds),
+        ("mapped_dev_and_terminals_belong_inside", mapped::owns_its_dev),
+        ("mapped_layers_go_one_by_one_too", mapped::mounts_many_layers),
+        ("namespaces_are_asked_for_and_given_together", mapped::agreement),
+        ("namespaces_are_made_without_a_process_left", mapped::leaves_no_process),
         ("kills_what_takes_too_much_memory_and_counts_it", limits::memory),
         ("keeps_to_its_number_of_processes_and_dies_whole", limits::pids),
         ("version_2_kills_at_once", limits::version_2),
         ("launches_side_by_side", bench::side_by_side),
+        ("mapped_launches_are_measured", bench::mapped),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {

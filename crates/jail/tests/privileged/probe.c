@@ -4,15 +4,19 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 static char out[1 << 20];
@@ -93,7 +97,69 @@ static void forks(int most) {
 	say("%d", made);
 }
 
+static void own(char *rest) {
+	char *path = strtok(rest, " "), *uid = strtok(NULL, " "), *gid = strtok(NULL, " ");
+	say("%d", chown(path, strtoul(uid, 0, 10), strtoul(gid, 0, 10)) ? errno : 0);
+}
+
+static void look(const char *path) {
+	struct stat st;
+	if (lstat(path, &st)) say("errno %d", errno);
+	else say("%u:%u", st.st_uid, st.st_gid);
+}
+
+/* The image's own copy of this program, as another user; it answers by `show`. */
+static void run_as(char *rest) {
+	char *path = strtok(rest, " ");
+	unsigned uid = strtoul(strtok(NULL, " "), 0, 10);
+	int ends[2];
+	if (pipe(ends)) { say("pipe %d", errno); return; }
+	pid_t pid = fork();
+	if (pid == 0) {
+		dup2(ends[1], 1);
+		if (setgroups(0, NULL) || setgid(uid) || setuid(uid)) { printf("ids %d", errno); fflush(stdout); _exit(1); }
+		execl(path, path, "show", NULL);
+		printf("exec %d", errno);
+		fflush(stdout);
+		_exit(1);
+	}
+	close(ends[1]);
+	ssize_t n;
+	while ((n = read(ends[0], out + used, sizeof out - used)) > 0) used += n;
+	close(ends[0]);
+	waitpid(pid, NULL, 0);
+}
+
+static int show(void) {
+	char line[256], caps[64] = "";
+	FILE *status = fopen("/proc/self/status", "r");
+	while (status && fgets(line, sizeof line, status)) sscanf(line, "CapEff: %63s", caps);
+	int raw = socket(AF_INET, SOCK_RAW, 1);
+	printf("uid %d euid %d caps %s raw %d", getuid(), geteuid(), caps, raw < 0 ? errno : 0);
+	return 0;
+}
+
+/* CAP_NET_RAW, permitted and effective, in the form that setcap(8) writes. */
+static void give_raw(const char *path) {
+	unsigned data[5] = {0x02000001, 1 << 13, 0, 0, 0};
+	say("%d", setxattr(path, "security.capability", data, sizeof data, 0) ? errno : 0);
+}
+
+/* The owner of a new terminal. */
+static void terminal(void) {
+	int master = open("/dev/ptmx", O_RDWR | O_NOCTTY);
+	if (master < 0 || grantpt(master) || unlockpt(master)) { say("errno %d", errno); return; }
+	look(ptsname(master));
+	close(master);
+}
+
+static void keyring(void) {
+	long n = syscall(SYS_keyctl, 6, -3, out, 256);
+	if (n < 0) say("errno %d", errno); else used = n - 1;
+}
+
 int main(int argc, char **argv) {
+	if (argc > 1 && !strcmp(argv[1], "show")) return show();
 	FILE *in = fdopen(3, "r");
 	char line[4096];
 	while (in && fgets(line, sizeof line, in)) {
@@ -108,6 +174,14 @@ int main(int argc, char **argv) {
 		else if (!strcmp(line, "forks")) forks(atoi(rest));
 		else if (!strcmp(line, "id")) say("pid %d uid %d session %d", getpid(), getuid(), getsid(0));
 		else if (!strcmp(line, "mount")) say("%d", mount("x", rest, "tmpfs", 0, "") ? errno : 0);
+		else if (!strcmp(line, "own")) own(rest);
+		else if (!strcmp(line, "look")) look(rest);
+		else if (!strcmp(line, "run")) run_as(rest);
+		else if (!strcmp(line, "give-raw")) give_raw(rest);
+		else if (!strcmp(line, "terminal")) terminal();
+		else if (!strcmp(line, "keyring")) keyring();
+		else if (!strcmp(line, "remove")) say("%d", remove(rest) ? errno : 0);
+		else if (!strcmp(line, "mkdir")) say("%d", mkdir(rest, 0755) ? errno : 0);
 		else if (!strcmp(line, "args")) for (int i = 0; i < argc; i++) say("%s ", argv[i]);
 		else if (!strcmp(line, "group")) { /* a control group below the one handed over */
 			say("mkdir %d ", mkdirat(4, rest, 0755) ? errno : 0);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,14 @@ use std::sync::OnceLock;
 
 use berth_jail::cgroup::{self, Cgroup, Limits};
 use berth_jail::spec::{DEFAULT_SHM_BYTES, EtcFiles, Root};
-use berth_jail::{Capability, Error, Facts, GuestImage, LaunchRequest, Launcher, Plan, Process, Spec, plan};
+use berth_jail::{
+    Capability, Error, Facts, GuestImage, IdRange, LaunchRequest, Launcher, NamespacePair, Plan, Process,
+    Spec, plan,
+};
 use tempfile::TempDir;
+
+/// The ids of mapped containers.
+pub const IDS: IdRange = IdRange { first: 1_500_000_000, count: 262_144 };
 
 /// Why the tests cannot run here.
 pub fn missing() -> Option<String> {
@@ -26,14 +33,20 @@ pub fn missing() -> Option<String> {
 
 pub fn guest() -> &'static GuestImage {
     static GUEST: OnceLock<GuestImage> = OnceLock::new();
-    GUEST.get_or_init(|| {
+    GUEST.get_or_init(|| GuestImage::new(probe()).unwrap())
+}
+
+/// The program that plays the guest.
+pub fn probe() -> &'static [u8] {
+    static PROBE: OnceLock<Vec<u8>> = OnceLock::new();
+    PROBE.get_or_init(|| {
         let dir = TempDir::new().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/privileged/probe.c");
         let program = dir.path().join("probe");
         let built =
             Command::new("cc").args(["-static", "-O1", "-w", "-o"]).arg(&program).arg(source).status();
         assert!(built.unwrap().success(), "cc failed");
-        GuestImage::new(&fs::read(program).unwrap()).unwrap()
+        fs::read(program).unwrap()
     })
 }
 
@@ -66,8 +79,11 @@ impl Rig {
             binds: Vec::new(),
             etc: EtcFiles::default(),
             cgroups: Default::default(),
+            ids: None,
+            guest: Default::default(),
             no_new_privileges: false,
             capabilities: Capability::defaults(),
+            command_capabilities: None,
             seccomp: Default::default(),
             shm_bytes: DEFAULT_SHM_BYTES,
         };
@@ -108,17 +124,34 @@ impl Rig {
         self.try_launch().unwrap()
     }
 
-    pub fn launch_in(&self, netns: Option<std::os::fd::BorrowedFd<'_>>) -> Result<Sandbox, Error> {
+    pub fn launch_in(&self, netns: Option<BorrowedFd<'_>>) -> Result<Sandbox, Error> {
         self.launch_plan(&plan(&self.spec, &Facts::detect().unwrap()).unwrap(), netns)
     }
 
-    pub fn launch_plan(
+    pub fn launch_plan(&self, plan: &Plan, netns: Option<BorrowedFd<'_>>) -> Result<Sandbox, Error> {
+        self.launch_with(plan, netns, None)
+    }
+
+    /// With ids of its own, in namespaces that were made for them.
+    pub fn try_launch_mapped(&mut self, pair: &NamespacePair) -> Result<Sandbox, Error> {
+        self.spec.ids = Some(IDS);
+        let plan = plan(&self.spec, &Facts::detect().unwrap()).unwrap();
+        self.launch_with(&plan, Some(pair.net.as_fd()), Some(pair.user.as_fd()))
+    }
+
+    pub fn launch_mapped(&mut self) -> Sandbox {
+        self.try_launch_mapped(&launcher().make_namespaces(IDS).unwrap()).unwrap()
+    }
+
+    pub fn launch_with(
         &self,
         plan: &Plan,
-        netns: Option<std::os::fd::BorrowedFd<'_>>,
+        netns: Option<BorrowedFd<'_>>,
+        user_namespace: Option<BorrowedFd<'_>>,
     ) -> Result<Sandbox, Error> {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let request = LaunchRequest { plan, netns, control: theirs.into(), guest: guest(), stderr: None };
+        let control = theirs.into();
+        let request = LaunchRequest { plan, netns, user_namespace, control, guest: guest(), stderr: None };
         let process = launcher().launch(request)?;
         Ok(Sandbox { process, control: ours })
     }

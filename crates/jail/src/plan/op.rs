@@ -1,0 +1,171 @@
+//! The operations that a plan is made of.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capability::Capability;
+use crate::seccomp::Profile;
+use crate::spec::GuestCgroup;
+
+/// One operation of the container's first process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// Leave the launcher's session, so that no terminal's signals come.
+    NewSession,
+    /// Let go of the daemon's keys.
+    NewKeyring,
+    /// Join this control group (host path).
+    JoinCgroup(PathBuf),
+    /// Keep this control group open for the guest (host path).
+    OpenGuestCgroup(GuestCgroup),
+    /// Give the guest these arguments.
+    TellGuest(Vec<String>),
+    /// Open a host file or directory for reading and give it to the guest, which finds its number in the argument `name=number`.
+    PassFile {
+        /// Host path.
+        path: PathBuf,
+        /// Name of the argument.
+        argument: String,
+    },
+    /// See the groups just joined as the roots of their hierarchies.
+    UnshareCgroups,
+    /// Enter the network namespace that came with the request; without one, take loopback up in the own, empty one.
+    EnterNetwork,
+    /// Stop mounts from spreading to the host.
+    PrivateMounts,
+    /// Open a host path as a detached mount tree; trees are numbered from 0 in order.
+    OpenTree(Tree),
+    /// Open a host directory, with all that is mounted below it, as a detached tree whose owners are seen through the
+    /// user namespace; numbered on from the others.
+    OpenMapped(PathBuf),
+    /// Put a detached tree over its own place on the host, as this process sees it.
+    Cover {
+        /// Number of the tree.
+        tree: usize,
+        /// Its place.
+        dir: PathBuf,
+    },
+    /// Have files, and what mounts do by themselves, belong to this user and group of the host from here on, in place
+    /// of root: root's have no name behind a mapping.
+    MakeFilesAs(u32),
+    /// Mount the layers at the upper directory.
+    MountOverlay(Overlay),
+    /// Mount the upper directory at itself: the root of an image without layers.
+    MountUpper(PathBuf),
+    /// Make what is mounted at this host path the root, and detach the old one.
+    PivotRoot(PathBuf),
+    /// Mount a file system; missing directories are made, links refused.
+    Mount(Mount),
+    /// Make a symbolic link; `target` is its text.
+    Link {
+        /// Where.
+        path: PathBuf,
+        /// To what.
+        target: String,
+    },
+    /// Put a detached tree at a path; what is missing is made.
+    Attach {
+        /// Number of the tree.
+        tree: usize,
+        /// Where.
+        target: PathBuf,
+    },
+    /// Hide this path if it is there.
+    Mask(PathBuf),
+    /// Make this path read-only if it is there.
+    ReadOnly(PathBuf),
+    /// Set the host name.
+    Hostname(String),
+    /// Raise the soft limit of open files to the hard one.
+    RaiseOpenFiles,
+    /// Raise the limit of processes of one user as far as this process may: the control group counts them.
+    RaiseProcesses,
+    /// Enter the user namespace that came with the request, as its root. What was made and mounted so far belongs to
+    /// the host's namespace all the same.
+    EnterUserNamespace,
+    /// Have all system calls from here on judged by the filter of this profile.
+    FilterSystemCalls(Profile),
+    /// Keep no capability but these, of all up to `last`.
+    Capabilities {
+        /// Kept.
+        keep: Vec<Capability>,
+        /// Highest number of the kernel.
+        last: u8,
+    },
+    /// Make set-uid bits and file capabilities ineffective, for good.
+    NoNewPrivileges,
+    /// Default signals, file mode mask 022.
+    ResetSignalsAndUmask,
+}
+
+/// A host path to open as a detached tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tree {
+    /// Host path.
+    pub source: PathBuf,
+    /// Whether it may only be read.
+    pub read_only: bool,
+    /// Whether it is one of the device nodes that a container has.
+    pub device: bool,
+    /// Whether its owners are seen through the user namespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mapped: bool,
+}
+
+/// An overlay to mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Shown as the mount's source.
+    pub name: String,
+    /// Host directory that the lower names are relative to.
+    pub layers_dir: PathBuf,
+    /// Uppermost first.
+    pub lowers: Vec<String>,
+    /// Host path.
+    pub upper: PathBuf,
+    /// Host path.
+    pub work: PathBuf,
+    /// Whether the layers are given to the kernel one at a time, because their names do not fit one string.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_by_one: bool,
+}
+
+/// A file system to mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Type, and shown as the source.
+    pub file_system: String,
+    /// Where.
+    pub target: PathBuf,
+    /// Flags beside `nosuid`, which all have.
+    pub flags: Vec<Flag>,
+    /// Options.
+    pub options: String,
+}
+
+/// Flags of a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flag {
+    /// `MS_NODEV`.
+    NoDev,
+    /// `MS_NOEXEC`.
+    NoExec,
+    /// `MS_RDONLY`.
+    ReadOnly,
+}
+
+impl Overlay {
+    /// Said because the upper directory may become a layer: redirects and metadata-only copies would make it one that
+    /// means nothing without the mount that it came from, and an index would tie it to these lowers. What a kernel's
+    /// configuration has as default differs.
+    pub const SWITCHES: [(&str, &str); 3] = [("index", "off"), ("redirect_dir", "off"), ("metacopy", "off")];
+
+    /// The options as one string, given the two directories, which are known by descriptor when it comes to it.
+    pub fn options(&self, upper: &str, work: &str) -> String {
+        let switches = Self::SWITCHES.map(|(name, value)| format!("{name}={value}")).join(",");
+        format!("lowerdir={},upperdir={upper},workdir={work},{switches}", self.lowers.join(":"))
+    }
+}
