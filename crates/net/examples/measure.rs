@@ -4,7 +4,7 @@
 //! own; the machine's tables are not touched.
 //!
 //! `measure sustained [LIVE]` measures how many slots a second come and go while LIVE others are in use, flat out and at
-//! a steady pace. The user namespaces are made by unshare(1) there, which takes longer than a daemon's own launcher.
+//! a steady pace; `measure burst COUNT` how long it takes until COUNT that are asked for at once are there. The user namespaces are made by unshare(1) there, which takes longer than a daemon's own launcher.
 
 #[path = "measure/sustained.rs"]
 mod sustained;
@@ -27,9 +27,13 @@ const INSTANCE: &str = "gauge";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|what| what == "sustained") {
-        let live = arguments.get(1).map_or(Ok(0), |live| live.parse())?;
-        return Ok(sustained::run(live)?);
+    if let Some(what) = arguments.first() {
+        let count = arguments.get(1).map_or(Ok(0), |count| count.parse())?;
+        return match what.as_str() {
+            "sustained" => Ok(sustained::run(count, true)?),
+            "burst" => Ok(sustained::run(count, false)?),
+            other => Err(format!("{other} is neither sustained nor burst").into()),
+        };
     }
     let off = PoolSizes { isolated: 0, connected: 0, most: 0 };
     for (name, pool) in [("off", off), ("on", PoolSizes::default())] {

@@ -23,8 +23,9 @@ const STAY: Duration = Duration::from_millis(100);
 const COUNT: u32 = 65_536;
 const FIRST: u32 = 1_073_741_824;
 
-/// Measures in a namespace of its own for each kind of slot.
-pub(crate) fn run(live: usize) -> io::Result<()> {
+/// Measures in a namespace of its own for each kind of slot: `live` at once, and beside them, if `on`, others that come
+/// and go.
+pub(crate) fn run(live: usize, on: bool) -> io::Result<()> {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!("load {}", load.trim());
     println!("{live} slots in use");
@@ -34,7 +35,7 @@ pub(crate) fn run(live: usize) -> io::Result<()> {
             netns::run_in(host.as_fd(), || {
                 let runtime =
                     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
-                let task = measure(SlotSpec { mode, user_namespace }, live);
+                let task = measure(SlotSpec { mode, user_namespace }, live, on);
                 runtime.block_on(task).map_err(io::Error::other)
             })?;
         }
@@ -42,7 +43,7 @@ pub(crate) fn run(live: usize) -> io::Result<()> {
     Ok(())
 }
 
-async fn measure(spec: SlotSpec, live: usize) -> Result<(), berth_net::Error> {
+async fn measure(spec: SlotSpec, live: usize, on: bool) -> Result<(), berth_net::Error> {
     let what = format!("{:?}{}", spec.mode, if spec.user_namespace { " with user namespace" } else { "" });
     let network = Arc::new(start(spec).await?);
     let (descriptors, begin) = (descriptors(), Instant::now());
@@ -51,25 +52,32 @@ async fn measure(spec: SlotSpec, live: usize) -> Result<(), berth_net::Error> {
         let each = (self::descriptors() - descriptors) as f64 / live as f64;
         println!("  {what}: {live} at once in {:.2?}, {each:.2} descriptors each", begin.elapsed());
     }
+    if on {
+        come_and_go(&network, spec, &what).await?;
+    }
+    let begin = Instant::now();
+    drop(lives);
+    network.shutdown().await?;
+    println!("  {what}: all removed in {:.2?}", begin.elapsed());
+    Ok(())
+}
+
+async fn come_and_go(network: &Arc<Network>, spec: SlotSpec, what: &str) -> Result<(), berth_net::Error> {
     let (done, begin) = (Arc::new(AtomicUsize::new(0)), (Instant::now(), cpu()));
     let callers: Vec<_> =
-        (0..CALLERS).map(|_| tokio::spawn(flat_out(Arc::clone(&network), spec, Arc::clone(&done)))).collect();
+        (0..CALLERS).map(|_| tokio::spawn(flat_out(Arc::clone(network), spec, Arc::clone(&done)))).collect();
     for caller in callers {
         caller.await.map_err(|_| berth_net::Error::Stopped)??;
     }
     report(&format!("{what} flat out"), done.load(Ordering::SeqCst), begin);
     for pace in PACES {
         let (before, begin) = (network.pool(spec.mode), (Instant::now(), cpu()));
-        let times = steady(&network, spec, pace).await?;
+        let times = steady(network, spec, pace).await?;
         report(&format!("{what} at {pace}/s"), times.len(), begin);
         crate::print(&format!("{what} at {pace}/s attach"), times);
         let after = network.pool(spec.mode);
         println!("    hits {}, misses {}", after.hits - before.hits, after.misses - before.misses);
     }
-    let begin = Instant::now();
-    drop(lives);
-    network.shutdown().await?;
-    println!("  {what}: all removed in {:.2?}", begin.elapsed());
     Ok(())
 }
 
