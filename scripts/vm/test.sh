@@ -86,7 +86,7 @@ disk() { # SERIAL FILE OPTIONS
     printf '%s\n' -drive "if=none,id=$1,format=raw,file=$2,$3" -device "virtio-blk-pci,drive=$1,serial=$1"
 }
 
-# QEMU is that of the tree. It ends with this script, whatever happens; so does what is mounted for it.
+# Becomes QEMU, that of the tree, in namespaces which end with it, as does what is mounted there for it.
 machine() {
     local disks
     mapfile -t disks < <(
@@ -96,17 +96,17 @@ machine() {
         disk scratch /mnt/work/scratch.img cache=unsafe,discard=unmap
     )
     # shellcheck disable=SC2046 # words
-    timeout -k 5 "$limit" unshare --mount --pid --fork --kill-child bash -euc '
-        root=$1/root
+    exec unshare --mount --pid --fork --kill-child bash -euc '
+        root=$1/root limit=$4
         mount -t tmpfs tmpfs "$root/mnt"
         mkdir "$root"/mnt/{tree,kernel,work}
         mount --bind "$1" "$root/mnt/tree"
         mount --bind "$2" "$root/mnt/kernel"
         mount --bind "$3" "$root/mnt/work"
         mount --bind /dev "$root/dev"
-        shift 3
-        exec chroot "$root" env TMPDIR=/mnt/work qemu-system-x86_64 "$@"' \
-        bash "$tree" "$kernel_dir" "$work" \
+        shift 4
+        exec timeout --foreground -k 5 "$limit" chroot "$root" env TMPDIR=/mnt/work qemu-system-x86_64 "$@"' \
+        bash "$tree" "$kernel_dir" "$work" "$limit" \
         -M q35 -accel $(accelerator) -smp "$(nproc)" -m "${BERTH_VM_MEMORY:-4096}" \
         -nodefaults -no-user-config -display none -no-reboot -serial stdio \
         -kernel /mnt/kernel/vmlinuz -initrd /mnt/kernel/initrd \
@@ -137,8 +137,17 @@ judge() { # EXIT-CODE SECONDS
     return 1
 }
 
+vm=''
+finish() {
+    # An interrupted run must not leave a machine behind.
+    [ -z "$vm" ] || kill -KILL "$vm" 2>/dev/null || true
+    wait
+    rm -rf "$work"
+}
+
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/berth-vm.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+trap finish EXIT
+trap 'exit 130' INT TERM HUP
 [ -z "$fresh" ] || rm -rf "$cache"
 made=$(scripts/vm/prepare.sh "$cache" "$kernel") || unable "there is nothing to boot, see above"
 { read -r tree && read -r kernel_dir; } <<<"$made"
@@ -146,5 +155,13 @@ pack "$@"
 echo "vm: $(sed -n 's/^Package: //p' "$kernel_dir/package") $(sed -n 's/^Version: //p' "$kernel_dir/package")," \
     "packages $(sha256sum "$tree/packages" | cut -c1-12), $(accelerator)"
 began=$SECONDS status=0
-machine | tr -d '\r' | tee "$work/console" || status=${PIPESTATUS[0]}
+mkfifo "$work/serial"
+tr -d '\r' <"$work/serial" | tee "$work/console" &
+reader=$!
+machine >"$work/serial" &
+vm=$!
+# Waited for in the background, so that a signal is heard at once.
+wait "$vm" || status=$?
+vm=''
+wait "$reader"
 judge "$status" $((SECONDS - began))
