@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use berth_sys::namespace::{Namespaces, unshare};
-use berth_sys::process::{Clone, clone_child, end_now};
+use berth_sys::process::{Clone, clone_child, count_as, end_now};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -19,8 +19,8 @@ use crate::perform::{At, Failure};
 
 /// Length of what the copy says: an errno, 0 for none.
 const ANSWER_LEN: usize = 4;
-/// Limits whose height at the birth of a user namespace bounds the sum over *all* user namespaces of this user, so
-/// that one sandbox could use up what others need. The limits of each process hold all the same.
+/// Limits whose height at the birth of a user namespace bounds the sum over all users in it, who would each have as
+/// much on a host. The limits of each process hold all the same.
 const SHARED_LIMITS: [Resource; 3] = [Resource::Memlock, Resource::Sigpending, Resource::Msgqueue];
 
 /// Makes the pair. Whatever happens, the copy is gone and reaped afterwards.
@@ -31,7 +31,7 @@ pub(crate) fn make(ids: IdRange) -> Result<NamespacePair, Failure> {
     match clone_child(Namespaces::empty()).at("make namespaces for", &what)? {
         Clone::Child => {
             drop((answer, hold_writer));
-            live(&answer_writer, &hold)
+            live(ids, &answer_writer, &hold)
         }
         Clone::Parent { pid, pidfd } => {
             drop((answer_writer, hold));
@@ -46,9 +46,11 @@ pub(crate) fn make(ids: IdRange) -> Result<NamespacePair, Failure> {
 }
 
 /// The copy's life.
-fn live(answer: &OwnedFd, hold: &OwnedFd) -> ! {
+fn live(ids: IdRange, answer: &OwnedFd, hold: &OwnedFd) -> ! {
     SHARED_LIMITS.into_iter().for_each(raise);
-    let made = unshare(Namespaces::USER | Namespaces::NETWORK);
+    // As nobody but this sandbox's root: what is used in a user namespace (inotify instances, locked memory) counts for
+    // who made it too, and as the host's root's one sandbox could use up what all others and the host need.
+    let made = count_as(ids.first).and_then(|()| unshare(Namespaces::USER | Namespaces::NETWORK));
     let errno = made.err().map_or(0, |error| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()));
     if rustix::io::write(answer, &errno.to_ne_bytes()).is_ok() {
         while rustix::io::read(hold, &mut [0; 1]) == Err(Errno::INTR) {}

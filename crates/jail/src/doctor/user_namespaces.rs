@@ -12,8 +12,6 @@ use crate::launcher::Launcher;
 
 /// Overlayfs on id-mapped layers.
 const KERNEL_MIN: (u32, u32) = (5, 19);
-/// Below this many namespaces a full host comes into sight: each sandbox, and each that is kept ready, needs one.
-const ROOMY: u64 = 4096;
 /// The way out of everything here.
 const WITHOUT: &str = "or set user_namespaces = false: root in sandboxes is then root on the host";
 
@@ -82,12 +80,10 @@ fn limits(facts: &Facts) -> Finding {
     let lowest = facts.limits.iter().filter_map(|(_, value)| *value).min();
     match lowest {
         None => Finding::bad(NAME, State::Warn, found, "mount /proc"),
-        Some(lowest) if lowest < ROOMY => {
-            let hint = format!(
-                "sysctl -w user.max_user_namespaces={ROOMY} user.max_net_namespaces={ROOMY}, or more: each sandbox \
-                 needs one of each, and so does each that is kept ready"
-            );
-            Finding::bad(NAME, State::Warn, found, &hint)
+        // Counted by user, and each sandbox is one, who needs one.
+        Some(0) => {
+            let hint = "sysctl -w user.max_user_namespaces=1024 user.max_net_namespaces=1024";
+            Finding::bad(NAME, State::Fail, found, hint)
         }
         Some(_) => Finding::ok(NAME, found),
     }

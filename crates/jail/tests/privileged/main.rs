@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
-    let tests: [(&str, fn()); 36] = [
+    let tests: [(&str, fn()); 37] = [
         ("merges_layers_and_hides_what_was_deleted", containers::merges_layers),
         ("is_pid_1_with_the_defaults", containers::is_pid_1_with_the_defaults),
         ("leaves_the_hosts_mounts_alone", containers::leaves_the_hosts_mounts_alone),
@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         ("mapped_binds_have_the_owners_that_they_have", mapped::binds),
         ("mapped_dev_and_terminals_belong_inside", mapped::owns_its_dev),
         ("mapped_layers_go_one_by_one_too", mapped::mounts_many_layers),
+        ("mapped_users_have_limits_of_their_own", mapped::has_limits_of_its_own),
         ("namespaces_are_asked_for_and_given_together", mapped::agreement),
         ("namespaces_are_made_without_a_process_left", mapped::leaves_no_process),
         ("kills_what_takes_too_much_memory_and_counts_it", limits::memory),

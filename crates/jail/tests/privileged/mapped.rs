@@ -272,6 +272,25 @@ pub fn mounts_many_layers() {
     assert_eq!(fs::metadata(rig.spec.root.upper.join("new")).unwrap().uid(), 0);
 }
 
+/// What the kernel counts by user.
+pub fn has_limits_of_its_own() {
+    const LIMIT: &str = "/proc/sys/fs/inotify/max_user_instances";
+    let limit: u32 = fs::read_to_string(LIMIT).unwrap().trim().parse().unwrap();
+    if limit > 5000 {
+        println!("SKIP: {LIMIT} is too high to be reached");
+        return;
+    }
+    let mut greedy = Rig::usual();
+    let greedy = greedy.launch_mapped();
+    assert_eq!(greedy.ask(&format!("watch {}", limit + 1)), limit.to_string());
+    let mut other = Rig::usual();
+    other.spec.ids = Some(IdRange { first: 1_600_000_000, ..IDS });
+    let pair = launcher().make_namespaces(other.spec.ids.unwrap()).unwrap();
+    let plan = plan(&other.spec, &Facts::detect().unwrap()).unwrap();
+    let other = other.launch_with(&plan, Some(pair.net.as_fd()), Some(pair.user.as_fd())).unwrap();
+    assert_eq!(other.ask(&format!("watch {limit}")), limit.to_string());
+}
+
 pub fn agreement() {
     let mut rig = Rig::usual();
     rig.spec.ids = Some(IDS);
