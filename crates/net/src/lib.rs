@@ -57,6 +57,7 @@
 mod addresses;
 mod doomed;
 mod error;
+mod home;
 mod host;
 mod maker;
 mod making;

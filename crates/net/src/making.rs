@@ -4,9 +4,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berth_sys::netns;
-
 use crate::error::Error;
+use crate::home::Home;
 use crate::maker::{IdLease, NamespaceMaker, Namespaces, UserNamespace};
 use crate::netlink::{Mac, Netlink, Veth};
 use crate::switches::{self, LinkSwitches, Switches};
@@ -54,6 +53,7 @@ pub(crate) struct Unmade {
 /// What a thread makes slots with, opened in the host's network namespace.
 pub(crate) struct Tools {
     host: Netlink,
+    home: Home,
     switches: Switches,
     /// None where the kernel has no IPv6, and so nothing to switch off.
     host_ipv6: Option<LinkSwitches>,
@@ -64,10 +64,11 @@ impl Tools {
     /// Tools of the calling thread's namespace, for links of this MTU.
     pub(crate) fn open(mtu: u32) -> Result<Self, Error> {
         let host = Netlink::open().map_err(|source| Error::ReadHost { what: "tables", source })?;
+        let home = Home::of_this_thread().map_err(Error::EnterNamespace)?;
         let mut switches = Switches::open().map_err(Error::OpenSwitches)?;
         let proc = switches.for_another().map_err(Error::OpenSwitches)?;
         let host_ipv6 = unless_absent(LinkSwitches::open(proc, "ipv6")).map_err(Error::OpenSwitches)?;
-        Ok(Self { host, switches, host_ipv6, mtu })
+        Ok(Self { host, home, switches, host_ipv6, mtu })
     }
 
     /// Makes a slot, connected if there is a `lease`, with a user namespace if there is a `maker`.
@@ -92,7 +93,7 @@ impl Tools {
 
     fn plain(&mut self) -> Result<New, Error> {
         let proc = self.switches.for_another().map_err(Error::OpenSwitches)?;
-        let (net, furnished) = netns::create(|| Ok(furnish(proc, None))).map_err(Error::MakeNamespace)?;
+        let (net, furnished) = self.home.create(|| furnish(proc, None)).map_err(Error::MakeNamespace)?;
         Ok((Namespaces { net, user: None }, furnished))
     }
 
@@ -101,8 +102,8 @@ impl Tools {
         let made = maker.make().map_err(Error::MakePair)?;
         let Some(user) = &made.user else { return Err(Error::MadeWithoutUser) };
         // The thread keeps the capabilities that it has on the host: only its network namespace is another one.
-        let inside = || Ok(furnish(proc, Some(user)));
-        let furnished = netns::run_in(made.net.as_fd(), inside).map_err(Error::EnterNamespace).flatten();
+        let inside = || furnish(proc, Some(user));
+        let furnished = self.home.visit(made.net.as_fd(), inside).map_err(Error::EnterNamespace).flatten();
         Ok((made, furnished))
     }
 
