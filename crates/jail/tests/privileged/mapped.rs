@@ -203,6 +203,11 @@ pub fn gains_privileges() {
     fs::set_permissions(&layer, fs::Permissions::from_mode(0o755)).unwrap();
     let raw = [0x0200_0001_u32, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
     rustix::fs::setxattr(&layer, "security.capability", &raw, rustix::fs::XattrFlags::empty()).unwrap();
+    // And on disk it is what a layer has.
+    let mut stored = [0; 32];
+    let inside = rig.spec.root.upper.join("with-raw");
+    let length = rustix::fs::getxattr(inside, "security.capability", &mut stored).unwrap();
+    assert_eq!(stored[..length], raw);
     let sandbox = rig.launch_mapped();
     for program in ["/with-raw", "/from-layer"] {
         let shown = sandbox.ask(&format!("run {program} 1000"));
