@@ -24,12 +24,23 @@
 //!   53 of the resolvers in use is open. Nobody but the host can start a connection to a sandbox. There is no IPv6:
 //!   it is switched off on `eth0`, and the host drops it and has no address of it on the link.
 //!
+//! Inside, ports below 1024 and ping are for everybody and not for root alone, as in other container engines.
+//!
+//! # User namespaces
+//!
+//! Where the network is started with a [`NamespaceMaker`], a slot can have a user namespace, which owns its network
+//! namespace: [`SlotSpec`], [`Slot::user`]. The maker's namespaces come bare, and are set up here from outside, with the
+//! host's capabilities. The ids go back to whoever lent them when the slot's link has gone, and not before. A maker that
+//! fails fails the attach ([`Error::MakePair`]): no slot without a user namespace ever takes the place of one with.
+//!
 //! # Slots that are ready
 //!
 //! A slot takes the kernel 1 to 2 ms to make, and 15 to 30 ms to remove. So some are made ahead of demand
-//! ([`PoolSizes`], [`Network::pool`]), and removing is nobody's wait. A slot that was kept is what a new one is: nothing has
-//! run in its namespace, its address counts as used, and the rules know links by their names' beginning only. A used slot
-//! never returns to the pool. `examples/measure.rs` shows what it is good for.
+//! ([`PoolSizes`], [`Network::pool`]), and removing is nobody's wait: the kernel is left to take the link with its
+//! namespace, many at once. A slot that was kept is what a new one is: nothing has run in its namespace, its address
+//! counts as used, and the rules know links by their names' beginning only. A used slot never returns to the pool. Of a
+//! network with a maker, slots with a user namespace are what is kept, with ids that count as used meanwhile.
+//! `examples/measure.rs` shows what it is good for.
 //!
 //! # What it refuses
 //!
@@ -48,9 +59,11 @@
 //! # How it fails
 //!
 //! [`Error`] for what was asked, [`Refusal`] for what the machine cannot do. Nothing half-made stays: a link lives as long
-//! as its [`Slot`], whatever became of the call that asked for it. Namespaces are descriptors only, so that the slots of a
-//! daemon that is killed go with it; its nft table stays until its next start. That no slot could be made ahead of
-//! demand is logged, and whoever attaches then gets the error if it lasts.
+//! as its [`Slot`], whatever became of the call that asked for it. Where a process outlives its slot in the namespace,
+//! the link is removed by name, as soon as the kernel has passed it over or takes none any more for half a second.
+//! Namespaces are descriptors only, so that the slots of a daemon that is killed go with it; its nft table stays until
+//! its next start. That no slot could be made ahead of demand is logged, and whoever attaches then gets the error if it
+//! lasts.
 //!
 //! Start reading at [`Network::start`], then `worker` (the threads), [`ruleset`] (pure) and [`range`] (pure).
 

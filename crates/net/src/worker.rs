@@ -39,8 +39,8 @@ const MAKERS: usize = 2;
 /// How long nothing is filled after a failure, which the next attach meets and reports if it lasts.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// How long links may take to go at the end of the network, before they are removed by name.
-const LAST_GRACE: Duration = Duration::from_millis(200);
+/// How long none of the links may go at the end of the network, before they are removed by name.
+const LAST_GRACE: Duration = Duration::from_millis(500);
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 type Answer<T> = oneshot::Receiver<Result<T, Error>>;
