@@ -63,6 +63,10 @@ pub struct UnknownCapability {
 impl Capability {
     /// To take capabilities away from what one starts, among others.
     pub const SETPCAP: Self = Self(8);
+    /// To look into, and write to, the memory of other users' processes, among others.
+    pub const SYS_PTRACE: Self = Self(19);
+    /// To install a system call filter without no-new-privileges, among many others.
+    pub const SYS_ADMIN: Self = Self(21);
 
     /// What root in a sandbox keeps, unless told otherwise: the set that Docker gives, because images are built and
     /// tested against it.
@@ -116,6 +120,8 @@ mod tests {
     fn names_are_taken_with_and_without_prefix() {
         assert_eq!(Capability::named("CAP_BPF"), Capability::named("BPF"));
         assert_eq!(Capability::named("SETPCAP"), Ok(Capability::SETPCAP));
+        assert_eq!(Capability::named("SYS_PTRACE"), Ok(Capability::SYS_PTRACE));
+        assert_eq!(Capability::named("SYS_ADMIN"), Ok(Capability::SYS_ADMIN));
         assert!(Capability::named("CAP_FLY").is_err());
     }
 }

@@ -40,6 +40,7 @@ mod process;
 mod root;
 pub mod seccomp;
 pub mod spec;
+pub mod views;
 
 pub use capability::Capability;
 pub use doctor::doctor;
@@ -50,3 +51,4 @@ pub use launcher::{Error, LAUNCHER_ARG, LaunchRequest, Launcher};
 pub use plan::{Facts, Plan, plan};
 pub use process::{Exit, Process};
 pub use spec::Spec;
+pub use views::Views;

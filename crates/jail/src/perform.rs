@@ -23,6 +23,7 @@ use crate::plan::{Flag, Mount, Op, Plan, Tree};
 use crate::root;
 use crate::seccomp::{self, Profile};
 use crate::spec::GuestCgroup;
+use crate::views;
 
 /// A step that failed, in a form that fits through a pipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +115,7 @@ impl Performed {
                 Ok(())
             }
             Op::PassFile { path, argument } => self.pass_file(path, argument),
+            Op::OpenView(argument) => views::connect().map(|connection| self.pass(argument, connection)),
             Op::EnterNetwork => enter_network(given.network),
             Op::PrivateMounts => {
                 mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -131,6 +133,8 @@ impl Performed {
                 rustix::fs::symlinkat(target.as_str(), CWD, path).at("make the link", path)
             }
             Op::Attach { tree, target } => self.attach(*tree, target),
+            Op::MountView { target, connection } => self.mount_view(target, connection),
+            Op::MountText(text) => views::mount_text(text),
             Op::Mask(path) => mask(path),
             Op::ReadOnly(path) => read_only(path),
             Op::Hostname(name) => rustix::system::sethostname(name.as_bytes()).at("set the host name", name),
@@ -138,7 +142,7 @@ impl Performed {
             Op::RaiseProcesses => raise_processes(),
             Op::EnterUserNamespace => enter_user_namespace(given.user),
             Op::FilterSystemCalls(profile) => filter_system_calls(*profile),
-            Op::Capabilities { keep, last } => keep_capabilities(keep, *last),
+            Op::Capabilities { keep, guest, last } => keep_capabilities(keep, guest, *last),
             Op::NoNewPrivileges => {
                 rustix::thread::set_no_new_privs(true).at("give up new privileges of", "the guest")
             }
@@ -167,6 +171,12 @@ impl Performed {
     /// Gives the guest a descriptor, whose number it finds in the argument `argument=number`.
     fn pass(&mut self, argument: &str, fd: OwnedFd) {
         self.passed.push((argument.to_owned(), fd));
+    }
+
+    fn mount_view(&self, target: &Path, connection: &str) -> Result<(), Failure> {
+        let passed = self.passed.iter().find(|(argument, _)| argument == connection);
+        let (_, fd) = passed.ok_or(Errno::BADF).at("find the connection of", target)?;
+        views::mount_view(target, fd)
     }
 
     fn open_mapped(&mut self, dir: &Path, given: Given<'_>) -> Result<(), Failure> {
@@ -348,18 +358,26 @@ fn filter_system_calls(profile: Profile) -> Result<(), Failure> {
     })
 }
 
-fn keep_capabilities(keep: &[Capability], last: u8) -> Result<(), Failure> {
+/// What the guest alone is to have goes to it by the inheritable set, which execve(2) adds to root's: the bounding set,
+/// which everything after it is held to, is without. That set takes only what is not bounded yet, so it comes first.
+fn keep_capabilities(keep: &[Capability], guest: &[Capability], last: u8) -> Result<(), Failure> {
     let bit = |number: u8| CapabilitySet::from_bits_retain(1 << number);
-    let kept = keep.iter().fold(CapabilitySet::empty(), |set, capability| set | bit(capability.number()));
+    let set = |list: &[Capability]| {
+        list.iter().fold(CapabilitySet::empty(), |set, capability| set | bit(capability.number()))
+    };
+    let kept = set(keep);
+    let own = rustix::thread::capabilities(None).at("read the own", "capabilities")?;
+    let inheritable = set(guest) & own.permitted;
+    rustix::thread::set_capabilities(None, CapabilitySets { inheritable, ..own })
+        .at("hand on", "capabilities")?;
     for number in (0..=last).filter(|number| !kept.contains(bit(*number))) {
         rustix::thread::remove_capability_from_bounding_set(bit(number))
             .at("drop the capability", number.to_string())?;
     }
     rustix::thread::clear_ambient_capability_set().at("clear the ambient", "capabilities")?;
     // What the daemon itself lacks cannot be given: it is not an error of the sandbox that there is no more.
-    let own = rustix::thread::capabilities(None).at("read the own", "capabilities")?;
-    let kept = kept & own.permitted;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    let kept = (kept & own.permitted) | inheritable;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
     rustix::thread::set_capabilities(None, sets).at("reduce the own", "capabilities")
 }
 

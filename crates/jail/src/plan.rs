@@ -91,6 +91,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     }
     join_cgroups(spec, &mut ops);
     guest(spec, &mut ops);
+    ops.extend(spec.views.open());
     ops.extend([Op::EnterNetwork, Op::PrivateMounts]);
     let trees = trees(spec);
     ops.extend(trees.iter().map(|(tree, _)| Op::OpenTree(tree.clone())));
@@ -104,6 +105,7 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     }
     // Files that stand in for those of /proc and /sys are mounted here: what they cover is there, and nothing hides or
     // locks it yet.
+    ops.extend(spec.views.mount());
 
     // After the devices are attached: files are masked with the container's own /dev/null.
     ops.extend(MASKED.map(|path| Op::Mask(path.into())));
@@ -119,7 +121,11 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
         ops.push(Op::FilterSystemCalls(spec.seccomp));
     }
     // After the user namespace is entered: that fills all sets anew.
-    ops.push(Op::Capabilities { keep: spec.capabilities.clone(), last: facts.last_capability });
+    ops.push(Op::Capabilities {
+        keep: spec.capabilities.clone(),
+        guest: spec.views.guest_capabilities(),
+        last: facts.last_capability,
+    });
     if spec.no_new_privileges {
         ops.push(Op::NoNewPrivileges);
     }
@@ -288,6 +294,7 @@ mod tests {
             },
             ids: None,
             guest: GuestSettings::default(),
+            views: Default::default(),
             no_new_privileges: true,
             capabilities: Capability::defaults(),
             command_capabilities: None,

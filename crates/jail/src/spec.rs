@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::Capability;
 use crate::ids::IdRange;
 use crate::seccomp::Profile;
+use crate::views::Views;
 
 /// Size of `/dev/shm` unless told otherwise, as Docker has it.
 pub const DEFAULT_SHM_BYTES: u64 = 64 << 20;
@@ -38,6 +39,9 @@ pub struct Spec {
     /// What the guest is told of the container's limits, to show them inside.
     #[serde(default)]
     pub guest: GuestSettings,
+    /// What is shown of the limits in place of the machine, as [`crate::views::views`] finds it out.
+    #[serde(default)]
+    pub views: Views,
     /// Whether set-uid bits and file capabilities are without effect.
     #[serde(default)]
     pub no_new_privileges: bool,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::Capability;
 use crate::seccomp::Profile;
 use crate::spec::GuestCgroup;
+use crate::views::Text;
 
 /// One operation of the container's first process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub enum Op {
         /// Name of the argument.
         argument: String,
     },
+    /// Open a FUSE connection for the guest, which finds its number in the argument of this name.
+    OpenView(String),
     /// See the groups just joined as the roots of their hierarchies.
     UnshareCgroups,
     /// Enter the network namespace that came with the request; without one, take loopback up in the own, empty one.
@@ -72,6 +75,15 @@ pub enum Op {
         /// Where.
         target: PathBuf,
     },
+    /// Mount a file that the guest serves.
+    MountView {
+        /// Where; it is there.
+        target: PathBuf,
+        /// The argument of the connection.
+        connection: String,
+    },
+    /// Mount a file that says always the same.
+    MountText(Text),
     /// Hide this path if it is there.
     Mask(PathBuf),
     /// Make this path read-only if it is there.
@@ -91,6 +103,9 @@ pub enum Op {
     Capabilities {
         /// Kept.
         keep: Vec<Capability>,
+        /// Those that the guest has beside them, but nothing that it starts.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        guest: Vec<Capability>,
         /// Highest number of the kernel.
         last: u8,
     },

@@ -81,6 +81,7 @@ impl Rig {
             cgroups: Default::default(),
             ids: None,
             guest: Default::default(),
+            views: Default::default(),
             no_new_privileges: false,
             capabilities: Capability::defaults(),
             command_capabilities: None,
