@@ -154,10 +154,6 @@ fn prepare(fds: Descriptors) -> Result<(Program, Vec<PathBuf>), Failure> {
         format!("{name}={}", FIRST_PASSED + passed.len() - 1)
     };
     words.push(pass("--control-fd", fds.control));
-    if let Some((dir, v2)) = done.guest_cgroup {
-        words.push(pass("--cgroup-fd", dir));
-        words.extend(v2.then(|| "--cgroup-v2".to_owned()));
-    }
     words.extend(done.arguments);
     words.extend(done.passed.into_iter().map(|(name, fd)| pass(&name, fd)));
     let arguments = words.into_iter().map(CString::new).collect::<Result<_, _>>();

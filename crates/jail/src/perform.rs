@@ -22,7 +22,7 @@ use crate::mountpoint::{self, Kind, Links};
 use crate::plan::{Flag, Mount, Op, Plan, Tree};
 use crate::root;
 use crate::seccomp::{self, Profile};
-use crate::spec::GuestCgroup;
+use crate::spec::CgroupWrite;
 use crate::views;
 
 /// A step that failed, in a form that fits through a pipe.
@@ -73,8 +73,6 @@ impl Failure {
 pub(crate) struct Performed {
     /// Mount points that had to be made in the root, relative to it, parents first.
     pub(crate) stubs: Vec<PathBuf>,
-    /// The group in which the guest may make more, and whether it is of version 2.
-    pub(crate) guest_cgroup: Option<(OwnedFd, bool)>,
     /// Further arguments of the guest.
     pub(crate) arguments: Vec<String>,
     /// Descriptors of the guest, each with the name of the argument that tells its number.
@@ -106,7 +104,7 @@ impl Performed {
             Op::NewSession => rustix::process::setsid().map(drop).at("leave the session of", "the launcher"),
             Op::NewKeyring => new_keyring(),
             Op::JoinCgroup(dir) => join_cgroup(dir),
-            Op::OpenGuestCgroup(guest) => self.open_guest_cgroup(guest),
+            Op::WriteCgroup(write) => write_cgroup(write),
             Op::UnshareCgroups => {
                 namespace::unshare(Namespaces::CGROUP).at("enter a new", "cgroup namespace")
             }
@@ -151,14 +149,6 @@ impl Performed {
                 berth_sys::signal::reset().at("reset signals of", "the guest")
             }
         }
-    }
-
-    fn open_guest_cgroup(&mut self, guest: &GuestCgroup) -> Result<(), Failure> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(CWD, &guest.dir, flags, Mode::empty())
-            .at("open the control group", &guest.dir)?;
-        self.guest_cgroup = Some((dir, guest.v2));
-        Ok(())
     }
 
     fn pass_file(&mut self, path: &Path, argument: &str) -> Result<(), Failure> {
@@ -280,6 +270,15 @@ fn new_keyring() -> Result<(), Failure> {
         // A kernel without keys has none to let go of.
         Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => Ok(()),
         answer => answer.at("leave the keyring of", "the daemon"),
+    }
+}
+
+fn write_cgroup(write: &CgroupWrite) -> Result<(), Failure> {
+    // Not `fs::write`, which would make what is not there.
+    let opened = std::fs::OpenOptions::new().write(true).open(&write.path);
+    match opened.and_then(|mut file| io::Write::write_all(&mut file, write.value.as_bytes())) {
+        Err(error) if write.if_there && error.kind() == io::ErrorKind::NotFound => Ok(()),
+        answer => answer.at("write to the control group", &write.path),
     }
 }
 

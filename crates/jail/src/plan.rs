@@ -135,8 +135,18 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
 
 fn join_cgroups(spec: &Spec, ops: &mut Vec<Op>) {
     ops.extend(spec.cgroups.join.iter().cloned().map(Op::JoinCgroup));
-    ops.extend(spec.cgroups.guest.clone().map(Op::OpenGuestCgroup));
     ops.push(Op::UnshareCgroups);
+    ops.extend(spec.cgroups.settle.iter().cloned().map(Op::WriteCgroup));
+    let Some(guest) = &spec.cgroups.guest else { return };
+    let mut pass = |path: &PathBuf, argument: &str| {
+        ops.push(Op::PassFile { path: path.clone(), argument: argument.to_owned() });
+    };
+    guest.execs.iter().for_each(|dir| pass(dir, "--cgroup-fd"));
+    guest.enter.iter().for_each(|dir| pass(dir, "--enter-fd"));
+    guest.memory.iter().for_each(|dir| pass(dir, "--memory-fd"));
+    if guest.v2 {
+        ops.push(Op::TellGuest(vec!["--cgroup-v2".to_owned()]));
+    }
 }
 
 /// What the guest is told and given.
@@ -160,7 +170,7 @@ fn guest(spec: &Spec, ops: &mut Vec<Op>) {
     if !arguments.is_empty() {
         ops.push(Op::TellGuest(arguments));
     }
-    if let Some(path) = guest.storage_used.clone() {
+    for path in guest.storage_used.iter().cloned() {
         ops.push(Op::PassFile { path, argument: "--storage-used-fd".to_owned() });
     }
 }
@@ -267,7 +277,9 @@ fn trees(spec: &Spec) -> Vec<(Tree, PathBuf)> {
 mod tests {
     use super::*;
     use crate::capability::Capability;
-    use crate::spec::{Bind, CgroupMembership, DEFAULT_SHM_BYTES, EtcFiles, GuestCgroup, GuestSettings};
+    use crate::spec::{
+        Bind, CgroupMembership, CgroupWrite, DEFAULT_SHM_BYTES, EtcFiles, GuestCgroup, GuestSettings,
+    };
 
     const FACTS: Facts = Facts { mount_options_bytes: 4096, last_capability: 40, layers_one_by_one: true };
     const IDS: IdRange = IdRange { first: 1 << 30, count: 262_144 };
@@ -290,7 +302,17 @@ mod tests {
             },
             cgroups: CgroupMembership {
                 join: vec!["/sys/fs/cgroup/berth/i/0190".into()],
-                guest: Some(GuestCgroup { dir: "/sys/fs/cgroup/berth/i/0190".into(), v2: true }),
+                settle: vec![CgroupWrite {
+                    path: "/sys/fs/cgroup/berth/i/0190/guest/cgroup.procs".into(),
+                    value: "0".to_owned(),
+                    if_there: false,
+                }],
+                guest: Some(GuestCgroup {
+                    execs: vec!["/sys/fs/cgroup/berth/i/0190/commands".into()],
+                    enter: Vec::new(),
+                    memory: Some("/sys/fs/cgroup/berth/i/0190".into()),
+                    v2: true,
+                }),
             },
             ids: None,
             guest: GuestSettings::default(),
@@ -360,7 +382,7 @@ mod tests {
             memory_bytes: Some(1 << 30),
             pids: Some(100),
             storage_bytes: Some(10 << 30),
-            storage_used: Some("/data/used/0190".into()),
+            storage_used: vec!["/data/used/0190".into()],
         };
         let ops = plan(&spec, &FACTS).unwrap().ops;
         let told = ops.iter().filter(|op| matches!(op, Op::TellGuest(_) | Op::PassFile { .. }));

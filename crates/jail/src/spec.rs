@@ -75,9 +75,10 @@ pub struct GuestSettings {
     /// Size of the disk, in bytes.
     #[serde(default)]
     pub storage_bytes: Option<u64>,
-    /// Host file in which the guest reads how much of the disk is used; opened before the host's files are gone.
+    /// Host files whose numbers, taken together, tell the guest how many bytes of the disk are used; opened before the
+    /// host's files are gone.
     #[serde(default)]
-    pub storage_used: Option<PathBuf>,
+    pub storage_used: Vec<PathBuf>,
 }
 
 /// Layers and the writable directory.
@@ -129,17 +130,38 @@ pub struct CgroupMembership {
     /// Host paths of the groups to join, one a hierarchy.
     #[serde(default)]
     pub join: Vec<PathBuf>,
-    /// The one in which the guest may make a group an exec.
+    /// What to write once those are seen as roots, in this order. A group of version 2 can hand on controllers only
+    /// when nothing is left in it, and be a root only to a process that was in it.
+    #[serde(default)]
+    pub settle: Vec<CgroupWrite>,
+    /// Those that the guest works with.
     #[serde(default)]
     pub guest: Option<GuestCgroup>,
 }
 
-/// The control group that is handed to the guest.
+/// Something to write to a file of a control group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct CgroupWrite {
+    /// Host path of the file.
+    pub path: PathBuf,
+    /// What.
+    pub value: String,
+    /// Whether it is left out on kernels that lack the file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub if_there: bool,
+}
+
+/// The control groups that are handed to the guest, all as host paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GuestCgroup {
-    /// Host path.
-    pub dir: PathBuf,
-    /// Whether it is of version 2.
+    /// Those in which it makes a group an exec; by the first it finds the exec's processes.
+    pub execs: Vec<PathBuf>,
+    /// Those that every exec enters as they are.
+    pub enter: Vec<PathBuf>,
+    /// The sandbox's own group that counts memory, with `commands` below.
+    pub memory: Option<PathBuf>,
+    /// Whether they are of version 2.
     pub v2: bool,
 }

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{Op, Plan, Version};
+use super::plan::{COMMANDS, Op, Plan, Version};
 use super::{Error, Facts};
-use crate::spec::{CgroupMembership, GuestCgroup};
 
 /// How long killed processes may take to die.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -18,6 +17,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a group is made again that another instance removes.
 const MAKE_TRIES: usize = 10;
+/// The group that the guest makes for entering a sandbox whose memory is full.
+const RESCUE: &str = "rescue";
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -29,27 +30,42 @@ pub struct Cgroup {
     pub version: Version,
     /// All directories, one a hierarchy.
     pub dirs: Vec<PathBuf>,
-    /// The one that counts memory.
+    /// The one that counts all memory of the sandbox; its commands' is counted in `commands` below.
     pub memory: Option<PathBuf>,
     /// The one that counts processor time.
     pub cpu: Option<PathBuf>,
-    /// The one that counts processes.
+    /// The one that counts processes of commands.
     pub pids: Option<PathBuf>,
-    /// The one by which processes are found and killed, and below which the guest makes groups.
+    /// The one by which all processes are found and killed. Version 1 without a memory controller has none that holds
+    /// the guest too: it is then the commands', and the guest is to be killed by its handle.
     pub processes: Option<PathBuf>,
 }
 
-/// What a sandbox uses. Absent: not counted on this machine.
+/// What a sandbox uses and which limits it met. Absent: not counted on this machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Bytes of memory now, page cache included.
+    /// Bytes of memory that its commands have now, page cache included: what the limit is about.
     pub memory_bytes: Option<u64>,
-    /// The most that it ever was. Version 2 counts it from Linux 5.19 on.
+    /// The most that those ever were. Version 2 counts it from Linux 5.19 on.
     pub memory_peak_bytes: Option<u64>,
-    /// Processor time since the start, in microseconds.
+    /// Bytes of memory now with the guest, what it was told to write to file systems in memory, and the group that is
+    /// made for entering a full sandbox.
+    pub memory_total_bytes: Option<u64>,
+    /// Processor time since the start, in microseconds; with the guest's, but not where version 1 has `cpu` and
+    /// `cpuacct` mounted together.
     pub cpu_usec: Option<u64>,
-    /// Processes and threads now.
+    /// Processes and threads of its commands now.
     pub pids: Option<u64>,
+    /// The most that those ever were, from Linux 6.6 on.
+    pub pids_peak: Option<u64>,
+    /// How many processes the kernel killed in it for want of memory.
+    pub oom_kills: Option<u64>,
+    /// How often its commands met the limit of memory, also where freeing some page cache helped. Version 1 has a
+    /// counter for it that newer kernels no longer move.
+    pub memory_limit_events: Option<u64>,
+    /// How often a process could not be made because of the limit. Version 1 counts it by exec alone, and forgets it
+    /// with the exec.
+    pub pids_limit_events: Option<u64>,
 }
 
 impl Plan {
@@ -91,6 +107,8 @@ fn apply(op: &Op, made: &mut Vec<PathBuf>) -> Result<(), Error> {
                 Ok(())
             }
         }
+        Op::Give { path, owner } => std::os::unix::fs::chown(path, Some(*owner), Some(*owner))
+            .map_err(|source| Error::Give { path: path.clone(), owner: *owner, source }),
     }
 }
 
@@ -126,13 +144,6 @@ fn move_processes(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 impl Cgroup {
-    /// What the sandbox's first process joins, and what its guest is given.
-    pub fn membership(&self) -> CgroupMembership {
-        let v2 = self.version == Version::V2;
-        let guest = self.processes.clone().map(|dir| GuestCgroup { dir, v2 });
-        CgroupMembership { join: self.dirs.clone(), guest }
-    }
-
     /// Kills all processes in it and below, and returns when they are gone. All right when the group is gone.
     pub fn kill_all(&self) -> Result<(), Error> {
         let Some(dir) = &self.processes else { return Ok(()) };
@@ -142,7 +153,7 @@ impl Cgroup {
         let at_once = dir.join("cgroup.kill");
         if self.version == Version::V2 && at_once.exists() {
             write(&at_once, "1")?;
-        } else if let Some(pids) = &self.pids {
+        } else if let Some(pids) = self.pids.as_ref().filter(|pids| pids.exists()) {
             // No new ones while the old ones are being killed.
             write(&pids.join("pids.max"), "0")?;
         }
@@ -154,31 +165,49 @@ impl Cgroup {
         self.dirs.iter().try_for_each(|dir| remove_tree(dir))
     }
 
-    /// What it uses now.
+    /// What it uses now, and what it has met.
     pub fn usage(&self) -> Result<Usage, Error> {
         let v1 = self.version == Version::V1;
-        let (now, peak) = if v1 {
-            ("memory.usage_in_bytes", "memory.max_usage_in_bytes")
-        } else {
-            ("memory.current", "memory.peak")
-        };
+        let name = |of_v1, of_v2| if v1 { of_v1 } else { of_v2 };
+        let commands = self.commands();
+        let (commands, all) = (commands.as_deref(), self.memory.as_deref());
+        let current = name("memory.usage_in_bytes", "memory.current");
         let cpu_usec = if v1 {
             number(self.cpu.as_deref(), "cpuacct.usage")?.map(|nanoseconds| nanoseconds / 1000)
         } else {
             keyed(self.cpu.as_deref(), "cpu.stat", "usage_usec")?
         };
         Ok(Usage {
-            memory_bytes: number(self.memory.as_deref(), now)?,
-            memory_peak_bytes: number(self.memory.as_deref(), peak)?,
+            memory_bytes: number(commands, current)?,
+            memory_peak_bytes: number(commands, name("memory.max_usage_in_bytes", "memory.peak"))?,
+            memory_total_bytes: number(all, current)?,
             cpu_usec,
             pids: number(self.pids.as_deref(), "pids.current")?,
+            pids_peak: number(self.pids.as_deref(), "pids.peak")?,
+            oom_kills: self.oom_kills()?,
+            memory_limit_events: if v1 { None } else { keyed(commands, "memory.events", "max")? },
+            pids_limit_events: if v1 { None } else { keyed(self.pids.as_deref(), "pids.events", "max")? },
         })
     }
 
     /// How many of its processes the kernel killed for lack of memory; `None` where that is not counted.
     pub fn oom_kills(&self) -> Result<Option<u64>, Error> {
-        let file = if self.version == Version::V1 { "memory.oom_control" } else { "memory.events" };
-        keyed(self.memory.as_deref(), file, "oom_kill")
+        let Some(memory) = &self.memory else { return Ok(None) };
+        if self.version == Version::V2 {
+            return keyed(Some(memory), "memory.events", "oom_kill");
+        }
+        // Version 1 counts in each group apart.
+        let mut sum = None;
+        for group in [memory.clone(), memory.join(COMMANDS), memory.join(RESCUE)] {
+            if let Some(count) = keyed(Some(&group), "memory.oom_control", "oom_kill")? {
+                sum = Some(sum.unwrap_or(0) + count);
+            }
+        }
+        Ok(sum)
+    }
+
+    fn commands(&self) -> Option<PathBuf> {
+        self.memory.as_ref().map(|memory| memory.join(COMMANDS))
     }
 }
 

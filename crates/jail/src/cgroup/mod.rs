@@ -1,11 +1,21 @@
 //! Control groups: limits, accounting and the sure death of a sandbox, with version 1 and version 2.
 //!
 //! ```text
-//!   v1, one directory a hierarchy                v2, one directory
-//!   <cpu>/berth/<instance>/<sandbox>             <base>/berth/<instance>/<sandbox>   limits, PID 1
-//!   <memory>/berth/<instance>/<sandbox>                                      └─ …     one an exec, made by the guest
-//!   <pids>/berth/<instance>/<sandbox>/…          no controller is enabled below <sandbox>, so it may hold processes
+//!   v1, one directory a hierarchy                   v2
+//!   <cpu>/berth/<i>                guest            <base>/berth/<i>/<sandbox>       share of the machine
+//!   <cpu>/berth/<i>/<sandbox>      commands, quota         ├─ guest                  the guest
+//!   <cpuacct>/berth/<i>/<sandbox>  guest                   ├─ commands               the limits
+//!           └─ x-<n>               one an exec             │    └─ x-<n>             one an exec, made by the guest
+//!   <memory>/berth/<i>/<sandbox>   guest                   └─ rescue                 made when commands is full
+//!           ├─ commands            limit              └─ x-<n>
+//!           └─ rescue              made when commands is full
+//!   <pids>/berth/<i>               guest
+//!   <pids>/berth/<i>/<sandbox>     limit
+//!           └─ x-<n>               one an exec
 //! ```
+//!
+//! The guest is outside of whatever limits commands, so that no command can starve, block or kill it, and a sandbox
+//! that is full can still be entered. What the guest itself may use is bounded by the sandbox's own memory group.
 //!
 //! `<base>` is the root of the mount or, when the daemon runs in a systemd unit with `Delegate=yes`, that unit's group;
 //! then the daemon itself moves to `<base>/berth/daemon`, since a group that distributes controllers may hold no
@@ -52,8 +62,14 @@ pub enum Error {
         /// As it was given.
         cpus: f64,
     },
+    /// Not a number of cores that can be a share.
+    #[error("a request of {cpus} cpus is not possible, it must be 0.01 to 100")]
+    CpuRequest {
+        /// As it was given.
+        cpus: f64,
+    },
     /// Not a whole number of pages: the kernel would round it.
-    #[error("a memory limit of {bytes} bytes is not possible, it must be a positive multiple of 4096")]
+    #[error("an amount of memory of {bytes} bytes is not possible, it must be a positive multiple of 4096")]
     Memory {
         /// As it was given.
         bytes: u64,
@@ -83,6 +99,17 @@ pub enum Error {
         path: PathBuf,
         /// What.
         value: String,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A group, or a file of one, cannot be given to the guest.
+    #[error("cannot give {} to user {owner}", path.display())]
+    Give {
+        /// Directory or file.
+        path: PathBuf,
+        /// Id on the host.
+        owner: u32,
         /// Cause.
         #[source]
         source: io::Error,

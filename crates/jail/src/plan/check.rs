@@ -108,11 +108,19 @@ pub(crate) fn check(spec: &Spec, facts: &Facts) -> Result<(), Error> {
     for file in [&spec.etc.resolv_conf, &spec.etc.hosts, &spec.etc.hostname].into_iter().flatten() {
         absolute("file for /etc", file)?;
     }
-    if let Some(path) = &spec.guest.storage_used {
+    for path in &spec.guest.storage_used {
         absolute("file of the storage in use", path)?;
     }
-    for dir in spec.cgroups.join.iter().chain(spec.cgroups.guest.as_ref().map(|guest| &guest.dir)) {
+    let handed = spec
+        .cgroups
+        .guest
+        .iter()
+        .flat_map(|guest| guest.execs.iter().chain(&guest.enter).chain(&guest.memory));
+    for dir in spec.cgroups.join.iter().chain(handed) {
         absolute("control group", dir)?;
+    }
+    for write in &spec.cgroups.settle {
+        absolute("file of a control group", &write.path)?;
     }
     spec.binds.iter().try_for_each(check_bind)
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability::Capability;
 use crate::seccomp::Profile;
-use crate::spec::GuestCgroup;
+use crate::spec::CgroupWrite;
 use crate::views::Text;
 
 /// One operation of the container's first process.
@@ -19,8 +19,8 @@ pub enum Op {
     NewKeyring,
     /// Join this control group (host path).
     JoinCgroup(PathBuf),
-    /// Keep this control group open for the guest (host path).
-    OpenGuestCgroup(GuestCgroup),
+    /// Write to a file of a control group.
+    WriteCgroup(CgroupWrite),
     /// Give the guest these arguments.
     TellGuest(Vec<String>),
     /// Open a host file or directory for reading and give it to the guest, which finds its number in the argument `name=number`.

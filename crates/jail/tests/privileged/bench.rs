@@ -24,7 +24,7 @@ pub fn side_by_side() {
     }
     println!("without a filter of system calls: {:?} each", start.elapsed() / 16);
     let groups = Groups::make(Limits::default());
-    rigs[0].spec.cgroups = groups.cgroup.membership();
+    rigs[0].spec.cgroups = groups.membership.clone();
     let start = Instant::now();
     for _ in 0..16 {
         drop(rigs[0].launch());

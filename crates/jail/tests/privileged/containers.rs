@@ -262,7 +262,7 @@ pub fn tells_the_guest() {
     rig.spec.guest = GuestSettings {
         cpus: Some(0.5),
         memory_bytes: Some(1 << 20),
-        storage_used: Some(rig.host_file("used", "4096\n")),
+        storage_used: vec![rig.host_file("used", "4096\n")],
         ..GuestSettings::default()
     };
     let sandbox = rig.launch();
@@ -271,7 +271,7 @@ pub fn tells_the_guest() {
     assert_eq!(sandbox.ask("args"), told);
     assert_eq!(sandbox.ask("cat /proc/self/fd/4"), "4096\n");
     drop(sandbox);
-    rig.spec.guest.storage_used = Some("/nowhere/used".into());
+    rig.spec.guest.storage_used = vec!["/nowhere/used".into()];
     assert_perform(rig.try_launch(), "open for the guest", Path::new("/nowhere/used"));
 }
 

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
-    let tests: [(&str, fn()); 37] = [
+    let tests: [(&str, fn()); 38] = [
         ("merges_layers_and_hides_what_was_deleted", containers::merges_layers),
         ("is_pid_1_with_the_defaults", containers::is_pid_1_with_the_defaults),
         ("leaves_the_hosts_mounts_alone", containers::leaves_the_hosts_mounts_alone),
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         ("kills_what_takes_too_much_memory_and_counts_it", limits::memory),
         ("keeps_to_its_number_of_processes_and_dies_whole", limits::pids),
         ("version_2_kills_at_once", limits::version_2),
+        ("is_given_the_groups_to_work_with_and_none_of_the_limits", limits::given),
         ("launches_side_by_side", bench::side_by_side),
         ("mapped_launches_are_measured", bench::mapped),
     ];

@@ -192,6 +192,13 @@ int main(int argc, char **argv) {
 		else if (!strcmp(line, "remove")) say("%d", remove(rest) ? errno : 0);
 		else if (!strcmp(line, "mkdir")) say("%d", mkdir(rest, 0755) ? errno : 0);
 		else if (!strcmp(line, "args")) for (int i = 0; i < argc; i++) say("%s ", argv[i]);
+		else if (!strcmp(line, "enter")) { /* a control group below the directory of this descriptor */
+			char *group = rest, path[256];
+			int dir = strtol(rest, &group, 10);
+			snprintf(path, sizeof path, "%s/cgroup.procs", group + strspn(group, " "));
+			int fd = openat(dir, path, O_WRONLY);
+			say("%d", fd < 0 || write(fd, "0", 1) != 1 ? errno : 0);
+		}
 		else if (!strcmp(line, "group")) { /* a control group below the one handed over */
 			say("mkdir %d ", mkdirat(4, rest, 0755) ? errno : 0);
 			char path[256];

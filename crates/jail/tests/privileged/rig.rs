@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use berth_jail::cgroup::{self, Cgroup, Limits};
-use berth_jail::spec::{DEFAULT_SHM_BYTES, EtcFiles, Root};
+use berth_jail::spec::{CgroupMembership, DEFAULT_SHM_BYTES, EtcFiles, Root};
 use berth_jail::{
     Capability, Error, Facts, GuestImage, IdRange, LaunchRequest, Launcher, NamespacePair, Plan, Process,
     Spec, plan,
@@ -191,6 +191,7 @@ impl Sandbox {
 /// Control groups of a test, gone with it.
 pub struct Groups {
     pub cgroup: Cgroup,
+    pub membership: CgroupMembership,
     instance: String,
 }
 
@@ -200,9 +201,13 @@ impl Groups {
     }
 
     pub fn make_on(limits: Limits, facts: &cgroup::Facts) -> Self {
+        Self::make_for(limits, facts, None)
+    }
+
+    pub fn make_for(limits: Limits, facts: &cgroup::Facts, owner: Option<u32>) -> Self {
         let instance = format!("test{}", std::process::id());
-        let plan = cgroup::plan(&limits, facts, &format!("berth/{instance}/s")).unwrap();
-        Self { cgroup: plan.create().unwrap(), instance }
+        let plan = cgroup::plan(&limits, facts, &format!("berth/{instance}/s"), owner).unwrap();
+        Self { cgroup: plan.create().unwrap(), membership: plan.membership(), instance }
     }
 }
 
