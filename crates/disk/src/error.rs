@@ -260,6 +260,16 @@ pub enum Unavailable {
         /// The data directory.
         path: PathBuf,
     },
+    /// XFS refuses renames between projects, and everything in the data directory is in one.
+    #[error(
+        "{path} is in a project of its owner's, {project}, which no sandbox could leave (see xfs_quota(8), project)"
+    )]
+    InProject {
+        /// The data directory.
+        path: PathBuf,
+        /// The project's number.
+        project: u32,
+    },
     /// No tool to make a pool with.
     #[error("there is no mkfs.btrfs (btrfs-progs) in PATH, /usr/sbin or /sbin")]
     NoMkfs,

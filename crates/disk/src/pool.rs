@@ -100,12 +100,7 @@ impl Pool {
         let size = file.metadata().map_err(Unavailable::system("look at", &path))?.len();
         // Somebody may have copied it with holes in it.
         allocate(&file, 0, size).map_err(Unavailable::system("allocate all of", &path))?;
-        let device =
-            match LoopDevice::find(&file).map_err(Unavailable::system("look for a loop device of", &path))? {
-                Some(device) => device,
-                None => LoopDevice::attach(file.as_fd(), options.direct_io)
-                    .map_err(Unavailable::system("attach a loop device to", &path))?,
-            };
+        let device = find_or_attach(&file, &path, options.direct_io)?;
         let root = data_dir.join(MOUNTED);
         mount_at(&device, &root)?;
         let state = State { file, stopping: false, complained: false };
@@ -374,6 +369,21 @@ fn judge(file: &mut File, path: &Path) -> Result<Superblock, Unavailable> {
             Err(Unavailable::PoolFormat { path: path.to_owned(), found, known: LABEL })
         }
     }
+}
+
+fn find_or_attach(file: &File, path: &Path, direct_io: bool) -> Result<LoopDevice, Unavailable> {
+    let found = LoopDevice::find(file).map_err(Unavailable::system("look for a loop device of", path))?;
+    if let Some(device) = found {
+        return Ok(device);
+    }
+    let attached = match LoopDevice::attach(file.as_fd(), direct_io) {
+        // Some kernels refuse where the file system below has no direct I/O, others do without by themselves.
+        Err(error) if direct_io && error.kind() == io::ErrorKind::InvalidInput => {
+            LoopDevice::attach(file.as_fd(), false)
+        }
+        other => other,
+    };
+    attached.map_err(Unavailable::system("attach a loop device to", path))
 }
 
 fn mount_at(device: &LoopDevice, root: &Path) -> Result<(), Unavailable> {

@@ -70,6 +70,11 @@ impl Xfs {
         if !on {
             return Err(Unavailable::NoProjectQuota { path: data_dir.to_owned() });
         }
+        let inherited = quota::inherited_project(root.as_fd())
+            .map_err(Unavailable::system("ask for the project of", data_dir))?;
+        if let Some(project) = inherited {
+            return Err(Unavailable::InProject { path: data_dir.to_owned(), project });
+        }
         let layout = Layout::open(data_dir).map_err(Box::new)?;
         Ok(Self { layout, root, reserve, picking: Mutex::new(seed()) })
     }

@@ -1,5 +1,7 @@
 //! The engine on a pool file, for real: loop devices, mounts, quotas. Needs root and mkfs.btrfs.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::fs::{self, File};
@@ -12,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use berth_disk::{
-    Counted, Error, Full, Kind, Limits, Opened, Options, PoolOptions, Resource, Unavailable, open,
+    Counted, Engine, Error, Full, Kind, Limits, Opened, Options, PoolOptions, Resource, Unavailable, open,
 };
 use rustix::fs::XattrFlags;
 
@@ -255,6 +257,11 @@ fn a_data_directory_has_one_owner_and_keeps_its_pool() {
 #[test]
 fn daemon_to_be_killed() {
     let Some(dir) = std::env::var_os("BERTH_TEST_KILLED_POOL") else { return };
+    if std::env::var_os("BERTH_TEST_KILLED_NAMESPACE").is_some() {
+        use rustix::mount::{MountPropagationFlags, mount_change};
+        berth_sys::namespace::unshare(berth_sys::namespace::Namespaces::MOUNT).unwrap();
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).unwrap();
+    }
     let opened = open(Path::new(&dir), &options()).unwrap();
     let upper = opened.engine.create("left", &bytes(8 * MIB)).unwrap().upper;
     fs::write(upper.join("file"), "x").unwrap();
@@ -265,37 +272,75 @@ fn daemon_to_be_killed() {
     std::thread::sleep(Duration::from_secs(600));
 }
 
+/// Runs [`daemon_to_be_killed`] in `dir` until it is ready, and kills it.
+fn kill_a_daemon(dir: &Path, namespace: bool) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "daemon_to_be_killed", "--nocapture"]).env("BERTH_TEST_KILLED_POOL", dir);
+    if namespace {
+        command.env("BERTH_TEST_KILLED_NAMESPACE", "1");
+    }
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while !dir.join("ready").exists() {
+        assert!(Instant::now() < until && child.try_wait().unwrap().is_none(), "the child is not ready");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+}
+
+fn is_as_it_was_left(engine: &dyn Engine) {
+    assert_eq!(engine.list().unwrap(), ["left"]);
+    assert_eq!(fs::read(engine.root().join("sandboxes/left/upper/file")).unwrap(), b"x");
+    engine.remove("left").unwrap();
+    assert_eq!(engine.reap_trash().unwrap().sandboxes, 2);
+}
+
 #[test]
 fn a_killed_daemon_leaves_a_pool_that_opens() {
     let dir = on_disk();
     if pool(dir.path(), &options()).is_none() {
         return;
     }
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "daemon_to_be_killed", "--nocapture"])
-        .env("BERTH_TEST_KILLED_POOL", dir.path())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let until = Instant::now() + Duration::from_secs(60);
-    while !dir.path().join("ready").exists() {
-        assert!(Instant::now() < until && child.try_wait().unwrap().is_none(), "the child is not ready");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    child.kill().unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    kill_a_daemon(dir.path(), false);
     // Its mount is in our namespace, as it had none of its own: the device lives.
     let devices = common::devices_of(&dir.path().join("pool.btrfs"));
     assert_eq!(devices.len(), 1);
-
     let Opened { engine, .. } = open(dir.path(), &options()).unwrap();
     assert_eq!(common::devices_of(&dir.path().join("pool.btrfs")), devices, "a second device on one file");
-    assert_eq!(engine.list().unwrap(), ["left"]);
-    assert_eq!(fs::read(engine.root().join("sandboxes/left/upper/file")).unwrap(), b"x");
-    engine.remove("left").unwrap();
-    assert_eq!(engine.reap_trash().unwrap().sandboxes, 2);
+    is_as_it_was_left(engine.as_ref());
     drop(engine);
     assert!(!common::is_mounted(&dir.path().join("pool")));
+}
+
+#[test]
+fn a_killed_daemon_with_a_namespace_leaves_a_pool_that_opens() {
+    let dir = on_disk();
+    if pool(dir.path(), &options()).is_none() {
+        return;
+    }
+    kill_a_daemon(dir.path(), true);
+    // The device may be alive still or not any more.
+    let Opened { engine, .. } = open(dir.path(), &options()).unwrap();
+    assert_eq!(common::devices_of(&dir.path().join("pool.btrfs")).len(), 1);
+    is_as_it_was_left(engine.as_ref());
+}
+
+#[test]
+fn a_pool_cut_short_while_it_was_made_or_grown_is_made_whole() {
+    let dir = on_disk();
+    fs::write(dir.path().join("pool.btrfs.new"), "cut short").unwrap();
+    if pool(dir.path(), &options()).is_none() {
+        return;
+    }
+    assert!(!dir.path().join("pool.btrfs.new").exists());
+    let file = File::options().write(true).open(dir.path().join("pool.btrfs")).unwrap();
+    file.set_len(384 * MIB).unwrap();
+    drop(file);
+    let Opened { engine, .. } = open(dir.path(), &options()).unwrap();
+    assert_eq!(engine.capacity().unwrap().total, 384 * MIB);
+    let file = fs::metadata(dir.path().join("pool.btrfs")).unwrap();
+    assert!(file.blocks() * 512 >= file.len(), "it has holes");
 }
 
 #[test]

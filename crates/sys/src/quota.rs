@@ -84,6 +84,12 @@ pub fn project_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(attributes(fd)?.projid)
 }
 
+/// The project that whatever is made in the directory `fd` gets (`FS_XFLAG_PROJINHERIT`), if it gets the directory's.
+pub fn inherited_project(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let attr = attributes(fd)?;
+    Ok((attr.xflags & FS_XFLAG_PROJINHERIT != 0).then_some(attr.projid))
+}
+
 /// Puts the directory `fd` into project `id`; with `inherit` (`FS_XFLAG_PROJINHERIT`) also what is made in it later.
 /// `FS_IOC_FSSETXATTR`, Linux 4.5; refused outside the initial user namespace.
 pub fn set_project(fd: BorrowedFd<'_>, id: u32, inherit: bool) -> io::Result<()> {
