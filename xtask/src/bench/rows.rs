@@ -216,7 +216,7 @@ impl Row {
 /// A table for people and for `SPECIFICATION.md`, notes below it.
 pub(super) fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| figure | unit | n | p50 | p95 | p99 | per second | failures | beside | its p50 | ratio | target | met |\n\
+        "| figure | unit | n | p50 | p95 | p99 | per second | failures | vs | its p50 | ratio | target | met |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut notes: Vec<&str> = Vec::new();
@@ -292,7 +292,7 @@ pub(super) fn verdicts(rows: &[Row]) -> Vec<String> {
                 Some(false) => "MISSED",
                 None => "NOT MEASURED",
             };
-            let peer = row.peer.as_ref().map_or(String::new(), |peer| format!(" beside {peer}"));
+            let peer = row.peer.as_ref().map_or(String::new(), |peer| format!(" vs {peer}"));
             let found = match target.of {
                 Of::Ratio => row.ratio.map(|ratio| format!("{}×", significant(ratio))),
                 Of::Value => row.p50.map(|p50| format!("{} {}", significant(p50), row.unit)),

@@ -4,7 +4,8 @@
 //!
 //! * the proportional set size (`/proc/PID/smaps_rollup`) of the daemon and of all that descends from it, guests
 //!   included: the daemon's share and the guests', each shared page counted once;
-//! * the kernel's own memory, from `/proc/meminfo`: `SUnreclaim`, `KernelStack`, `PageTables` and `Percpu`. This is the
+//! * files in memory, `Shmem` of `/proc/meminfo`: of these, too, a sandbox has some;
+//! * the kernel's own memory, also of `/proc/meminfo`: `SUnreclaim`, `KernelStack`, `PageTables` and `Percpu`. This is the
 //!   whole machine's, so it is right on an idle one only; control groups' own accounts would leave out what a sandbox
 //!   costs outside its group. Reclaimable slab (names and inodes that are kept while there is room) is a row of its own.
 //!
@@ -31,6 +32,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 #[derive(Clone, Copy, Debug, Default)]
 struct Reading {
     processes: f64,
+    files: f64,
     kernel: f64,
     reclaimable: f64,
     available: f64,
@@ -64,16 +66,17 @@ async fn readings(world: &World) -> anyhow::Result<(Reading, Reading)> {
 fn rows(before: Reading, after: Reading, count: usize) -> Vec<Row> {
     #[expect(clippy::cast_precision_loss, reason = "never so many sandboxes")]
     let each = |of: fn(&Reading) -> f64| (of(&after) - of(&before)) / 1024.0 / count as f64;
-    let (processes, kernel) = (each(|r| r.processes), each(|r| r.kernel));
+    let (processes, files, kernel) = (each(|r| r.processes), each(|r| r.files), each(|r| r.kernel));
     let row = |figure: &str, mib: f64| Row {
         n: count,
         ..Samples::of(vec![mib]).row(format!("idle sandbox{figure}"), "MiB")
     };
-    let how = "mean of all; PSS of the daemon and its descendants plus SUnreclaim, KernelStack, PageTables and Percpu of \
+    let how = "mean of all; PSS of the daemon and its descendants plus Shmem, SUnreclaim, KernelStack, PageTables and Percpu of \
                the machine, after less before";
     vec![
-        row("", processes + kernel).asked(Target::value(Bound::AtMost(LIMIT_MIB))).noted(how),
+        row("", processes + files + kernel).asked(Target::value(Bound::AtMost(LIMIT_MIB))).noted(how),
         row(".processes", processes),
+        row(".files in memory", files),
         row(".kernel", kernel),
         row(".reclaimable slab", each(|r| r.reclaimable)),
         row(".less available", -each(|r| r.available)).noted("MemAvailable before less after, a check"),
@@ -87,6 +90,7 @@ impl Reading {
         let field = |name: &str| meminfo(&text, name).unwrap_or_default() as f64;
         Ok(Self {
             processes: processes(daemon)?,
+            files: field("Shmem"),
             kernel: KERNEL.into_iter().map(field).sum(),
             reclaimable: field("SReclaimable"),
             available: field("MemAvailable"),
@@ -146,8 +150,15 @@ mod tests {
 
     #[test]
     fn the_cost_is_the_difference_by_count() {
-        let before = Reading { processes: 1024.0, kernel: 2048.0, reclaimable: 0.0, available: 102_400.0 };
-        let after = Reading { processes: 11_264.0, kernel: 7168.0, reclaimable: 1024.0, available: 82_400.0 };
+        let before =
+            Reading { processes: 1024.0, files: 0.0, kernel: 2048.0, reclaimable: 0.0, available: 102_400.0 };
+        let after = Reading {
+            processes: 11_264.0,
+            files: 512.0,
+            kernel: 7168.0,
+            reclaimable: 1024.0,
+            available: 82_400.0,
+        };
         insta::assert_snapshot!(super::super::super::rows::markdown(&rows(before, after, 10)));
     }
 }

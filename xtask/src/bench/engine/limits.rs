@@ -1,8 +1,8 @@
 //! How exact the limits are.
 //!
-//! Memory: a program takes 1 MiB after another and says so, until it is killed; what it said last is compared with the
-//! limit. What it does not say is its own code and what the limit is charged for beyond its data, so the figure is what a
-//! task really gets.
+//! Memory: a program takes a quarter of a MiB after another and says so, until it is killed; what it said last is compared
+//! with the limit. What it does not say is its own code and what the limit is charged for beyond its data, so the figure
+//! is what a task really gets.
 //!
 //! Processor: two loops on half a processor for five seconds of wall time; what `times` says of them is compared with
 //! half of the wall time.
@@ -22,9 +22,10 @@ const MEMORY_MB: u64 = 256;
 const MEMORY_PERCENT: f64 = 2.0;
 const CPUS: f64 = 0.5;
 const CPU_PERCENT: f64 = 5.0;
-/// Strings of 1 MiB, each page of them written.
+/// A string that fills 63 pages with what the allocator and a number add to it.
+const PIECE_BYTES: f64 = 63.0 * 4096.0;
 const EAT: &str =
-    r#"awk 'BEGIN { s = sprintf("%1048576s", "x"); while (1) { a[n++] = s n; print n; fflush() } }'"#;
+    r#"awk 'BEGIN { s = sprintf("%257900s", "x"); while (1) { a[n++] = s n; print n; fflush() } }'"#;
 const BURN: &str =
     "(while :; do :; done) & a=$!; (while :; do :; done) & b=$!; sleep 5; kill $a $b; wait; times";
 const PATIENCE_SECONDS: f64 = 60.0;
@@ -32,25 +33,32 @@ const PATIENCE_SECONDS: f64 = 60.0;
 /// Both limits.
 pub(super) async fn accuracy(world: &World) -> Vec<Row> {
     let (mut memory, mut cpu) = (Samples::default(), Samples::default());
-    let mut reached = Vec::new();
+    let (mut reached, mut used) = (Vec::new(), Vec::new());
     for round in 1..=world.limits {
         progress(&format!("limits: {round}/{}", world.limits));
         match memory_reached(world).await {
             Ok((mib, how)) => {
                 memory.values.push((mib / as_f64(MEMORY_MB) - 1.0).abs() * 100.0);
-                reached.push(format!("{mib} MiB ({how})"));
+                reached.push(format!("{mib:.2} MiB ({how})"));
             }
             Err(error) => memory.fail(&error),
         }
-        cpu.add(cpu_used(world).await.map(|share| (share / CPUS - 1.0).abs() * 100.0));
+        match cpu_used(world).await {
+            Ok(share) => {
+                cpu.values.push((share / CPUS - 1.0).abs() * 100.0);
+                used.push(format!("{share:.3}"));
+            }
+            Err(error) => cpu.fail(&error),
+        }
     }
     let asked = |percent| Target::value(Bound::AtMost(percent));
     let told = format!("of {MEMORY_MB} MiB a program got {}", reached.join(", "));
     vec![
         memory.row("memory limit, off by", "%").asked(asked(MEMORY_PERCENT)).noted(told),
-        cpu.row("cpu limit, off by", "%")
-            .asked(asked(CPU_PERCENT))
-            .noted("two loops on 0.5 processors for 5 s: their processor time ÷ wall time"),
+        cpu.row("cpu limit, off by", "%").asked(asked(CPU_PERCENT)).noted(format!(
+            "two loops on {CPUS} processors for 5 s: their processor time ÷ wall time was {}",
+            used.join(", ")
+        )),
     ]
 }
 
@@ -65,8 +73,9 @@ async fn memory_reached(world: &World) -> anyhow::Result<(f64, String)> {
     let status = &ran.status;
     anyhow::ensure!(status.exit_code == 137, "it was not killed but ended with {status:?}");
     // The sample string is one more.
-    let mib = last.parse::<f64>().with_context(|| format!("the program said {last:?}"))? + 1.0;
-    Ok((mib, format!("exit code {}, {:?}", status.exit_code, status.reason)))
+    let pieces = last.parse::<f64>().with_context(|| format!("the program said {last:?}"))? + 1.0;
+    let told = serde_json::to_value(status)?;
+    Ok((pieces * PIECE_BYTES / f64::from(1 << 20), format!("told as {told}")))
 }
 
 /// Processors that two loops had.

@@ -49,7 +49,7 @@ pub(super) async fn burst(world: &World, floor_p50: Option<f64>) -> Vec<Row> {
 
 /// The rate beside idle ones, and without.
 pub(super) async fn sustained(world: &World) -> Vec<Row> {
-    let figure = format!("sustained beside {} idle", world.idle);
+    let figure = format!("sustained with {} idle", world.idle);
     let cycles = world.cycles;
     progress("sustained, empty host");
     let (empty_rate, _) = rate(world, (cycles / 10).max(100)).await;

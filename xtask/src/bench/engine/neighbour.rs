@@ -4,10 +4,12 @@
 //! On a machine of two cores a neighbour's limit of one core leaves the other for everything else: the ratio says
 //! whether it keeps to that, not that nothing is lost on one core.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_client::types::exec::ExecRequest;
 use berth_client::types::sandbox::{CreateSandbox, NetworkMode, Resources, Sandbox, Unenforced};
+use berth_client::{Client, Error, ExecOutcome};
 
 use super::super::rows::{Bound, Row, Samples, Target};
 use super::berth::{request, script, time_true};
@@ -105,7 +107,7 @@ async fn beside_all(world: &World) -> anyhow::Result<Vec<Row>> {
 }
 
 fn figure(neighbour: Neighbour) -> String {
-    format!("exec true beside {}", neighbour.title())
+    format!("exec true, neighbour {}", neighbour.title())
 }
 
 /// What was felt of a neighbour.
@@ -120,7 +122,10 @@ async fn beside(world: &World, victim: &Sandbox, neighbour: Neighbour) -> anyhow
     let (client, id) = (world.client.clone(), there.id.clone());
     let exec = script(&neighbour.script(world.files), PATIENCE.as_secs_f64());
     let again = neighbour != Neighbour::Tree;
-    let trouble = Aborted(tokio::spawn(async move { over_and_over(&client, &id, &exec, again).await }));
+    let told = Arc::new(Mutex::new(Ends::default()));
+    let ends = Arc::clone(&told);
+    let trouble =
+        Aborted(tokio::spawn(async move { over_and_over(&client, &id, &exec, again, &ends).await }));
     let mut during = Samples::default();
     if neighbour == Neighbour::Tree {
         // As long as it is being made.
@@ -142,7 +147,11 @@ async fn beside(world: &World, victim: &Sandbox, neighbour: Neighbour) -> anyhow
         removal.add(time_true(&world.client, &victim.id).await);
     }
     removing.await??;
-    let mut note = format!("gone {:.0} ms after it was asked to", start.elapsed().as_secs_f64() * 1000.0);
+    let gone = start.elapsed().as_secs_f64() * 1000.0;
+    let mut note = {
+        let ends = told.lock().unwrap_or_else(PoisonError::into_inner);
+        format!("its command ended by itself {} times{}; gone in {gone:.0} ms", ends.count, ends.last())
+    };
     if neighbour == Neighbour::DiskFiller && !there.storage_enforced {
         note +=
             "; its storage was not limited, since this disk engine cannot: it wrote 1,000 MB over and over";
@@ -160,7 +169,8 @@ impl Felt {
         let of = |samples: &Samples, figure: String| {
             let row = samples.in_turn(&figure).beside("alone", alone.p50()).asked(asked());
             let p99 = samples.percentile(99).into_iter().collect();
-            let p99 = Row { n: samples.values.len(), ..Samples::of(p99).row(format!("{figure}, p99"), "ms") };
+            let p99 = Samples::of(p99).row(format!("{figure}, p99"), "ms");
+            let p99 = Row { n: samples.values.len(), p95: None, p99: None, ..p99 };
             [row, p99.beside("alone, p99", alone.percentile(99)).asked(asked())]
         };
         let mut rows = of(&self.during, figure(neighbour)).to_vec();
@@ -181,10 +191,42 @@ impl Drop for Aborted {
     }
 }
 
+/// How often a neighbour's command ended by itself, and how the last time: whether it was the trouble that it should be.
+#[derive(Debug, Default)]
+struct Ends {
+    count: u32,
+    last: Option<String>,
+}
+
+impl Ends {
+    fn last(&self) -> String {
+        self.last.as_ref().map_or(String::new(), |last| format!(", at last with {last}"))
+    }
+
+    fn add(&mut self, ran: &Result<ExecOutcome, Error>) {
+        self.count += 1;
+        self.last = Some(match ran {
+            Ok(ran) => format!("{:?}, exit code {}", ran.status.reason, ran.status.exit_code),
+            Err(error) => causes(error),
+        });
+    }
+}
+
+fn causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// Starts it anew whenever its limits have ended it.
-async fn over_and_over(client: &berth_client::Client, id: &str, exec: &ExecRequest, again: bool) {
+async fn over_and_over(client: &Client, id: &str, exec: &ExecRequest, again: bool, ends: &Mutex<Ends>) {
     loop {
         let ran = client.exec_collect(id, exec).await;
+        ends.lock().unwrap_or_else(PoisonError::into_inner).add(&ran);
         if !again {
             return;
         }

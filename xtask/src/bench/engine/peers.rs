@@ -3,6 +3,7 @@
 //! podman does all of it by itself. runc, crun and bubblewrap are given an overlay that was mounted before, once: a
 //! figure of theirs lacks making, mounting and removing a writable layer.
 
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use berth_sys::netns::run_in;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
@@ -54,6 +56,10 @@ impl Peer {
         }
     }
 
+    pub(super) fn is_podman(self) -> bool {
+        matches!(self, Self::PodmanRunc | Self::PodmanCrun)
+    }
+
     /// One in so many rounds is enough for those that take long.
     pub(super) fn share(self) -> u32 {
         match self {
@@ -79,7 +85,7 @@ impl Peer {
 
     /// Whether it can make a sandbox with a network, or one without, at all.
     pub(super) fn command_exists(self, network: bool) -> bool {
-        !network || matches!(self, Self::PodmanRunc | Self::PodmanCrun)
+        !network || self.is_podman()
     }
 
     /// The command; nothing where it makes no networks.
@@ -190,11 +196,17 @@ pub(super) fn ends(place: &Place) -> Vec<Vec<String>> {
     ends
 }
 
-/// Runs a command to its success; returns the milliseconds it took and what it printed.
-pub(super) async fn timed(argv: Vec<String>) -> anyhow::Result<(f64, String)> {
+/// Runs a command to its success, in that network namespace where one is given; returns the milliseconds it took and what
+/// it printed.
+pub(super) async fn timed(argv: Vec<String>, netns: Option<Arc<OwnedFd>>) -> anyhow::Result<(f64, String)> {
     let pid = Arc::new(AtomicU32::new(0));
     let told = Arc::clone(&pid);
-    let mut running = tokio::task::spawn_blocking(move || run(&argv, &told));
+    let mut running = tokio::task::spawn_blocking(move || match netns {
+        None => run(&argv, &told),
+        Some(netns) => {
+            run_in(netns.as_fd(), || Ok(run(&argv, &told))).context("entering podman's network")?
+        }
+    });
     tokio::select! {
         done = &mut running => done.context("a thread that times commands")?,
         () = tokio::time::sleep(PATIENCE) => {
@@ -227,8 +239,9 @@ fn run(argv: &[String], told: &AtomicU32) -> anyhow::Result<(f64, String)> {
 }
 
 /// Runs a peer once, and makes sure that it did its work.
-pub(super) async fn time_peer(argv: Vec<String>) -> anyhow::Result<f64> {
-    let (milliseconds, output) = timed(argv).await?;
+pub(super) async fn time_peer(place: &Place, peer: Peer, argv: Vec<String>) -> anyhow::Result<f64> {
+    let netns = peer.is_podman().then(|| Arc::clone(&place.netns));
+    let (milliseconds, output) = timed(argv, netns).await?;
     anyhow::ensure!(output.trim_end() == GREETING, "it said {output:?}, not {GREETING:?}");
     Ok(milliseconds)
 }
@@ -239,7 +252,12 @@ mod tests {
 
     #[test]
     fn commands_are_those_that_a_person_would_type() {
-        let place = std::mem::ManuallyDrop::new(Place { dir: "/b".into(), name: "berth-bench-1".to_owned() });
+        let place = std::mem::ManuallyDrop::new(Place {
+            dir: "/b".into(),
+            name: "berth-bench-1".to_owned(),
+            podmans_group: true,
+            netns: Arc::new(std::fs::File::open("/dev/null").unwrap().into()),
+        });
         let mut text = Vec::new();
         for peer in Peer::value_variants() {
             for network in [false, true] {

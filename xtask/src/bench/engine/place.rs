@@ -11,11 +11,14 @@
 //! | `podman/`, `podman-run/`, `state/` | storage and state of podman, runc and crun |
 //! | `floor/` | writable layers of the floor program |
 //!
-//! Mounts are made in a mount namespace of this process and end with it.
+//! Mounts are made in a mount namespace of this process and end with it; podman's networks in a network namespace of
+//! their own.
 
 use std::ffi::CString;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
@@ -24,6 +27,7 @@ use super::super::daemon::succeed;
 use super::peers::{self, Peer};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
+const PODMANS_GROUP: &str = "libpod_parent";
 const APPLETS: [&str; 18] = [
     "awk", "cat", "dd", "echo", "env", "kill", "ls", "mkdir", "rm", "seq", "sh", "sleep", "stat", "test",
     "time", "timeout", "touch", "true",
@@ -35,13 +39,21 @@ pub(super) struct Place {
     pub(super) dir: PathBuf,
     /// What is ours alone on this machine is named by it.
     pub(super) name: String,
+    /// Whether the group was there that podman makes for itself and leaves.
+    pub(super) podmans_group: bool,
+    /// A network namespace for podman, whose bridge, chains and rules would stay on the machine.
+    pub(super) netns: Arc<OwnedFd>,
 }
 
 impl Place {
     /// Makes the image and what peers need. `tar` is a root file system to use in place of the tiny one.
     pub(super) fn make(kept: &Path, tar: Option<&Path>) -> anyhow::Result<Self> {
         let name = format!("berth-bench-{}", std::process::id());
-        let place = Self { dir: kept.join(format!("engine-{}", std::process::id())), name };
+        let dir = kept.join(format!("engine-{}", std::process::id()));
+        let (netns, ()) = berth_sys::netns::create(berth_sys::netdev::loopback_up)
+            .context("making a network namespace for podman")?;
+        let podmans_group = !groups(PODMANS_GROUP).is_empty();
+        let place = Self { dir, name, podmans_group, netns: Arc::new(netns) };
         sweep(kept);
         for dir in ["rootfs", "host", "floor", "state", "overlay/upper", "overlay/work", "overlay/root"] {
             let dir = place.dir.join(dir);
@@ -101,7 +113,7 @@ impl Drop for Place {
         for argv in peers::ends(self) {
             let mut command = Command::new(&argv[0]);
             command.args(&argv[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let _ = command.status();
+            let _ = berth_sys::netns::run_in(self.netns.as_fd(), || command.status());
         }
         let _ = unmount(self.overlay(), UnmountFlags::DETACH);
         // podman's own, below its storage.
@@ -109,6 +121,9 @@ impl Drop for Place {
             let _ = unmount(&mount, UnmountFlags::DETACH);
         }
         remove_groups(&self.name);
+        if !self.podmans_group {
+            remove_groups(PODMANS_GROUP);
+        }
         if let Err(error) = std::fs::remove_dir_all(&self.dir) {
             eprintln!("bench: removing {}: {error}", self.dir.display());
         }
@@ -160,10 +175,17 @@ fn mounts_below(dir: &Path) -> Vec<String> {
     points.filter(|point| Path::new(point).starts_with(dir)).map(str::to_owned).rev().collect()
 }
 
-/// Empty groups of that name, in every hierarchy. One that is not empty stays, which is said.
-fn remove_groups(name: &str) {
+/// Groups of that name, in every hierarchy.
+fn groups(name: &str) -> Vec<PathBuf> {
     let hierarchies = std::fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path());
-    for group in hierarchies.chain([PathBuf::from(CGROUPS)]).map(|dir| dir.join(name)) {
+    let groups = hierarchies.chain([PathBuf::from(CGROUPS)]).map(|dir| dir.join(name));
+    groups.filter(|group| group.is_dir()).collect()
+}
+
+/// Removes them all. One that is not empty stays, which is said.
+fn remove_groups(name: &str) {
+    for group in groups(name) {
+        // Controllers that share a hierarchy have it under several names.
         if group.is_dir() {
             remove_group(&group);
         }

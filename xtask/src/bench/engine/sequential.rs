@@ -19,6 +19,8 @@ const LEVEL_RATIO: f64 = 1.1;
 const NETWORK_RATIO: f64 = 1.3;
 /// Rounds that everybody's measurement is divided into.
 const TURNS: u32 = 5;
+/// Rounds of the floor program's that one process of it does.
+const FLOOR_PIECE: u32 = 50;
 
 /// Everybody's values, network or not.
 pub(super) struct Sequential {
@@ -58,14 +60,17 @@ pub(super) async fn measure(world: &World, network: bool) -> Sequential {
     for turn in 1..=turns {
         progress(&format!("one after the other{}: {turn}/{turns}", if network { ", network" } else { "" }));
         let count = world.count.div_ceil(turns);
-        all.add_floor(world, count).await;
+        // In pieces: Ctrl-C waits for the present one.
+        for done in (0..count).step_by(FLOOR_PIECE as usize) {
+            all.add_floor(world, FLOOR_PIECE.min(count - done)).await;
+        }
         for _ in 0..count {
             all.add_berth(world).await;
         }
         for (peer, samples) in &mut all.peers {
             let (Ok(samples), Some(argv)) = (samples, peer.command(&world.place, network)) else { continue };
             for _ in 0..count.div_ceil(peer.share()) {
-                samples.add(time_peer(argv.clone()).await);
+                samples.add(time_peer(&world.place, *peer, argv.clone()).await);
             }
         }
     }
@@ -82,7 +87,7 @@ impl Sequential {
         for peer in &world.peers {
             let samples = match peer.command(&world.place, self.network) {
                 None => Err("it makes no networks by itself".to_owned()),
-                Some(argv) => match (world.podman_image(*peer), time_peer(argv).await) {
+                Some(argv) => match (world.podman_image(*peer), time_peer(&world.place, *peer, argv).await) {
                     (Err(why), _) => Err(why),
                     (Ok(()), Ok(_)) => Ok(Samples::default()),
                     (Ok(()), Err(error)) => Err(format!("{error:#}")),
@@ -199,7 +204,7 @@ async fn floor(world: &World, rounds: u32, network: bool) -> anyhow::Result<Floo
     let (rootfs, dir) = (path(world.place.rootfs()), path(world.place.dir.join("floor")));
     let mut argv = vec![path(world.floor.clone()), rounds.to_string(), rootfs, dir];
     argv.extend(network.then(|| "network".to_owned()));
-    let (_, output) = timed(argv).await?;
+    let (_, output) = timed(argv, None).await?;
     serde_json::from_str(&output).context("the floor program's figures")
 }
 
