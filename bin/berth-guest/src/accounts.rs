@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use berth_wire::{ExecUsage, Limit};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -19,10 +20,12 @@ const HEADROOM: u64 = 8 << 20;
 const RESCUE_BYTES: &str = "33554432";
 /// Processes of those, all together, where memory and processes are limited by one group.
 const RESCUE_PIDS: &str = "32";
+/// How often, a millisecond apart, its removal is tried while something is in it.
+const RESCUE_TRIES: usize = 10;
 /// Limits above it mean none: version 1 shows the largest number of whole pages.
 const NO_LIMIT: u64 = 1 << 62;
 
-const TASKS: &str = "tasks";
+const COMMANDS: &str = "commands";
 const RESCUE: &str = "rescue";
 /// `read` of a short file takes one call.
 const SHORT: usize = 4096;
@@ -72,7 +75,7 @@ pub(crate) struct Memory {
     limit: Option<u64>,
     usage: Counter,
     stat: Counter,
-    tasks: Charged,
+    commands: Charged,
 }
 
 /// A group in which execs are charged for memory.
@@ -89,27 +92,27 @@ pub(crate) struct Charged {
 impl Memory {
     /// `None` where memory is not counted.
     pub(crate) fn new(dir: OwnedFd, v2: bool) -> Option<Self> {
-        let tasks = open(&dir, TASKS, OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
+        let commands = open(&dir, COMMANDS, OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
         let (usage, limit) = if v2 {
             ("memory.current", "memory.max")
         } else {
             ("memory.usage_in_bytes", "memory.limit_in_bytes")
         };
-        let usage = Counter::open(&tasks, usage)?;
-        let limit = Counter::open(&tasks, limit)?.number().filter(|limit| *limit < NO_LIMIT);
-        let stat = Counter::open(&tasks, "memory.stat")?;
-        Some(Self { limit, usage, stat, tasks: Charged::new(tasks, v2)?, v2, dir })
+        let usage = Counter::open(&commands, usage)?;
+        let limit = Counter::open(&commands, limit)?.number().filter(|limit| *limit < NO_LIMIT);
+        let stat = Counter::open(&commands, "memory.stat")?;
+        Some(Self { limit, usage, stat, commands: Charged::new(commands, v2)?, v2, dir })
     }
 
     /// The group for the next exec, and whether that is the one beside the limit.
     pub(crate) fn choose(&self) -> (Charged, bool) {
         if !self.is_full() {
-            return (self.tasks.clone(), false);
+            return (self.commands.clone(), false);
         }
         // Where it cannot be made a full group is better than no exec: the kernel may find something to kill.
         match self.rescue() {
             Some(rescue) => (rescue, true),
-            None => (self.tasks.clone(), false),
+            None => (self.commands.clone(), false),
         }
     }
 
@@ -134,7 +137,7 @@ impl Memory {
     /// A group beside the limit; a new one if nothing runs in the one there was: what files in memory were charged to
     /// that one goes to the sandbox's own, which has a limit too.
     fn rescue(&self) -> Option<Charged> {
-        let _ = rustix::fs::unlinkat(&self.dir, RESCUE, AtFlags::REMOVEDIR);
+        self.remove_rescue();
         match rustix::fs::mkdirat(&self.dir, RESCUE, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
@@ -152,6 +155,16 @@ impl Memory {
         Charged::new(dir, self.v2)
     }
 
+    /// For a moment after its last process was reaped the kernel may still count it as one of the group.
+    fn remove_rescue(&self) {
+        for _ in 0..RESCUE_TRIES {
+            match rustix::fs::unlinkat(&self.dir, RESCUE, AtFlags::REMOVEDIR) {
+                Err(Errno::BUSY) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(()) | Err(_) => return,
+            }
+        }
+    }
+
     fn limit_rescue(&self, dir: &OwnedFd) -> Result<(), Errno> {
         let bytes = RESCUE_BYTES.as_bytes();
         // Kernels without swap accounting lack the second file, those without the controller the rest.
@@ -163,7 +176,7 @@ impl Memory {
         put(dir, "memory.max", bytes)?;
         if_there(put(dir, "memory.swap.max", b"0"))?;
         if_there(put(dir, "pids.max", RESCUE_PIDS.as_bytes()))?;
-        match Counter::open(&*self.tasks.dir, "cpu.max").and_then(|quota| quota.text()) {
+        match Counter::open(&*self.commands.dir, "cpu.max").and_then(|quota| quota.text()) {
             Some(quota) => put(dir, "cpu.max", quota.trim().as_bytes()),
             None => Ok(()),
         }

@@ -68,7 +68,7 @@ pub struct Groups {
     pub execs: Vec<OwnedFd>,
     /// Which every exec enters as they are.
     pub enter: Vec<OwnedFd>,
-    /// The sandbox's own that counts memory, with `tasks` for commands below.
+    /// The sandbox's own that counts memory, with `commands` below.
     pub memory: Option<OwnedFd>,
     /// Whether they are of the unified hierarchy.
     pub v2: bool,

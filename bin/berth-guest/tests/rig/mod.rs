@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use berth_jail::cgroup::{self, Cgroup, Facts, Limits, Plan};
 use berth_sandbox::guest::{Error, Exec, ExecOutput, ExecSpec, Guest};
 use berth_types::exec::{self, ExecStatus};
 
@@ -16,11 +18,22 @@ use berth_types::exec::{self, ExecStatus};
 pub(crate) const HIERARCHIES: [(&str, bool); 3] =
     [("/sys/fs/cgroup/pids", false), ("/sys/fs/cgroup/unified", true), ("/sys/fs/cgroup", true)];
 
+/// Makes what it starts PID 1 of a namespace.
+const AS_INIT: [&str; 5] = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+
 /// A running guest. Everything that it started ends with it.
 pub(crate) struct Rig {
     pub(crate) guest: Guest,
     pub(crate) process: Child,
     cgroup: Option<PathBuf>,
+    limited: Option<Limited>,
+}
+
+/// The groups of a sandbox, as a container's are. Gone with it.
+struct Limited {
+    cgroup: Cgroup,
+    facts: Facts,
+    instance: String,
 }
 
 /// What a command did.
@@ -76,18 +89,15 @@ impl Rig {
 
     /// As [`Rig::as_init`], with further arguments.
     pub(crate) async fn as_init_with(arguments: &[String]) -> Option<Self> {
-        let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
-        let mut probe = Command::new(unshare[0]);
-        if !probe.args(&unshare[1..]).arg("true").status().is_ok_and(|status| status.success()) {
+        let mut probe = Command::new(AS_INIT[0]);
+        if !probe.args(&AS_INIT[1..]).arg("true").status().is_ok_and(|status| status.success()) {
             println!("SKIP: no pid namespace can be made by unshare");
             return None;
         }
-        Some(Self::with(None, &unshare, arguments).await)
+        Some(Self::with(None, &AS_INIT, arguments).await)
     }
 
     async fn with(cgroup: Option<(PathBuf, bool)>, wrapper: &[&str], arguments: &[String]) -> Self {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
         // The shell moves the stream from its standard input to the number that the guest is told.
         let mut script = format!("exec {} \"$0\" --control-fd=3 3<&0 0</dev/null", wrapper.join(" "));
         if let Some((dir, v2)) = &cgroup {
@@ -97,13 +107,78 @@ impl Rig {
         for argument in arguments {
             script.push_str(&format!(" {argument}"));
         }
+        let mut rig = Self::run_script(&script).await;
+        rig.cgroup = cgroup.map(|(dir, _)| dir);
+        rig
+    }
+
+    /// A guest in the groups that a container has, limited so; `None`, said out loud, where they cannot be made.
+    pub(crate) async fn limited(limits: Limits) -> Option<Self> {
+        Self::limited_on(limits, Facts::detect().unwrap()).await
+    }
+
+    /// As [`Rig::limited`], on a machine with these hierarchies.
+    pub(crate) async fn limited_on(limits: Limits, facts: Facts) -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let instance = format!("guest{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP: needs root");
+            return None;
+        }
+        let plan = match cgroup::plan(&limits, &facts, &format!("berth/{instance}/s"), None) {
+            Err(error @ cgroup::Error::ControllerMissing { .. }) => {
+                println!("SKIP: {error}");
+                return None;
+            }
+            plan => plan.unwrap(),
+        };
+        let cgroup = plan.create().unwrap();
+        let mut rig = Self::start_in(&plan).await;
+        rig.limited = Some(Limited { cgroup, facts, instance });
+        Some(rig)
+    }
+
+    /// What a launcher does, by a shell. As PID 1, or those that the guest did not start would stay as zombies a while.
+    async fn start_in(plan: &Plan) -> Self {
+        let membership = plan.membership();
+        let guest = membership.guest.unwrap();
+        let join = membership.join.iter().map(|dir| format!("echo 0 > {}/cgroup.procs\n", dir.display()));
+        let settle = membership.settle.iter().map(|write| {
+            let condition = if write.if_there {
+                format!("test ! -e {} || ", write.path.display())
+            } else {
+                String::new()
+            };
+            format!("{condition}echo '{}' > {}\n", write.value, write.path.display())
+        });
+        let mut script: String = join.chain(settle).collect();
+        script.insert_str(0, "set -e\n");
+        script.push_str(&format!("exec {} \"$0\" --control-fd=3 3<&0 0</dev/null", AS_INIT.join(" ")));
+        let execs = guest.execs.iter().map(|dir| ("--cgroup-fd", dir));
+        let enter = guest.enter.iter().map(|dir| ("--enter-fd", dir));
+        let memory = guest.memory.iter().map(|dir| ("--memory-fd", dir));
+        for (number, (name, dir)) in (4..).zip(execs.chain(enter).chain(memory)) {
+            script.push_str(&format!(" {name}={number} {number}<{}", dir.display()));
+        }
+        script.push_str(if guest.v2 { " --cgroup-v2" } else { "" });
+        Self::run_script(&script).await
+    }
+
+    async fn run_script(script: &str) -> Self {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_berth-guest")]);
+        command.args(["-c", script, env!("CARGO_BIN_EXE_berth-guest")]);
         let process = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().unwrap();
         drop(command);
         let stream = tokio::net::UnixStream::from_std(ours).unwrap();
         let guest = Guest::connect(stream).await.unwrap();
-        Self { guest, process, cgroup: cgroup.map(|(dir, _)| dir) }
+        Self { guest, process, cgroup: None, limited: None }
+    }
+
+    /// What the sandbox's groups count.
+    pub(crate) fn usage(&self) -> cgroup::Usage {
+        self.limited.as_ref().unwrap().cgroup.usage().unwrap()
     }
 
     /// Limits how many processes the commands may have in all, where that can be done.
@@ -140,6 +215,11 @@ impl Drop for Rig {
         let _ = self.process.wait();
         if let Some(dir) = &self.cgroup {
             kill_cgroup(dir);
+        }
+        if let Some(limited) = &self.limited {
+            limited.cgroup.kill_all().unwrap();
+            limited.cgroup.remove().unwrap();
+            cgroup::remove_instance(&limited.facts, &limited.instance).unwrap();
         }
     }
 }
@@ -193,8 +273,8 @@ pub(crate) fn argv(argv: &[&str]) -> ExecSpec {
 }
 
 fn spec(command: exec::Command) -> ExecSpec {
-    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
     ExecSpec {
         id: format!("e{count}"),
         command,
