@@ -103,8 +103,8 @@ pub struct Limits {
     pub pids: Option<u64>,
     /// Size of the disk, in bytes.
     pub storage_bytes: Option<u64>,
-    /// A file that tells how much of the disk is used.
-    pub storage_used: Option<OwnedFd>,
+    /// Files whose numbers, taken together, tell how many bytes of the disk are used.
+    pub storage_used: Vec<OwnedFd>,
 }
 
 impl Limits {
@@ -119,7 +119,7 @@ impl Limits {
         } else if let Some(bytes) = value(arg, "--storage-bytes=") {
             self.storage_bytes = Some(bytes);
         } else if let Some(number) = value(arg, "--storage-used-fd=") {
-            self.storage_used = Some(take(number)?);
+            self.storage_used.push(take(number)?);
         } else {
             return Ok(false);
         }
@@ -176,8 +176,8 @@ pub enum Error {
 
 impl Options {
     /// Reads `--control-fd=N`, `--capabilities=HEX` and what [`Groups`] (any number of `--cgroup-fd=N` and
-    /// `--enter-fd=N`, `--memory-fd=N`, `--cgroup-v2`), [`Limits`] (`--cpus=`, `--memory-bytes=`, `--pids=`, `--storage-bytes=`, `--storage-used-fd=`) and
-    /// [`views::Options`] have, and takes over the descriptors.
+    /// `--enter-fd=N`, `--memory-fd=N`, `--cgroup-v2`), [`Limits`] (`--cpus=`, `--memory-bytes=`, `--pids=`,
+    /// `--storage-bytes=`, `--storage-used-fd=`) and [`views::Options`] have, and takes over the descriptors.
     pub fn from_args(args: impl Iterator<Item = String>) -> Result<Self, Error> {
         let (mut control, mut groups) = (None, Groups::default());
         let mut views = views::Options::default();

@@ -159,7 +159,11 @@ impl Calls {
         if mount_of(file)? != self.root_mount {
             return Err(LetThrough);
         }
-        let used = whole(&storage.used)?.trim().parse().map_err(|_| LetThrough)?;
+        let mut used = 0u64;
+        for file in &storage.used {
+            let counted: u64 = whole(file)?.trim().parse().map_err(|_| LetThrough)?;
+            used = used.saturating_add(counted);
+        }
         let bytes = calls::statfs(self.root.as_fd(), storage.limit, used)?;
         Ok(Answer { value: 0, address, bytes })
     }

@@ -25,7 +25,7 @@ mod processors;
 mod server;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -74,8 +74,8 @@ pub struct Options {
 pub(crate) struct Storage {
     /// In bytes.
     pub(crate) limit: u64,
-    /// A file that holds how many bytes are taken.
-    pub(crate) used: OwnedFd,
+    /// Files that hold how many bytes are taken, all to be added up.
+    pub(crate) used: Vec<OwnedFd>,
 }
 
 /// What there is to know for the answers.
@@ -114,11 +114,11 @@ impl Sources {
     /// Of the limits, those that there is something to read for.
     pub(crate) fn new(options: &mut Options, limits: &Limits, v2: bool) -> Result<Self, Error> {
         let memory = options.memory_group.take().zip(limits.memory_bytes);
-        let storage = match (&limits.storage_used, limits.storage_bytes) {
-            (Some(used), Some(limit)) => {
-                let used =
-                    fcntl_dupfd_cloexec(used, 3).map_err(|errno| system("copy a descriptor", errno))?;
-                Some(Storage { limit, used })
+        let storage = match limits.storage_bytes {
+            Some(limit) if !limits.storage_used.is_empty() => {
+                let copies = limits.storage_used.iter().map(|file| fcntl_dupfd_cloexec(file, 3));
+                let used = copies.collect::<Result<_, _>>();
+                Some(Storage { limit, used: used.map_err(|errno| system("copy a descriptor", errno))? })
             }
             _ => None,
         };
@@ -130,7 +130,7 @@ impl Sources {
     }
 }
 
-/// Starts showing. Comes back when the thread runs, and this thread and whatever it starts are under the filter.
+/// Starts showing. Comes back when the thread is made, and this one and whatever it starts are under the filter.
 ///
 /// To be called with `SIGCHLD` blocked, and before anything of the sandbox runs: until then this process may have
 /// `CAP_SYS_ADMIN`, which the filter takes; afterwards it has not.
@@ -141,15 +141,13 @@ pub(crate) fn start(options: Options, sources: Sources) -> Result<(), Error> {
         return Ok(());
     }
     let program = notify::filter(&sources);
+    let show = Show::new(options, sources)?;
+    // Made before the filter is installed, the thread is not under it, whatever its C library asks on its behalf.
     let (sender, receiver) = sync_channel(1);
-    let (ready_sender, ready) = sync_channel(1);
     let thread = std::thread::Builder::new().name("berth-views".to_owned()).stack_size(STACK);
     thread
-        .spawn(move || show(options, sources, &receiver, &ready_sender))
+        .spawn(move || run(show, &receiver))
         .map_err(|source| Error::System { operation: "start the thread of the views", source })?;
-    // Only when the thread is past its own beginning, in which C libraries make calls that it is to answer.
-    let gone = || Error::System { operation: "start the views", source: Errno::PIPE.into() };
-    ready.recv().map_err(|_| gone())??;
     let listener = if watches {
         let install = berth_sys::notify::listen(&program);
         Some(install.map_err(|source| Error::System { operation: "watch system calls", source })?)
@@ -157,7 +155,8 @@ pub(crate) fn start(options: Options, sources: Sources) -> Result<(), Error> {
         None
     };
     give_up(CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE)?;
-    sender.send(listener).map_err(|_| gone())
+    let gone = |_| Error::System { operation: "reach the thread of the views", source: Errno::PIPE.into() };
+    sender.send(listener).map_err(gone)
 }
 
 /// Commands get from the bounding set what they may have; what this process was to have beyond that came another way.
@@ -165,11 +164,14 @@ fn inherit_nothing() -> Result<(), Error> {
     change_capabilities(|sets| sets.inheritable = CapabilitySet::empty())
 }
 
-/// Of this thread.
+/// Of this thread, and unless commands may have it: then it is no more than they get.
 fn give_up(given: CapabilitySet) -> Result<(), Error> {
+    let own =
+        given.iter().filter(|one| !rustix::thread::capability_is_in_bounding_set(*one).unwrap_or(false));
+    let own: CapabilitySet = own.collect();
     change_capabilities(|sets| {
-        sets.effective.remove(given);
-        sets.permitted.remove(given);
+        sets.effective.remove(own);
+        sets.permitted.remove(own);
     })
 }
 
@@ -184,23 +186,14 @@ fn change_capabilities(change: impl FnOnce(&mut CapabilitySets)) -> Result<(), E
     rustix::thread::set_capabilities(None, sets).map_err(failed)
 }
 
-/// The thread.
-fn show(
-    options: Options,
-    sources: Sources,
-    listener: &Receiver<Option<OwnedFd>>,
-    ready: &SyncSender<Result<(), Error>>,
-) {
-    let shown = give_up(CapabilitySet::SYS_ADMIN).and_then(|()| Show::new(options, sources));
-    let (mut show, answer) = match shown {
-        Ok(show) => (Some(show), Ok(())),
-        Err(error) => (None, Err(error)),
-    };
-    let _ = ready.send(answer);
-    let (Some(show), Ok(listener)) = (&mut show, listener.recv()) else { return };
+/// The thread. Its end ends the connections and the listener: whoever asks then gets the kernel's errors, and does not
+/// wait for ever.
+fn run(mut show: Show, listener: &Receiver<Option<OwnedFd>>) {
+    if give_up(CapabilitySet::SYS_ADMIN).is_err() {
+        return;
+    }
+    let Ok(listener) = listener.recv() else { return };
     show.listener = listener;
-    // Without the thread whoever asks would wait for ever, and without its descriptors gets errors of the kernel's: so
-    // an end of it ends the connections, which is what happens here.
     let _ = show.run();
 }
 
