@@ -11,18 +11,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use berth_disk::{Engine, Writable};
+use berth_disk::{Counted, Engine, Writable};
 use berth_jail::spec::{self, EtcFiles, Root};
-use berth_jail::{Capability, Exit, GuestImage, LaunchRequest, Launcher, Process, cgroup};
+use berth_jail::{Capability, Exit, GuestImage, IdRange, LaunchRequest, Launcher, Process, cgroup};
 use berth_net::{Mode, Network, Slot, SlotSpec};
+use berth_types::sandbox::{Capabilities, CapabilitySet, Limit, StartPhases, Usage};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::driver::{Death, Disk, Driver, Machine, StartSpec};
+use crate::driver::{Death, Disk, Driver, Features, Machine, StartSpec};
 use crate::guest::Guest;
+use crate::ids::{self, IdRanges};
+use crate::namespaces::Maker;
+use crate::phases::Clock;
 use crate::reaper::Reaper;
 use crate::{Error, etc, stubs};
 
@@ -35,8 +39,12 @@ const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// What the container driver works with.
 #[derive(Debug)]
 pub struct Options {
-    /// Short name of the daemon on this machine; names its cgroups.
+    /// Short name of the daemon on this machine; names its cgroups, links and rules.
     pub instance: String,
+    /// Networks; `instance` and `maker` of it are filled in here.
+    pub network: berth_net::Options,
+    /// Ids of this machine for the users inside; none where no sandbox gets a user namespace of its own.
+    pub ids: Option<ids::Options>,
     /// Where layers are; see the image store.
     pub layers_dir: PathBuf,
     /// The static executable that becomes PID 1.
@@ -98,12 +106,14 @@ impl ContainerDriver {
     /// A driver over these mechanisms. Removes what an earlier daemon of the same instance left.
     ///
     /// # Errors
-    /// When the launcher, the guest's memory file or the cgroups are not to be had.
-    pub fn new(options: Options, disk: Arc<dyn Engine>, network: Network) -> Result<ContainerDriver, Error> {
+    /// When the launcher, the guest's memory file, the network or the cgroups are not to be had, or the ids not fit.
+    pub async fn start(options: Options, disk: Arc<dyn Engine>) -> Result<ContainerDriver, Error> {
         let cgroups = cgroup::Facts::detect().map_err(Error::Cgroup)?;
         cgroup::remove_instance(&cgroups, &options.instance).map_err(Error::Cgroup)?;
+        let launcher = Arc::new(Launcher::spawn().map_err(Error::Launch)?);
+        let network = start_network(&options, &launcher).await?;
         Ok(ContainerDriver {
-            launcher: Arc::new(Launcher::spawn().map_err(Error::Launch)?),
+            launcher,
             guest: Arc::new(GuestImage::new(options.guest).map_err(Error::GuestImage)?),
             reaper: Reaper::start(),
             options,
@@ -115,31 +125,42 @@ impl ContainerDriver {
         })
     }
 
+    /// The network that its sandboxes are on.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
     async fn make(&self, spec: StartSpec) -> Result<Container, Error> {
+        let mut clock = Clock::start();
         let mut parts = self.reaper.guard();
-        let writable = self.disk.create(&spec.id).map_err(Error::Disk)?;
+        let writable = self.make_disk(&spec).await?;
         parts.parts().disk =
             Some(SandboxDisk { engine: self.disk.clone(), id: spec.id.clone(), writable: writable.clone() });
+        clock.phases.disk_ms = clock.lap();
 
         let mode = if spec.public_network { Mode::Public } else { Mode::NoNetwork };
-        let slot_spec = SlotSpec { mode, user_namespace: false };
-        let slot = self.network.attach(slot_spec).await.map_err(Error::Network)?;
+        let wanted = SlotSpec { mode, user_namespace: spec.user_namespace };
+        let slot = self.network.attach(wanted).await.map_err(Error::Network)?;
         let etc = etc::write(&writable.upper, &spec.hostname, &slot).map_err(Error::EtcFiles)?;
-        let netns = slot.netns().try_clone_to_owned().map_err(Error::Socket)?;
+        let namespaces = Namespaces::of(&slot)?;
         parts.parts().slot = Some(slot);
+        clock.phases.network_ms = clock.lap();
 
-        let group = self.plan_cgroup(&spec)?;
+        let group = self.plan_cgroup(&spec, namespaces.ids)?;
         let membership = group.membership();
         parts.parts().cgroup = Some(group.create().map_err(Error::Cgroup)?);
+        clock.phases.cgroups_ms = clock.lap();
 
-        let plan = self.plan(&spec, &writable, etc, membership)?;
+        let plan = self.plan(&spec, &writable, etc, membership, namespaces.ids)?;
         let (ours, theirs) = control_pair().map_err(Error::Socket)?;
-        parts.parts().process = Some(self.launch(plan, netns, theirs).await?);
+        parts.parts().process = Some(self.launch(plan, namespaces, theirs).await?);
+        clock.phases.launch_ms = clock.lap();
 
         let connected = tokio::time::timeout(HELLO_LIMIT, Guest::connect(ours)).await;
         let guest =
             connected.map_err(|_| Error::GuestSilent { limit: HELLO_LIMIT })?.map_err(Error::Guest)?;
-        let container = Container::new(guest, parts.release(), self.reaper.clone())?;
+        clock.phases.guest_ms = clock.lap();
+        let container = Container::new(guest, parts.release(), self.reaper.clone(), clock.phases, &spec)?;
         self.alive.add(&container.parts);
         if self.alive.closed.load(Ordering::SeqCst) {
             return Err(Error::Cancelled);
@@ -147,14 +168,32 @@ impl ContainerDriver {
         Ok(container)
     }
 
-    fn plan_cgroup(&self, spec: &StartSpec) -> Result<cgroup::Plan, Error> {
+    /// Off the runtime's own threads: an engine may have to talk to the kernel for milliseconds.
+    async fn make_disk(&self, spec: &StartSpec) -> Result<Writable, Error> {
+        let limits =
+            berth_disk::Limits { bytes: spec.limits.storage_bytes, inodes: spec.limits.storage_inodes };
+        let (engine, id) = (self.disk.clone(), spec.id.clone());
+        let mut guard = NewDisk { engine, id, kept: false };
+        let made = tokio::task::spawn_blocking(move || {
+            let writable = guard.engine.create(&guard.id, &limits).inspect_err(|_| guard.kept = true)?;
+            Ok((guard, writable))
+        });
+        // A caller that goes away meanwhile drops the guard with the answer, and the disk with that.
+        let (mut guard, writable) = made.await.map_err(|_| Error::Cancelled)?.map_err(Error::Disk)?;
+        guard.kept = true;
+        Ok(writable)
+    }
+
+    fn plan_cgroup(&self, spec: &StartSpec, ids: Option<IdRange>) -> Result<cgroup::Plan, Error> {
         let limits = cgroup::Limits {
             cpus: spec.limits.cpus,
+            cpu_request: spec.limits.cpu_request,
             memory_bytes: spec.limits.memory_bytes,
+            memory_request_bytes: spec.limits.memory_request_bytes,
             pids: spec.limits.pids,
         };
         let path = format!("berth/{}/{}", self.options.instance, spec.id);
-        cgroup::plan(&limits, &self.cgroups, &path).map_err(Error::Cgroup)
+        cgroup::plan(&limits, &self.cgroups, &path, ids.map(|ids| ids.first)).map_err(Error::Cgroup)
     }
 
     fn plan(
@@ -163,6 +202,7 @@ impl ContainerDriver {
         writable: &Writable,
         etc: EtcFiles,
         cgroups: spec::CgroupMembership,
+        ids: Option<IdRange>,
     ) -> Result<berth_jail::Plan, Error> {
         let bind = |bind: &crate::driver::Bind| spec::Bind {
             source: bind.source.clone(),
@@ -171,6 +211,9 @@ impl ContainerDriver {
         };
         let jail = spec::Spec {
             id: spec.id.clone(),
+            ids,
+            guest: guest_settings(spec, writable),
+            command_capabilities: command_capabilities(&spec.capabilities)?,
             hostname: spec.hostname.clone(),
             root: Root {
                 layers_dir: self.options.layers_dir.clone(),
@@ -181,6 +224,7 @@ impl ContainerDriver {
             binds: spec.binds.iter().map(bind).collect(),
             etc,
             cgroups,
+            views: Default::default(),
             no_new_privileges: spec.no_new_privileges,
             capabilities: Capability::defaults(),
             seccomp: berth_jail::seccomp::Profile::Default,
@@ -193,17 +237,92 @@ impl ContainerDriver {
     async fn launch(
         &self,
         plan: berth_jail::Plan,
-        netns: OwnedFd,
+        namespaces: Namespaces,
         control: OwnedFd,
     ) -> Result<Process, Error> {
         let (launcher, guest) = (self.launcher.clone(), self.guest.clone());
         let launched = tokio::task::spawn_blocking(move || {
             use std::os::fd::AsFd;
-            let netns = Some(netns.as_fd());
-            launcher.launch(LaunchRequest { plan: &plan, netns, control, guest: &guest, stderr: None })
+            launcher.launch(LaunchRequest {
+                plan: &plan,
+                netns: Some(namespaces.net.as_fd()),
+                user_namespace: namespaces.user.as_ref().map(AsFd::as_fd),
+                control,
+                guest: &guest,
+                stderr: None,
+            })
         });
         launched.await.map_err(|_| Error::Cancelled)?.map_err(Error::Launch)
     }
+}
+
+async fn start_network(options: &Options, launcher: &Arc<Launcher>) -> Result<Network, Error> {
+    let maker = match options.ids {
+        None => None,
+        Some(ids) => {
+            let subordinate = ids::subordinate_of_host().map_err(Error::Ids)?;
+            let ids = IdRanges::new(ids, &subordinate).map_err(Error::Ids)?;
+            let maker: Arc<dyn berth_net::NamespaceMaker> =
+                Arc::new(Maker { launcher: launcher.clone(), ids });
+            Some(maker)
+        }
+    };
+    let network = berth_net::Options { instance: options.instance.clone(), maker, ..options.network.clone() };
+    Network::start(network).await.map_err(Error::Network)
+}
+
+/// A disk that nobody holds yet: removed again unless `kept`.
+struct NewDisk {
+    engine: Arc<dyn Engine>,
+    id: String,
+    kept: bool,
+}
+
+impl Drop for NewDisk {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = self.engine.remove(&self.id)
+        {
+            tracing::warn!(id = self.id, %error, "files of a sandbox stay behind until the next start");
+        }
+    }
+}
+
+/// The namespaces of a slot, for the launch.
+struct Namespaces {
+    net: OwnedFd,
+    user: Option<OwnedFd>,
+    ids: Option<IdRange>,
+}
+
+impl Namespaces {
+    fn of(slot: &Slot) -> Result<Namespaces, Error> {
+        let net = slot.netns().try_clone_to_owned().map_err(Error::Socket)?;
+        let user = slot.user().map(|user| user.fd.try_clone()).transpose().map_err(Error::Socket)?;
+        let ids = slot.user().map(|user| IdRange { first: user.first, count: user.count });
+        Ok(Namespaces { net, user, ids })
+    }
+}
+
+fn guest_settings(spec: &StartSpec, writable: &Writable) -> spec::GuestSettings {
+    spec::GuestSettings {
+        cpus: spec.limits.cpus,
+        memory_bytes: spec.limits.memory_bytes,
+        pids: spec.limits.pids,
+        storage_bytes: spec.limits.storage_bytes,
+        storage_used: writable.used_files.clone(),
+    }
+}
+
+/// What commands may have; `None` is all that the guest has.
+fn command_capabilities(asked: &Capabilities) -> Result<Option<Vec<Capability>>, Error> {
+    let names = match asked {
+        Capabilities::Set(CapabilitySet::Default) => return Ok(None),
+        Capabilities::Set(CapabilitySet::None) => return Ok(Some(Vec::new())),
+        Capabilities::Only(names) => names,
+    };
+    let parsed = names.iter().map(|name| Capability::try_from(name.clone()));
+    parsed.collect::<Result<_, _>>().map(Some).map_err(Error::Capability)
 }
 
 impl Driver for ContainerDriver {
@@ -213,6 +332,10 @@ impl Driver for ContainerDriver {
 
     fn enforces_storage(&self) -> bool {
         self.disk.enforces_storage()
+    }
+
+    fn features(&self) -> Features {
+        Features { user_namespace: self.options.ids.is_some(), capabilities: true, requests: true }
     }
 
     fn shutdown(&self) -> BoxFuture<'_, ()> {
@@ -239,10 +362,18 @@ struct Container {
     death: watch::Receiver<Option<Death>>,
     parts: Arc<Mutex<Option<Parts>>>,
     reaper: Reaper,
+    phases: StartPhases,
+    limits: crate::driver::Limits,
 }
 
 impl Container {
-    fn new(guest: Guest, parts: Parts, reaper: Reaper) -> Result<Container, Error> {
+    fn new(
+        guest: Guest,
+        parts: Parts,
+        reaper: Reaper,
+        phases: StartPhases,
+        spec: &StartSpec,
+    ) -> Result<Container, Error> {
         let process = parts.process.as_ref().ok_or(Error::Ended)?;
         let pidfd = process.pidfd().try_clone().map_err(Error::Socket)?;
         #[expect(
@@ -253,7 +384,7 @@ impl Container {
         let parts = Arc::new(Mutex::new(Some(parts)));
         let (announce, death) = watch::channel(None);
         tokio::spawn(announce_death(pidfd, parts.clone(), announce));
-        Ok(Container { guest, death, parts, reaper })
+        Ok(Container { guest, death, parts, reaper, phases, limits: spec.limits })
     }
 
     /// Kills the first process, and with it everything in the container, and waits until it is gone.
@@ -266,12 +397,81 @@ impl Container {
         tokio::time::timeout(KILL_LIMIT, self.wait()).await.map(drop).map_err(|_| Error::Undead)
     }
 
+    /// What counts for it, apart from its owner.
+    fn held(&self) -> Held {
+        let parts = lock(&self.parts);
+        let cgroup = parts.as_ref().and_then(|parts| parts.cgroup.clone());
+        let disk = parts.as_ref().and_then(|parts| parts.disk.as_ref());
+        Held { cgroup, disk: disk.map(|disk| (disk.engine.clone(), disk.id.clone())) }
+    }
+
     async fn wait(&self) -> Death {
         let mut death = self.death.clone();
         let unknown = || Death { oom_kills: 0, how: "its first process was lost track of".to_owned() };
         match death.wait_for(Option::is_some).await {
             Ok(death) => death.clone().unwrap_or_else(unknown),
             Err(_) => unknown(),
+        }
+    }
+}
+
+/// Where a container's use of the machine is read. What cannot be read is absent, and said in the log.
+struct Held {
+    cgroup: Option<cgroup::Cgroup>,
+    disk: Option<(Arc<dyn Engine>, String)>,
+}
+
+impl Held {
+    fn usage(&self, limits: &crate::driver::Limits) -> Usage {
+        let counted = self.cgroup.as_ref().and_then(|cgroup| {
+            cgroup.usage().inspect_err(|error| tracing::warn!(%error, "cannot read what a sandbox uses")).ok()
+        });
+        let counted = counted.unwrap_or_default();
+        let disk = self.disk_usage();
+        let met = |limit, times: Option<u64>| times.is_some_and(|times| times > 0).then_some(limit);
+        let hits = [
+            met(Limit::Memory, counted.oom_kills),
+            met(Limit::Pids, counted.pids_limit_events),
+            self.disk_full().then_some(Limit::Disk),
+        ];
+        Usage {
+            memory_bytes: counted.memory_bytes,
+            memory_peak_bytes: counted.memory_peak_bytes,
+            memory_limit_bytes: limits.memory_bytes,
+            oom_kills: counted.oom_kills,
+            cpu_seconds: counted.cpu_usec.map(|usec| usec as f64 / 1e6),
+            pids: counted.pids,
+            pids_limit: limits.pids,
+            disk_bytes: disk.map(|disk| disk.bytes),
+            disk_limit_bytes: limits.storage_bytes,
+            disk_inodes: disk.and_then(|disk| disk.inodes),
+            disk_inodes_limit: limits.storage_inodes,
+            limits_hit: hits.into_iter().flatten().collect(),
+        }
+    }
+
+    /// Absent where telling it takes a walk through all files: this is asked often.
+    fn disk_usage(&self) -> Option<berth_disk::Usage> {
+        let (engine, id) = self.disk.as_ref()?;
+        if !engine.enforces_storage() {
+            return None;
+        }
+        let usage = engine.usage(id).inspect_err(|error| {
+            tracing::warn!(id, %error, "cannot read what a sandbox has on disk");
+        });
+        usage.ok().filter(|usage| usage.counted != Counted::Walked)
+    }
+
+    fn disk_full(&self) -> bool {
+        let Some((engine, id)) = &self.disk else { return false };
+        match engine.limit_hit(id) {
+            Ok(full) => {
+                matches!(full, Some(berth_disk::Full::Bytes { .. } | berth_disk::Full::Inodes { .. }))
+            }
+            Err(error) => {
+                tracing::warn!(id, %error, "cannot read whether a sandbox's disk is full");
+                false
+            }
         }
     }
 }
@@ -295,6 +495,28 @@ impl Machine for Container {
         .boxed()
     }
 
+    fn phases(&self) -> StartPhases {
+        self.phases
+    }
+
+    fn usage(&self) -> BoxFuture<'_, Usage> {
+        async move {
+            let held = self.held();
+            let limits = self.limits;
+            let counted = tokio::task::spawn_blocking(move || held.usage(&limits)).await;
+            counted.unwrap_or_default()
+        }
+        .boxed()
+    }
+
+    fn disk_full(&self) -> BoxFuture<'_, bool> {
+        async move {
+            let held = self.held();
+            tokio::task::spawn_blocking(move || held.disk_full()).await.unwrap_or_default()
+        }
+        .boxed()
+    }
+
     fn stubs(&self) -> Vec<PathBuf> {
         let parts = lock(&self.parts);
         let stubs = parts
@@ -309,10 +531,13 @@ impl Machine for Container {
             self.kill().await?;
             let parts = lock(&self.parts).take().ok_or(Error::Ended)?;
             let stubs = parts.process.as_ref().map(|process| process.stubs().to_vec()).unwrap_or_default();
-            let upper = parts.disk.as_ref().map(|disk| disk.writable.upper.clone()).ok_or(Error::Ended)?;
+            let disk = parts.disk.as_ref().ok_or(Error::Ended)?;
+            let (engine, id, upper) = (disk.engine.clone(), disk.id.clone(), disk.writable.upper.clone());
             let guard = self.reaper.guard_of(parts);
             stubs::remove_empty(&upper, &stubs).map_err(Error::Stubs)?;
-            Ok(Disk::new(upper, Box::new(guard)))
+            let released = tokio::task::spawn_blocking(move || engine.release_tree(&id)).await;
+            let tree = released.map_err(|_| Error::Cancelled)?.map_err(Error::Disk)?;
+            Ok(Disk::new(tree, Box::new(guard)))
         }
         .boxed()
     }

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use berth_types::sandbox::{Capabilities, StartPhases, Usage};
+use berth_types::system::TaskStatus;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::Error;
@@ -25,6 +28,10 @@ pub struct StartSpec {
     pub binds: Vec<Bind>,
     /// Whether set-uid bits and file capabilities are without effect inside.
     pub no_new_privileges: bool,
+    /// Whether it is to have a user namespace of its own. Asked for only of a driver with that [`Features`].
+    pub user_namespace: bool,
+    /// Capabilities that root keeps inside. Other than the default asked for only of a driver with that [`Features`].
+    pub capabilities: Capabilities,
 }
 
 /// Limits on what a sandbox may use; absent means none.
@@ -32,10 +39,29 @@ pub struct StartSpec {
 pub struct Limits {
     /// Processor time, in cores.
     pub cpus: Option<f64>,
+    /// Processor time that is set aside, in cores: its weight against others. No limit.
+    pub cpu_request: Option<f64>,
     /// Memory, in bytes.
     pub memory_bytes: Option<u64>,
+    /// Memory that is set aside, in bytes: what the kernel is to leave it. No limit.
+    pub memory_request_bytes: Option<u64>,
+    /// Writable disk, in bytes; only where the driver enforces it.
+    pub storage_bytes: Option<u64>,
+    /// Files and directories written; only where the driver enforces it.
+    pub storage_inodes: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+}
+
+/// What a driver can do beyond the least. What is asked for beyond it is refused, never left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// It heeds [`StartSpec::user_namespace`].
+    pub user_namespace: bool,
+    /// It heeds [`StartSpec::capabilities`].
+    pub capabilities: bool,
+    /// It heeds [`Limits::cpu_request`] and [`Limits::memory_request_bytes`]; where not, they only count for admission.
+    pub requests: bool,
 }
 
 /// A path of this machine that a sandbox sees.
@@ -57,6 +83,16 @@ pub trait Driver: Send + Sync + 'static {
     /// Whether writable disk can be limited.
     fn enforces_storage(&self) -> bool;
 
+    /// What it can do beyond the least.
+    fn features(&self) -> Features {
+        Features::default()
+    }
+
+    /// What it does in the background, and how that went.
+    fn tasks(&self) -> Vec<TaskStatus> {
+        Vec::new()
+    }
+
     /// Ends what still runs and gives back what the driver holds on this machine; nothing starts afterwards.
     fn shutdown(&self) -> BoxFuture<'_, ()>;
 }
@@ -71,6 +107,21 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Ends it: when this returns no process of it is left; disk and network are freed soon after.
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// What it uses; fields that cannot be told are absent.
+    fn usage(&self) -> BoxFuture<'_, Usage> {
+        futures_util::future::ready(Usage::default()).boxed()
+    }
+
+    /// Whether it has no room on its disk now, by its own limit. False where that cannot be told.
+    fn disk_full(&self) -> BoxFuture<'_, bool> {
+        futures_util::future::ready(false).boxed()
+    }
+
+    /// Where the time of its start went.
+    fn phases(&self) -> StartPhases {
+        StartPhases::default()
+    }
 
     /// Mount points that were made for it because its layers lack them, as absolute paths, parents first: no part of
     /// what was built.

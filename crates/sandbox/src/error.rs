@@ -18,6 +18,12 @@ pub enum Error {
     /// What was asked for cannot be planned.
     #[error("cannot plan the sandbox")]
     Plan(#[source] berth_jail::plan::Error),
+    /// There are no ids for users inside.
+    #[error("cannot set ids aside for users inside of sandboxes")]
+    Ids(#[source] crate::ids::Error),
+    /// A capability has no meaning.
+    #[error("cannot tell which capabilities the sandbox is to have")]
+    Capability(#[source] berth_jail::capability::UnknownCapability),
     /// What the kernel offers cannot be read.
     #[error("cannot look at what the kernel offers")]
     Facts(#[source] berth_jail::plan::DetectError),

@@ -1,14 +1,14 @@
 //! Ranges of user and group ids on the host, one for each sandbox: what root and everybody else inside are outside.
 //!
 //! ```text
-//!   ids.first ─┬─ range ─┬─ range ─┬─ /etc/subuid's ─┬─ range ─┬─ rest ─ ids.last
-//!              └─────── ids.per_sandbox each         └─ free again at the end of the queue
+//!   first_id ─┬─ range ─┬─ range ─┬─ /etc/subuid's ─┬─ range ─┬─ rest ─ last_id
+//!             └─────── ids_per_sandbox each         └─ free again at the end of the queue
 //! ```
 //!
 //! A range that was given back is the last to be handed out again, so that whatever a sandbox left behind with its ids
 //! (a file in a directory that somebody shared, say) is not soon another one's. Ranges of /etc/subuid and /etc/subgid
 //! are left to the engines that they are meant for. Users of the host above 65535 that come from a directory service
-//! are not looked for: whoever has such configures `ids.first` and `ids.last` around them.
+//! are not looked for: whoever has such configures `isolation.first_id` and `isolation.last_id` around them.
 //!
 //! Ranges are this daemon's alone to hand out: two daemons on one machine are to be configured apart.
 
@@ -26,14 +26,14 @@ const LAST_USABLE: u32 = i32::MAX.cast_unsigned();
 /// Who gives ids to other engines.
 const SUBORDINATE_FILES: [&str; 2] = ["/etc/subuid", "/etc/subgid"];
 
-/// Where ranges are taken from: `[ids]` of the configuration. Users and groups alike.
+/// Where ranges are taken from: `[isolation]` of the configuration. Users and groups alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The lowest id on the host, `ids.first`; at least 65536.
+    /// The lowest id on the host, `isolation.first_id`; at least 65536.
     pub first: u32,
-    /// The highest id on the host, itself included, `ids.last`; at most 2147483647.
+    /// The highest id on the host, itself included, `isolation.last_id`; at most 2147483647.
     pub last: u32,
-    /// How many ids a sandbox gets, `ids.per_sandbox`; at least 65536.
+    /// How many ids a sandbox gets, `isolation.ids_per_sandbox`; at least 65536.
     pub per_sandbox: u32,
 }
 
@@ -67,25 +67,27 @@ impl Range {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A sandbox would have fewer ids than images use.
-    #[error("ids.per_sandbox = {per_sandbox} is below {LEAST_PER_SANDBOX}")]
+    #[error("isolation.ids_per_sandbox = {per_sandbox} is below {LEAST_PER_SANDBOX}")]
     TooFewPerSandbox {
         /// As it was configured.
         per_sandbox: u32,
     },
     /// The ids are the host's own.
-    #[error("ids.first = {first} is among the host's own users, which are below {FIRST_FOREIGN}")]
+    #[error("isolation.first_id = {first} is among the host's own users, which are below {FIRST_FOREIGN}")]
     OwnIds {
         /// As it was configured.
         first: u32,
     },
     /// The ids are above what programs and the kernel take.
-    #[error("ids.last = {last} is above {LAST_USABLE}")]
+    #[error("isolation.last_id = {last} is above {LAST_USABLE}")]
     TooHigh {
         /// As it was configured.
         last: u32,
     },
     /// There is no room for one sandbox.
-    #[error("ids.first = {first} to ids.last = {last} do not hold ids.per_sandbox = {per_sandbox}")]
+    #[error(
+        "isolation.first_id = {first} to isolation.last_id = {last} do not hold isolation.ids_per_sandbox = {per_sandbox}"
+    )]
     NoRoom {
         /// As it was configured.
         first: u32,
@@ -96,7 +98,7 @@ pub enum Error {
     },
     /// All of it is promised to others.
     #[error(
-        "every range of {per_sandbox} ids between ids.first = {first} and ids.last = {last} overlaps /etc/subuid or /etc/subgid"
+        "every range of {per_sandbox} ids between isolation.first_id = {first} and isolation.last_id = {last} overlaps /etc/subuid or /etc/subgid"
     )]
     AllSubordinate {
         /// As it was configured.
@@ -107,7 +109,9 @@ pub enum Error {
         per_sandbox: u32,
     },
     /// As many sandboxes as there are ranges have one, or are kept ready with one.
-    #[error("all {total} ranges of ids between ids.first = {first} and ids.last = {last} are in use")]
+    #[error(
+        "all {total} ranges of ids between isolation.first_id = {first} and isolation.last_id = {last} are in use"
+    )]
     Exhausted {
         /// How many there are.
         total: usize,
@@ -131,21 +135,24 @@ impl Error {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Error::TooFewPerSandbox { .. } => format!("set ids.per_sandbox to at least {LEAST_PER_SANDBOX}"),
-            Error::OwnIds { .. } => format!("set ids.first to at least {FIRST_FOREIGN}"),
-            Error::TooHigh { .. } => format!("set ids.last to at most {LAST_USABLE}"),
+            Error::TooFewPerSandbox { .. } => {
+                format!("set isolation.ids_per_sandbox to at least {LEAST_PER_SANDBOX}")
+            }
+            Error::OwnIds { .. } => format!("set isolation.first_id to at least {FIRST_FOREIGN}"),
+            Error::TooHigh { .. } => format!("set isolation.last_id to at most {LAST_USABLE}"),
             Error::NoRoom { first, per_sandbox, .. } => {
                 let last = u64::from(*first) + u64::from(*per_sandbox) - 1;
                 match last <= u64::from(LAST_USABLE) {
-                    true => format!("set ids.last to at least {last}"),
-                    false => "set ids.first lower, or ids.per_sandbox".to_owned(),
+                    true => format!("set isolation.last_id to at least {last}"),
+                    false => "set isolation.first_id lower, or isolation.ids_per_sandbox".to_owned(),
                 }
             }
             Error::AllSubordinate { .. } => {
-                "set ids.first and ids.last to ids that are in neither file".to_owned()
+                "set isolation.first_id and isolation.last_id to ids that are in neither file".to_owned()
             }
             Error::Exhausted { .. } => {
-                "set ids.first lower or ids.last higher, or ids.per_sandbox lower".to_owned()
+                "set isolation.first_id lower or isolation.last_id higher, or isolation.ids_per_sandbox lower"
+                    .to_owned()
             }
             Error::ReadSubordinate { .. } => return None,
         };
@@ -317,12 +324,12 @@ mod tests {
 
     #[test]
     fn options_that_cannot_be_are_refused_with_what_could() {
-        insta::assert_snapshot!(refusal(100_000, 900_000, 1000), @"ids.per_sandbox = 1000 is below 65536; set ids.per_sandbox to at least 65536");
-        insta::assert_snapshot!(refusal(1000, 900_000, 65_536), @"ids.first = 1000 is among the host's own users, which are below 65536; set ids.first to at least 65536");
-        insta::assert_snapshot!(refusal(100_000, 3_000_000_000, 65_536), @"ids.last = 3000000000 is above 2147483647; set ids.last to at most 2147483647");
-        insta::assert_snapshot!(refusal(100_000, 165_534, 65_536), @"ids.first = 100000 to ids.last = 165534 do not hold ids.per_sandbox = 65536; set ids.last to at least 165535");
-        insta::assert_snapshot!(refusal(900_000, 100_000, 65_536), @"ids.first = 900000 to ids.last = 100000 do not hold ids.per_sandbox = 65536; set ids.last to at least 965535");
-        insta::assert_snapshot!(refusal(2_147_483_600, 2_147_483_647, u32::MAX), @"ids.first = 2147483600 to ids.last = 2147483647 do not hold ids.per_sandbox = 4294967295; set ids.first lower, or ids.per_sandbox");
+        insta::assert_snapshot!(refusal(100_000, 900_000, 1000), @"isolation.ids_per_sandbox = 1000 is below 65536; set isolation.ids_per_sandbox to at least 65536");
+        insta::assert_snapshot!(refusal(1000, 900_000, 65_536), @"isolation.first_id = 1000 is among the host's own users, which are below 65536; set isolation.first_id to at least 65536");
+        insta::assert_snapshot!(refusal(100_000, 3_000_000_000, 65_536), @"isolation.last_id = 3000000000 is above 2147483647; set isolation.last_id to at most 2147483647");
+        insta::assert_snapshot!(refusal(100_000, 165_534, 65_536), @"isolation.first_id = 100000 to isolation.last_id = 165534 do not hold isolation.ids_per_sandbox = 65536; set isolation.last_id to at least 165535");
+        insta::assert_snapshot!(refusal(900_000, 100_000, 65_536), @"isolation.first_id = 900000 to isolation.last_id = 100000 do not hold isolation.ids_per_sandbox = 65536; set isolation.last_id to at least 965535");
+        insta::assert_snapshot!(refusal(2_147_483_600, 2_147_483_647, u32::MAX), @"isolation.first_id = 2147483600 to isolation.last_id = 2147483647 do not hold isolation.ids_per_sandbox = 4294967295; set isolation.first_id lower, or isolation.ids_per_sandbox");
         assert_eq!(IdRanges::new(options(100_000, 165_535, 65_536), &[]).unwrap().total(), 1);
         let top = options(i32::MAX.cast_unsigned() - 65_535, i32::MAX.cast_unsigned(), 65_536);
         assert_eq!(IdRanges::new(top, &[]).unwrap().total(), 1);
@@ -337,8 +344,8 @@ mod tests {
         let leases: Vec<_> = (0..4).map(|_| ranges.take().unwrap()).collect();
         assert_eq!(leases[3].range(), again);
         let error = ranges.clone().take().unwrap_err();
-        insta::assert_snapshot!(error, @"all 4 ranges of ids between ids.first = 100000 and ids.last = 362144 are in use");
-        insta::assert_snapshot!(error.hint().unwrap(), @"set ids.first lower or ids.last higher, or ids.per_sandbox lower");
+        insta::assert_snapshot!(error, @"all 4 ranges of ids between isolation.first_id = 100000 and isolation.last_id = 362144 are in use");
+        insta::assert_snapshot!(error.hint().unwrap(), @"set isolation.first_id lower or isolation.last_id higher, or isolation.ids_per_sandbox lower");
         drop(leases);
         assert_eq!(ranges.free(), 4);
     }
@@ -352,7 +359,7 @@ mod tests {
         assert_eq!(IdRanges::new(options(100_000, 400_000, 65_536), &[nothing]).unwrap().total(), 4);
         let all = Range { first: 1, count: u32::MAX };
         let error = IdRanges::new(options(100_000, 400_000, 65_536), &[all]).unwrap_err();
-        insta::assert_snapshot!(error, @"every range of 65536 ids between ids.first = 100000 and ids.last = 400000 overlaps /etc/subuid or /etc/subgid");
+        insta::assert_snapshot!(error, @"every range of 65536 ids between isolation.first_id = 100000 and isolation.last_id = 400000 overlaps /etc/subuid or /etc/subgid");
     }
 
     #[test]

@@ -19,9 +19,11 @@ mod error;
 mod etc;
 pub mod guest;
 pub mod ids;
+mod namespaces;
+mod phases;
 mod reaper;
 mod stubs;
 
 pub use container::ContainerDriver;
-pub use driver::{Bind, Death, Disk, Driver, Limits, Machine, StartSpec};
+pub use driver::{Bind, Death, Disk, Driver, Features, Limits, Machine, StartSpec};
 pub use error::Error;
