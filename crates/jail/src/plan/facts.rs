@@ -35,9 +35,15 @@ impl Facts {
 }
 
 /// Tried and not read from a version: distributions' kernels have it earlier. Nothing is mounted.
+///
+/// Before Linux 6.5 overlayfs only collects options, whatever they are called, and refuses them when it is mounted. So
+/// what takes a name that nobody has says nothing by taking this one.
 fn takes_layers_one_by_one() -> bool {
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
-    context.is_ok_and(|context| fsconfig_set_string(&context, "lowerdir+", "/").is_ok())
+    let takes = |name: &str| {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
+        context.is_ok_and(|context| fsconfig_set_string(&context, name, "/").is_ok())
+    };
+    takes("lowerdir+") && !takes("berth-has-no-such-option")
 }
 
 /// Why [`Facts::detect`] failed.
