@@ -137,7 +137,9 @@ fn without_project_quotas_it_says_so() {
 #[test]
 fn an_xfs_without_quotas_is_recognised() {
     let dir = common::on_disk();
-    let Some(mounted) = common::make_and_mount("mkfs.xfs", &["-q"], "xfs", c"", 320 * MIB, dir.path()) else {
+    let Some(mounted) =
+        common::make_and_mount("mkfs.xfs", &["-q", "-ssize=4096"], "xfs", c"", 320 * MIB, dir.path())
+    else {
         return;
     };
     let refused = open(mounted.path(), &Options { engine: Some(Kind::Xfs), ..Options::default() });
