@@ -16,10 +16,10 @@ impl Clock {
         Clock { last: Instant::now(), phases: StartPhases::default() }
     }
 
-    /// Milliseconds since the start or the last lap.
+    /// Milliseconds since the start or the last lap, to the microsecond.
     pub(crate) fn lap(&mut self) -> f64 {
         let now = Instant::now();
         let lap = now - std::mem::replace(&mut self.last, now);
-        lap.as_secs_f64() * 1e3
+        lap.as_micros() as f64 / 1e3
     }
 }
