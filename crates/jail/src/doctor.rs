@@ -2,6 +2,7 @@
 
 mod user_namespaces;
 
+use std::io;
 use std::path::Path;
 
 use rustix::thread::CapabilitySet;
@@ -67,6 +68,7 @@ pub fn doctor() -> Vec<Finding> {
         memory_file(),
         seccomp(),
         cgroups(),
+        views(),
     ]
 }
 
@@ -198,6 +200,29 @@ fn cgroups() -> Finding {
         "mount the missing controllers; until then these limits are refused"
     };
     Finding::bad(NAME, State::Warn, format!("{version}, missing: {}", missing.join(", ")), hint)
+}
+
+/// Whether limits show inside. Nothing but what is shown depends on it.
+fn views() -> Finding {
+    const NAME: &str = "limits shown inside";
+    if !berth_sys::notify::is_there() {
+        let found = "nproc and sysinfo(2) in sandboxes tell of the whole machine";
+        return Finding::bad(NAME, State::Warn, found, "use a kernel with seccomp user notification, 5.5 or newer");
+    }
+    if let Err(error) = crate::views::connect() {
+        let cause = io::Error::from_raw_os_error(error.errno);
+        let found = format!(
+            "/proc/meminfo and /proc/stat in sandboxes are the machine's: cannot open {}: {cause}",
+            crate::views::FUSE_DEVICE
+        );
+        return Finding::bad(NAME, State::Warn, found, "modprobe fuse; in a container, give it /dev/fuse");
+    }
+    let capabilities = rustix::thread::capabilities(None);
+    if capabilities.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_PTRACE)) {
+        return Finding::ok(NAME, "processors, memory, disk");
+    }
+    let found = "without user namespaces, nproc and sysinfo(2) tell of the whole machine to all but root";
+    Finding::bad(NAME, State::Warn, found, "run with CAP_SYS_PTRACE, or with user namespaces")
 }
 
 #[cfg(test)]
