@@ -41,9 +41,7 @@ impl Hierarchies {
             let v2 = limits == V2;
             made.0.push((dir.clone(), limits));
             if v2 {
-                let file = dir.join("cgroup.subtree_control");
-                fs::write(&file, "+memory +cpu +pids")
-                    .with_context(|| format!("writing {}", file.display()))?;
+                delegate(&dir)?;
             }
         }
         Ok(made)
@@ -76,6 +74,19 @@ impl Drop for Hierarchies {
             }
         }
     }
+}
+
+/// Has groups below this one limited. What the root group does not give is asked of it first, as any engine must.
+fn delegate(dir: &Path) -> anyhow::Result<()> {
+    let given = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let given: BTreeSet<&str> = given.split_whitespace().collect();
+    let missing = ["memory", "cpu", "pids"].into_iter().filter(|controller| !given.contains(controller));
+    for controller in missing {
+        let file = Path::new(ROOT).join("cgroup.subtree_control");
+        fs::write(&file, format!("+{controller}")).with_context(|| format!("writing {}", file.display()))?;
+    }
+    let file = dir.join("cgroup.subtree_control");
+    fs::write(&file, "+memory +cpu +pids").with_context(|| format!("writing {}", file.display()))
 }
 
 /// The hierarchies of v1 that hold one of the controllers; where two share one, it is there once.

@@ -134,7 +134,7 @@ pub(super) fn run(root: &Path, arguments: &Engine) -> anyhow::Result<(String, Ve
     let guard = runtime.enter();
     let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     drop(guard);
-    let place = Place::make(&super::kept_dir(), arguments.rootfs.as_deref())?;
+    let place = Place::make(&super::kept_dir(), arguments.rootfs.as_deref(), &binary)?;
     let daemon = Daemon::start(&binary, &place.dir, Group::Own)?;
     daemon.give_image(berth::IMAGE, &place.tar())?;
     let client = Client::new(Host::parse(&daemon.host)?);

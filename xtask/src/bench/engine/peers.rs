@@ -72,7 +72,7 @@ impl Peer {
     /// What a reader must know of its figure.
     pub(super) fn note(self) -> Option<&'static str> {
         match self {
-            Self::PodmanRunc | Self::PodmanCrun => None,
+            Self::PodmanRunc | Self::PodmanCrun => Some("no user namespace, which is its default as root"),
             Self::Runc | Self::Crun => Some(
                 "by hand, on an overlay that was mounted before: no writable layer is made or removed, no user namespace",
             ),

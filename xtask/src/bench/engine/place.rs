@@ -46,15 +46,16 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Makes the image and what peers need. `tar` is a root file system to use in place of the tiny one.
-    pub(super) fn make(kept: &Path, tar: Option<&Path>) -> anyhow::Result<Self> {
+    /// Makes the image and what peers need. `tar` is a root file system to use in place of the tiny one; `berth` ends
+    /// what a run has left that was killed.
+    pub(super) fn make(kept: &Path, tar: Option<&Path>, berth: &Path) -> anyhow::Result<Self> {
         let name = format!("berth-bench-{}", std::process::id());
         let dir = kept.join(format!("engine-{}", std::process::id()));
         let (netns, ()) = berth_sys::netns::create(berth_sys::netdev::loopback_up)
             .context("making a network namespace for podman")?;
         let podmans_group = !groups(PODMANS_GROUP).is_empty();
         let place = Self { dir, name, podmans_group, netns: Arc::new(netns) };
-        sweep(kept);
+        sweep(kept, berth);
         for dir in ["rootfs", "host", "floor", "state", "overlay/upper", "overlay/work", "overlay/root"] {
             let dir = place.dir.join(dir);
             std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
@@ -155,13 +156,17 @@ fn make_tiny(rootfs: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes what a run left that was killed.
-fn sweep(kept: &Path) {
+/// Removes what a run left that was killed, its daemon first.
+fn sweep(kept: &Path, berth: &Path) {
     for entry in std::fs::read_dir(kept).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(pid) = name.strip_prefix("engine-") else { continue };
         if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
             eprintln!("bench: removing what a run left that was killed: {}", entry.path().display());
+            let host = format!("unix://{}", entry.path().join("host/berth.sock").display());
+            let mut stop = Command::new(berth);
+            stop.args(["daemon", "stop"]).env("BERTH_HOST", host);
+            let _ = stop.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
             remove_groups(&format!("berth-bench-{pid}"));
             let _ = std::fs::remove_dir_all(entry.path());
         }
