@@ -146,6 +146,7 @@ fn prepare(fds: Descriptors) -> Result<(Program, Vec<PathBuf>), Failure> {
     let (input, output) = (open_null(OFlags::RDONLY)?, open_null(OFlags::WRONLY)?);
     let given =
         Given { network: fds.network.as_ref().map(AsFd::as_fd), user: fds.user.as_ref().map(AsFd::as_fd) };
+    hold_oom_score();
     let done = perform(&plan, given)?;
     let mut words = vec!["berth-guest".to_owned()];
     let mut passed = Vec::new();
@@ -161,6 +162,18 @@ fn prepare(fds: Descriptors) -> Result<(Program, Vec<PathBuf>), Failure> {
         arguments.map_err(|_| Failure::new("pass arguments to", "the guest", rustix::io::Errno::INVAL))?;
     let program = Program { image: fds.guest, arguments, stdio: [input, output, fds.stderr], passed };
     Ok((program, done.stubs))
+}
+
+/// How far a process may take its out-of-memory score back is inherited, and whoever sets it with privilege moves that
+/// point. A daemon that the kernel spares must not have sandboxes that can ask for the same: theirs go no lower than 0.
+/// Without the privilege to do so there is nothing to be done, and a daemon with nothing to pass on needs nothing.
+fn hold_oom_score() {
+    let path = "/proc/self/oom_score_adj";
+    let own = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if let Some(own) = own {
+        // Written also where it is the same: that is what moves the point.
+        let _ = std::fs::write(path, own.max(0).to_string());
+    }
 }
 
 fn null(flags: OFlags) -> io::Result<OwnedFd> {
