@@ -207,7 +207,12 @@ fn views() -> Finding {
     const NAME: &str = "limits shown inside";
     if !berth_sys::notify::is_there() {
         let found = "nproc and sysinfo(2) in sandboxes tell of the whole machine";
-        return Finding::bad(NAME, State::Warn, found, "use a kernel with seccomp user notification, 5.5 or newer");
+        return Finding::bad(
+            NAME,
+            State::Warn,
+            found,
+            "use a kernel with seccomp user notification, 5.5 or newer",
+        );
     }
     if let Err(error) = crate::views::connect() {
         let cause = io::Error::from_raw_os_error(error.errno);
