@@ -10,6 +10,7 @@
 //!  link        with `network`: a pair of links with addresses and a route
 //!  groups      a control group with limits of memory, processor and processes (v1: one in each hierarchy)
 //!  layer       directories for the overlay
+//!  entering    the groups, by the new process
 //!  command     process in mount, pid, ipc and uts namespaces; id-mapped mounts, overlay, pivot_root, /proc; the user
 //!              namespace entered; exec; its output read; its end waited for
 //!  removal     of groups and directories; namespaces go with their last descriptor
@@ -75,11 +76,11 @@ mod tests {
 
     #[test]
     fn rounds_are_told_as_json() {
-        let rounds = [Round { phases: [1.0, 0.0, 2.0, 3.0, 4.0, 5.5] }, Round { phases: [1.0; 6] }];
+        let rounds = [Round { phases: [1.0, 0.0, 2.0, 3.0, 0.0, 4.0, 5.5] }, Round { phases: [1.0; 7] }];
         assert_eq!(
             json(&rounds),
-            "{\"rounds_us\":[15.5,6.0],\"phases_us\":{\"namespaces\":[1.0,1.0],\"link\":[0.0,1.0],\
-             \"groups\":[2.0,1.0],\"layer\":[3.0,1.0],\"command\":[4.0,1.0],\"removal\":[5.5,1.0]}}"
+            "{\"rounds_us\":[15.5,7.0],\"phases_us\":{\"namespaces\":[1.0,1.0],\"link\":[0.0,1.0],\
+             \"groups\":[2.0,1.0],\"layer\":[3.0,1.0],\"entering\":[0.0,1.0],\"command\":[4.0,1.0],\"removal\":[5.5,1.0]}}"
         );
     }
 }

@@ -27,7 +27,8 @@ use crate::groups::{Group, Hierarchies};
 use crate::link::Netlink;
 
 /// See the program's own documentation.
-pub(crate) const PHASES: [&str; 6] = ["namespaces", "link", "groups", "layer", "command", "removal"];
+pub(crate) const PHASES: [&str; 7] =
+    ["namespaces", "link", "groups", "layer", "entering", "command", "removal"];
 
 /// First of the host's ids that the sandbox has, and how many: within what no machine gives to its users.
 const FIRST_ID: u32 = 1_879_048_192;
@@ -88,18 +89,19 @@ impl Floor {
             fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
         }
         clock.phase();
-        let ran = self.command(&pair, &group, &layer);
-        clock.phase();
+        let entered = self.command(&pair, &group, &layer);
+        clock.phase_after(*entered.as_ref().unwrap_or(&0.0));
         group.remove()?;
         fs::remove_dir_all(&layer).with_context(|| format!("removing {}", layer.display()))?;
         drop(pair);
         clock.phase();
-        ran?;
+        entered?;
         Ok(Round { phases: clock.phases.try_into().unwrap_or([f64::NAN; PHASES.len()]) })
     }
 
-    /// Runs the command in its sandbox, and makes sure that it said what it should.
-    fn command(&self, pair: &Pair, group: &Group, layer: &Path) -> anyhow::Result<()> {
+    /// Runs the command in its sandbox, and makes sure that it said what it should. Returns the microseconds that
+    /// entering the groups took.
+    fn command(&self, pair: &Pair, group: &Group, layer: &Path) -> anyhow::Result<f64> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).context("making a pipe")?;
         let namespaces = Namespaces::MOUNT | Namespaces::PID | Namespaces::IPC | Namespaces::UTS;
         let pid = match clone_child(namespaces).context("clone3")? {
@@ -116,8 +118,10 @@ impl Floor {
         let status = reap(pid)?;
         output_read.context("reading the command's output")?;
         anyhow::ensure!(status == Some(0), "the command's exit status is {status:?}");
-        anyhow::ensure!(output == GREETING, "the command said {output:?}, not {GREETING:?}");
-        Ok(())
+        // The child's own word comes first, on the same pipe.
+        let (entered, said) = output.split_once('\n').unwrap_or_default();
+        anyhow::ensure!(said == GREETING, "the command said {said:?}, not {GREETING:?}");
+        entered.parse().with_context(|| format!("the child said {entered:?}"))
     }
 
     /// The new process: all mounts while it still belongs to the host's user namespace, that one's change last.
@@ -128,7 +132,10 @@ impl Floor {
         layer: &Path,
         output: OwnedFd,
     ) -> anyhow::Result<std::convert::Infallible> {
+        let start = Instant::now();
         group.enter()?;
+        let entered = format!("{:.1}\n", start.elapsed().as_secs_f64() * 1e6);
+        rustix::io::write(&output, entered.as_bytes()).context("writing to the pipe")?;
         move_into_link_name_space(pair.net.as_fd(), Some(LinkNameSpaceType::Network)).context("setns")?;
         loopback_up().context("bringing the loopback up")?;
         if self.network.is_some() {
@@ -228,5 +235,13 @@ impl Stopwatch {
         let now = Instant::now();
         self.phases.push((now - self.last).as_secs_f64() * 1e6);
         self.last = now;
+    }
+
+    /// Two phases, of which the first took so many microseconds.
+    fn phase_after(&mut self, first: f64) {
+        self.phase();
+        if let Some(both) = self.phases.pop() {
+            self.phases.extend([first, both - first]);
+        }
     }
 }
