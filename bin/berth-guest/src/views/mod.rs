@@ -12,7 +12,7 @@
 //! A thread of its own, for three reasons. It is started before the filter is installed, so the filter does not concern
 //! it: it makes these calls itself. The loop of the guest may open whatever a sandbox put in place of /etc/passwd; a
 //! link to /proc/meminfo there makes it wait for this thread, not for itself. And whoever asks a million times takes
-//! time from this thread alone, which answers no more than [`ANSWERS`] in [`WINDOW`].
+//! time from this thread alone, which takes no more than [`TIME`] in [`WINDOW`].
 //!
 //! It keeps `CAP_SYS_PTRACE` to reach the memory of whoever asks, when that is another user; no other thread of the
 //! guest and no command has it.
@@ -41,9 +41,9 @@ pub(crate) use memory::{Counts, MemoryGroup, whole};
 pub(crate) use processors::lowest;
 use server::{Connection, Server};
 
-/// Answers in a [`WINDOW`]; whoever asks more often waits. A build that starts thousands of processes a second stays
-/// far below it.
-const ANSWERS: u32 = 2000;
+/// Processor time that answers may take in a [`WINDOW`]; whoever asks for more waits. It is some thousand answers: a
+/// build that starts thousands of processes a second stays below it.
+const TIME: Duration = Duration::from_millis(20);
 const WINDOW: Duration = Duration::from_millis(100);
 /// Requests are small, texts are on the heap.
 const STACK: usize = 128 * 1024;
@@ -307,27 +307,35 @@ pub(crate) fn directory(path: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Keeps the time that a sandbox can have this thread spend for it within bounds: it is outside its processor limit.
+/// Keeps the processor time that a sandbox can have this thread spend for it within bounds: the thread is outside its
+/// limit.
 struct Budget {
     since: Instant,
-    left: u32,
+    /// Of this thread, when the window began.
+    spent_before: Duration,
 }
 
 impl Budget {
     fn new() -> Self {
-        Self { since: Instant::now(), left: ANSWERS }
+        Self { since: Instant::now(), spent_before: own_time() }
     }
 
-    /// Waits when the window's answers are used up.
+    /// Waits for the next window when this one's time is spent.
     fn take(&mut self) {
-        if self.left == 0 {
-            std::thread::sleep(WINDOW.saturating_sub(self.since.elapsed()));
+        let elapsed = self.since.elapsed();
+        if elapsed < WINDOW && own_time().saturating_sub(self.spent_before) < TIME {
+            return;
         }
-        if self.left == 0 || self.since.elapsed() >= WINDOW {
-            *self = Self::new();
-        }
-        self.left -= 1;
+        std::thread::sleep(WINDOW.saturating_sub(elapsed));
+        *self = Self::new();
     }
+}
+
+/// Processor time of this thread.
+fn own_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -353,11 +361,13 @@ mod tests {
     }
 
     #[test]
-    fn answers_come_in_windows() {
+    fn a_window_has_so_much_time_and_no_more() {
         let mut budget = Budget::new();
-        for _ in 0..=ANSWERS {
-            budget.take();
-        }
-        assert_eq!(budget.left, ANSWERS - 1);
+        let began = budget.since;
+        let before = own_time();
+        while own_time() - before < TIME {}
+        budget.take();
+        assert!(began.elapsed() >= WINDOW);
+        assert!(own_time().saturating_sub(budget.spent_before) < TIME);
     }
 }
