@@ -22,14 +22,13 @@ disk() { # SERIAL
     poweroff -f
 }
 
-mount -t ext4 -o noatime,nobarrier "$(disk root)" /root
-mount -t ext4 -o ro "$(disk modules)" "/root/lib/modules/$(cat /release)" 2>/dev/null || {
-    mkdir -p "/root/lib/modules/$(cat /release)"
-    mount -t ext4 -o ro "$(disk modules)" "/root/lib/modules/$(cat /release)"
-}
+mount -t ext4 -o noatime "$(disk root)" /root
+modules=/root/lib/modules/$(cat /release)
+mkdir -p "$modules"
+mount -t ext4 -o ro "$(disk modules)" "$modules"
 mount -t ext4 -o ro "$(disk tests)" /root/tests
-scratch=$(disk scratch)
+xfs=$(disk xfs)
 mount --move /dev /root/dev
 mount --move /proc /root/proc
 mount --move /sys /root/sys
-exec switch_root /root /tests/init "$scratch"
+exec switch_root /root /tests/init "$xfs"

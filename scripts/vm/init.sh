@@ -9,7 +9,7 @@ export RUST_BACKTRACE=0 INSTA_UPDATE=no TMPDIR=/var/tmp
 results=/run/vm
 unified=/sys/fs/cgroup
 
-machine() { # SCRATCH-DISK
+machine() { # XFS-DISK
     mount -t tmpfs -o mode=755,nosuid,nodev run /run
     mount -t tmpfs -o nosuid,nodev tmp /tmp
     mkdir -p /dev/pts /dev/shm "$results"
@@ -27,8 +27,7 @@ machine() { # SCRATCH-DISK
     # The kernel fetches its other modules itself; /dev/loop-control and /dev/fuse are looked for before.
     modprobe -a loop fuse
     install -m 755 /tests/cc /usr/local/bin/cc
-    mkfs.xfs -q -m reflink=1 "$1" && mkdir -p /vm/xfs && mount -o prjquota "$1" /vm/xfs &&
-        export BERTH_TEST_XFS=/vm/xfs
+    mkdir -p /vm/xfs && mount -o prjquota "$1" /vm/xfs && export BERTH_TEST_XFS=/vm/xfs
     # Tests know places of the checkout, the first, by their absolute paths.
     local place
     read -r INSTA_WORKSPACE_ROOT </tests/places && export INSTA_WORKSPACE_ROOT

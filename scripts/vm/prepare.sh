@@ -3,6 +3,7 @@
 #
 #   tree-<hash>/        a Debian tree: the machine's root, and QEMU and the tools that make the rest (nothing is
 #     root/ root.img    installed on the host); root.img is the same as a disk
+#     xfs.img           an empty XFS
 #     packages          its packages and their versions
 #   kernel-<hash>/      the kernel, its modules as a disk, and a first stage that finds the disks
 #     vmlinuz initrd modules.img release package
@@ -77,6 +78,8 @@ make_tree() { # DIR
     printf '127.0.0.1 localhost\n' >"$dir/root/etc/hosts"
     echo vm >"$dir/root/etc/hostname"
     image "$dir/root.img" "$dir/root" 6G
+    truncate -s 8G "$dir/xfs.img"
+    in_tree "$dir" mkfs.xfs -q -m reflink=1 "/mnt/${dir##*/}/xfs.img"
 }
 
 # A disk with an ext4 that has a directory's content; the file is sparse.

@@ -70,7 +70,6 @@ pack() { # SUITE...
     size=$(du -sm "$files" | cut -f1)
     mke2fs -q -t ext4 -E root_owner=0:0 -O ^has_journal -d "$files" "$work/tests.img" $((size * 5 / 4 + 64))M >/dev/null
     rm -rf "$files"
-    truncate -s 8G "$work/scratch.img"
 }
 
 # /dev/kvm alone does not say that there is a processor behind it.
@@ -93,7 +92,7 @@ machine() {
         disk root /mnt/tree/root.img snapshot=on,cache=unsafe
         disk modules /mnt/kernel/modules.img read-only=on
         disk tests /mnt/work/tests.img read-only=on
-        disk scratch /mnt/work/scratch.img cache=unsafe,discard=unmap
+        disk xfs /mnt/tree/xfs.img snapshot=on,cache=unsafe
     )
     # shellcheck disable=SC2046 # words
     exec unshare --mount --pid --fork --kill-child bash -euc '
