@@ -24,7 +24,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, ReadBuf};
 use uuid::Uuid;
 
+use crate::admission::Grant;
 use crate::images::{Body, Sink};
+use crate::resources::assumed;
 use crate::sandboxes::hostname;
 use crate::{Error, Node, error};
 
@@ -227,8 +229,9 @@ impl Builder {
             layers: names,
             public_network: true,
             limits: Limits::default(),
-            binds: Vec::new(),
-            no_new_privileges: false,
+            // As the sandboxes of the image that is built, so that owners mean the same in both.
+            user_namespace: self.node.0.user_namespaces && self.node.0.driver.features().user_namespace,
+            ..StartSpec::default()
         };
         let started = self.node.0.driver.start(spec).await;
         started.map_err(|source| infrastructure("cannot start a sandbox for the step", source))
@@ -253,10 +256,14 @@ impl Runner for Builder {
 
     fn open<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>> {
         async move {
+            // Set aside without waiting: a build holds the machines of its earlier steps, and two that waited for
+            // each other's would never end.
+            let grant = self.node.0.admission.commit(assumed(&self.node.0.limits));
             let machine = self.start(layers).await?;
             Ok(Box::new(BuildStep {
                 node: self.node.clone(),
                 machine,
+                _grant: grant,
                 kept: self.kept.clone(),
                 sink: self.sink.clone(),
             }) as Box<dyn Step>)
@@ -351,6 +358,8 @@ fn unreadable_cache(source: Error) -> RunnerError {
 struct BuildStep {
     node: Node,
     machine: Arc<dyn Machine>,
+    /// What is set aside for it.
+    _grant: Grant,
     kept: Kept,
     sink: Sink,
 }

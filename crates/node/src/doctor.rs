@@ -1,6 +1,6 @@
 //! Whether this machine is fit, for people.
 
-use berth_disk::Engine;
+use berth_disk::{Choice, Engine};
 use berth_jail::doctor::{Finding, State};
 use berth_net::Network;
 use berth_types::system::{Check, CheckStatus, DoctorReport};
@@ -14,8 +14,16 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    pub(crate) fn of(network: &Network, disk: &dyn Engine) -> Facts {
-        Facts { network: network_checks(network), disk: disk_check(disk) }
+    /// Of a machine that is made up.
+    #[cfg(test)]
+    pub(crate) fn none() -> Facts {
+        let disk =
+            Check { name: "disk".into(), status: CheckStatus::Ok, found: "made up".into(), hint: None };
+        Facts { network: Vec::new(), disk }
+    }
+
+    pub(crate) fn of(network: &Network, disk: &dyn Engine, choice: &Choice) -> Facts {
+        Facts { network: network_checks(network), disk: disk_check(disk, choice) }
     }
 }
 
@@ -62,13 +70,17 @@ fn network_checks(network: &Network) -> Vec<Check> {
     std::iter::once(public).chain(warnings).collect()
 }
 
-fn disk_check(disk: &dyn Engine) -> Check {
+fn disk_check(disk: &dyn Engine, choice: &Choice) -> Check {
     let limits = disk.enforces_storage();
+    let rejected: Vec<String> =
+        choice.rejected.iter().map(|other| format!("{}: {}", other.engine, other.reason)).collect();
+    let others =
+        if rejected.is_empty() { String::new() } else { format!(" (not {})", rejected.join("; not ")) };
     Check {
         name: "disk".to_owned(),
         status: if limits { CheckStatus::Ok } else { CheckStatus::Warn },
-        found: disk.describe(),
+        found: format!("{}; taken because {}{others}", disk.describe(), choice.why),
         hint: (!limits)
-            .then(|| "storage_mb is shown as not enforced on every sandbox that asks for it".to_owned()),
+            .then(|| "a sandbox that asks for storage_mb is refused, unless it or [limits] allow_unenforced_storage allows that".to_owned()),
     }
 }

@@ -3,7 +3,9 @@
 use std::error::Error as StdError;
 
 use berth_types::error::{ApiError, Kind};
-use berth_types::sandbox::SandboxState;
+use berth_types::sandbox::{Resources, SandboxState, WaitsFor};
+
+use crate::admission::{Refusal, Shortage};
 
 /// A failed call on the [`crate::Node`].
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,61 @@ pub enum Error {
         key: String,
         /// Id of the sandbox of the first request.
         holder: String,
+    },
+    /// The request asks for a limit of storage that nobody would enforce.
+    #[error(
+        "resources.storage_mb and storage_inodes ({}) cannot be enforced by the daemon's disk engine",
+        storage(resources)
+    )]
+    StorageUnenforced {
+        /// What was asked for.
+        resources: Box<Resources>,
+    },
+    /// The request asks for what this daemon's sandboxes do not have.
+    #[error("{field}: sandboxes of this daemon cannot have that")]
+    Unsupported {
+        /// The field, as in the request's JSON.
+        field: &'static str,
+    },
+    /// The request can never be honoured on this machine.
+    #[error(
+        "the sandbox never fits on this machine: {what} of {asked} would have to be set aside, and there is {has} in all"
+    )]
+    NeverFits {
+        /// Of what there is too little.
+        what: &'static str,
+        /// How much would be needed.
+        asked: String,
+        /// How much there is.
+        has: String,
+    },
+    /// There was no room for it in the time that it was to wait.
+    #[error(
+        "there is no room for the sandbox now: it would have to wait for {what}, at place {position} of the queue"
+    )]
+    NoRoom {
+        /// What is missing.
+        what: &'static str,
+        /// Its place in the queue.
+        position: u64,
+    },
+    /// The disk that sandboxes write to is full.
+    #[error("the disk is full: {free} bytes are free")]
+    DiskFull {
+        /// Bytes that are left.
+        free: u64,
+    },
+    /// It was deleted before it could start.
+    #[error("sandbox {id} was deleted while it waited for room")]
+    Withdrawn {
+        /// Its id.
+        id: String,
+    },
+    /// The sandbox is waiting for room.
+    #[error("sandbox {id} is waiting for room")]
+    SandboxQueued {
+        /// Its id.
+        id: String,
     },
     /// The sandbox is still being made.
     #[error("sandbox {id} is still starting")]
@@ -138,7 +195,15 @@ impl Error {
             Error::SandboxNotFound { .. } => ("sandbox_not_found", Kind::NotFound),
             Error::NameTaken { .. } => ("name_taken", Kind::Conflict),
             Error::KeyReused { .. } => ("idempotency_key_reused", Kind::Conflict),
+            Error::StorageUnenforced { .. } => ("storage_unenforced", Kind::Config),
+            Error::Unsupported { .. } => ("unsupported", Kind::Config),
+            Error::NeverFits { .. } => ("never_fits", Kind::Capacity),
+            Error::NoRoom { .. } => ("no_room", Kind::Capacity),
+            Error::DiskFull { .. } => ("disk_full", Kind::Capacity),
+            Error::Withdrawn { .. } => ("sandbox_deleted", Kind::Conflict),
+            Error::SandboxQueued { .. } => ("sandbox_queued", Kind::Conflict),
             Error::SandboxBusy { .. } => ("sandbox_starting", Kind::Conflict),
+            Error::SandboxNotRunning { state: SandboxState::Ended, .. } => ("sandbox_ended", Kind::Conflict),
             Error::SandboxNotRunning { state: SandboxState::Lost, .. } => ("sandbox_lost", Kind::Unavailable),
             Error::SandboxNotRunning { .. } => ("sandbox_not_running", Kind::Conflict),
             Error::LeaseNotFound { .. } => ("lease_not_found", Kind::NotFound),
@@ -173,6 +238,18 @@ impl Error {
             }
             Error::SandboxNotFound { .. } => Some("`berth sandbox ls` lists them".into()),
             Error::NameTaken { name, .. } => Some(format!("`berth sandbox rm {name}` removes it")),
+            Error::StorageUnenforced { .. } => Some(
+                "put the data directory on btrfs or xfs, or do without the limit: \"storage_unenforced\": \"allow\" in the \
+                 request, --allow-unenforced-storage for `berth run` and `berth sandbox create`, \
+                 --ek allow_unenforced_storage=true for Harbor, allow_unenforced_storage = true under [limits] for all"
+                    .into(),
+            ),
+            Error::NeverFits { .. } => Some(
+                "ask for less, set memory_request_mb below memory_mb, or raise the overcommitment under [limits]; \
+                 `berth node` shows what there is"
+                    .into(),
+            ),
+            Error::NoRoom { .. } => Some("wait longer (wait_seconds), or delete sandboxes; `berth node` shows what there is".into()),
             Error::Image(error) => error.hint(),
             Error::Build(error) => error.hint(),
             Error::Start(error) if is_mount_target(error) => {
@@ -223,16 +300,59 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
     text
 }
 
+impl Error {
+    /// What a refused admission of sandbox `id` means to its client.
+    pub(crate) fn of_refusal(id: &str, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::NeverFits(shortage) => Error::never_fits(&shortage),
+            Refusal::NoRoom { waits_for, position } => Error::NoRoom { what: thing(waits_for), position },
+            Refusal::DiskFull { free } => Error::DiskFull { free },
+            Refusal::Withdrawn => Error::Withdrawn { id: id.to_owned() },
+        }
+    }
+
+    pub(crate) fn never_fits(shortage: &Shortage) -> Error {
+        let amount = |value: f64| match shortage.what {
+            WaitsFor::Cpus => format!("{value} cores"),
+            _ => format!("{} MB", (value / f64::from(1 << 20)).ceil()),
+        };
+        Error::NeverFits {
+            what: thing(shortage.what),
+            asked: amount(shortage.asked),
+            has: amount(shortage.has),
+        }
+    }
+}
+
+fn thing(what: WaitsFor) -> &'static str {
+    match what {
+        WaitsFor::Memory => "memory",
+        WaitsFor::MemoryInUse => "memory that is in use",
+        WaitsFor::Disk => "disk",
+        WaitsFor::DiskInUse => "disk that is in use",
+        WaitsFor::Cpus => "processor time",
+        WaitsFor::Starts => "other starts",
+    }
+}
+
+fn storage(resources: &Resources) -> String {
+    let mb = resources.storage_mb.map(|mb| format!("{mb} MB"));
+    let inodes = resources.storage_inodes.map(|inodes| format!("{inodes} files"));
+    mb.into_iter().chain(inodes).collect::<Vec<_>>().join(", ")
+}
+
 fn because(reason: Option<&str>) -> String {
     reason.map(|reason| format!(": {reason}")).unwrap_or_default()
 }
 
 fn state_name(state: SandboxState) -> &'static str {
     match state {
+        SandboxState::Queued => "waiting for room",
         SandboxState::Starting => "starting",
         SandboxState::Running => "running",
         SandboxState::Stopping => "being taken down",
         SandboxState::Lost => "lost",
+        SandboxState::Ended => "ended",
     }
 }
 
@@ -248,7 +368,8 @@ fn is_caused_by_full_disk(error: &(dyn StdError + 'static)) -> bool {
 }
 
 fn is_mount_target(error: &berth_sandbox::Error) -> bool {
-    matches!(error, berth_sandbox::Error::Launch(berth_jail::Error::MountTarget { .. }))
+    use berth_jail::Error::{BindOwners, MountTarget};
+    matches!(error, berth_sandbox::Error::Launch(MountTarget { .. } | BindOwners { .. }))
 }
 
 fn is_full(error: &std::io::Error) -> bool {

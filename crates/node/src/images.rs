@@ -1,6 +1,6 @@
 //! Images, as the API has them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_image::{BootstrapOptions, Image, ImportOptions};
 use berth_types::image as api;
@@ -18,17 +18,24 @@ pub type Body = Box<dyn AsyncRead + Send + Unpin>;
 /// How long a layer that no image names is kept: as build cache, or left by a pull that was cut off.
 const KEEP_UNUSED: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Name of the task.
+pub(crate) const TIDY_TASK: &str = "unused layers";
+
 /// How often such layers are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
 /// Frees layers that nobody has used for long, for as long as the node lives.
 pub(crate) async fn tidy(node: Node) {
     loop {
-        match node.0.images.gc(KEEP_UNUSED).await {
+        let began = Instant::now();
+        let freed = node.0.images.gc(KEEP_UNUSED).await;
+        match &freed {
             Ok(freed) if freed.is_empty() => {}
             Ok(freed) => tracing::info!(layers = freed.len(), "freed layers that no image names"),
             Err(error) => tracing::warn!(%error, "unused layers could not be freed"),
         }
+        let result = freed.map(|freed| format!("{} layers freed", freed.len()));
+        node.0.tasks.ran(TIDY_TASK, began, result.map_err(|error| crate::error::chain(&error)));
         tokio::time::sleep(TIDY_EVERY).await;
     }
 }

@@ -1,7 +1,7 @@
 //! Leases: a dead man's switch for sandboxes.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_store::LeaseRow;
 use berth_types::sandbox::{Lease, LeaseRequest, Sandbox};
@@ -9,11 +9,14 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::registry::Entry;
-use crate::sandboxes::Cause;
+use crate::sandboxes::{Cause, is_time_up};
 use crate::{Error, Node};
 
 /// Longest lease: a day. A client that needs more renews it.
 const MAX_TTL_SECONDS: u32 = 86_400;
+
+/// Name of the task.
+pub(crate) const TASK: &str = "leases and times to live";
 
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -92,7 +95,27 @@ impl Node {
         .await;
     }
 
-    async fn tick(&self) -> Result<(), Error> {
+    /// Ends those whose time is up.
+    async fn end_expired(&self) -> usize {
+        let expired = self.0.sandboxes.select(|entry| entry.live.is_some() && is_time_up(entry.expires_at));
+        futures_util::future::join_all(expired.iter().map(|entry| async {
+            let id = &entry.sandbox().id;
+            match self.delete_if(id, Cause::TimeUp).await {
+                Ok(()) | Err(Error::SandboxNotFound { .. }) => {
+                    tracing::info!(id, "its time to live was over")
+                }
+                Err(error) => {
+                    tracing::warn!(id, %error, "its time to live was over, ending it failed for now")
+                }
+            }
+        }))
+        .await;
+        expired.len()
+    }
+
+    /// Ends what has outlived its lease or its time; tells how many.
+    async fn tick(&self) -> Result<usize, Error> {
+        let expired = self.end_expired().await;
         // Sandboxes before leases: whatever lease a sandbox names here was there before, so that one which is not
         // found now has ended, and is not merely younger than the list.
         let leased = self.0.sandboxes.select(|entry| entry.sandbox().lease.is_some());
@@ -109,7 +132,7 @@ impl Node {
         for id in self.with_store(move |store| store.purge_ended(before)).await? {
             self.0.sandboxes.remove(&id);
         }
-        Ok(())
+        Ok(expired + orphans.len())
     }
 
     /// Forgets those that were taken down while the database could not be written.
@@ -127,9 +150,12 @@ impl Node {
 pub(crate) async fn keep(node: Node) {
     loop {
         tokio::time::sleep(TICK).await;
-        if let Err(error) = node.tick().await {
-            tracing::error!(error = crate::error::chain(&error), "leases could not be looked at");
+        let began = Instant::now();
+        let ticked = node.tick().await.map_err(|error| crate::error::chain(&error));
+        if let Err(error) = &ticked {
+            tracing::error!(error, "leases could not be looked at");
         }
+        node.0.tasks.ran(TASK, began, ticked.map(|ended| format!("{ended} sandboxes ended")));
     }
 }
 

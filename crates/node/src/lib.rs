@@ -18,39 +18,50 @@
 //!
 //! Start reading at [`Node::create_sandbox`].
 
+mod admission;
 mod builds;
 mod doctor;
 mod error;
 mod exec;
+#[cfg(test)]
+mod fake;
 mod files;
 mod images;
 mod leases;
+#[cfg(test)]
+mod life_tests;
 mod registry;
 mod request;
+mod resources;
 mod sandboxes;
+mod status;
+mod tasks;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use berth_disk::Engine;
 use berth_image::Images;
-use berth_net::Network;
 use berth_sandbox::{ContainerDriver, Driver};
 use berth_store::Store;
-use berth_types::sandbox::SandboxState;
+use berth_types::sandbox::{ReasonCode, SandboxState};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use berth_image::RegistryConfig;
+pub use berth_sandbox::ids::Options as IdOptions;
 pub use doctor::local_doctor;
 pub use error::Error;
 pub use exec::{Exec, ExecOutput};
 pub use images::{Body, Sink};
 pub use registry::Filter;
+pub use resources::LimitPolicy;
 
+use crate::admission::{Admission, HostMeter, Ledger, Meter, Reserve};
 use crate::builds::Builds;
 use crate::registry::Registry;
+use crate::tasks::Tasks;
 
 /// What a node is started with.
 #[derive(Debug)]
@@ -61,8 +72,16 @@ pub struct Options {
     pub guest: &'static [u8],
     /// Registries: mirrors, credentials.
     pub registry: RegistryConfig,
-    /// Addresses for sandboxes; chosen when absent.
-    pub network_range: Option<ipnet::Ipv4Net>,
+    /// Where and how writable layers are kept.
+    pub disk: berth_disk::Options,
+    /// Networks of sandboxes: their addresses, and how many are kept ready. Its instance and maker are filled in here.
+    pub network: berth_net::Options,
+    /// Ids of this machine for the users of sandboxes with a user namespace; without them there are none.
+    pub ids: Option<berth_sandbox::ids::Options>,
+    /// Limits of sandboxes, and what is set aside for them.
+    pub limits: LimitPolicy,
+    /// Whether sandboxes get a user namespace unless they ask for none.
+    pub user_namespaces: bool,
 }
 
 /// This machine, as a handle; clones are the same node.
@@ -79,7 +98,23 @@ struct Inner {
     tmp: PathBuf,
     /// What the doctor says of the parts that only a running node knows.
     facts: doctor::Facts,
+    limits: LimitPolicy,
+    user_namespaces: bool,
+    admission: Arc<Admission>,
+    tasks: Tasks,
     background: std::sync::Mutex<Vec<AbortOnDropHandle<()>>>,
+}
+
+/// What a node is put together from; a test has its own.
+struct Parts {
+    store: Store,
+    images: Images,
+    driver: Arc<dyn Driver>,
+    meter: Box<dyn Meter>,
+    facts: doctor::Facts,
+    limits: LimitPolicy,
+    user_namespaces: bool,
+    tmp: PathBuf,
 }
 
 impl Node {
@@ -90,42 +125,61 @@ impl Node {
     pub async fn start(options: Options) -> Result<Node, Error> {
         let store = Store::open(&options.data_dir)?;
         let instance = instance(&options.data_dir);
-        let disk: Arc<dyn Engine> = Arc::from(berth_disk::open(&options.data_dir).map_err(Error::Disk)?);
+        let opened = berth_disk::open(&options.data_dir, &options.disk).map_err(Error::Disk)?;
+        let disk: Arc<dyn Engine> = Arc::from(opened.engine);
         clear_disk(disk.as_ref())?;
-        let images = Images::open(berth_image::Options {
-            root: options.data_dir.clone(),
-            registry: options.registry,
-        })?;
-        let network = Network::start(berth_net::Options {
-            instance: instance.clone(),
-            range: options.network_range,
-            ..berth_net::Options::default()
-        })
-        .await
-        .map_err(|source| Error::Network(Box::new(source)))?;
-        let facts = doctor::Facts::of(&network, disk.as_ref());
+        let root = disk.root().to_owned();
+        let images = Images::open(berth_image::Options { root: root.clone(), registry: options.registry })?;
         let container = berth_sandbox::container::Options {
             instance,
+            network: options.network,
+            ids: options.ids,
             layers_dir: images.layers_dir(),
             guest: options.guest,
         };
-        let driver = ContainerDriver::new(container, disk, network)
+        let meter = HostMeter::new(disk.clone());
+        let driver = ContainerDriver::start(container, disk.clone())
+            .await
             .map_err(|source| Error::Driver(Box::new(source)))?;
-        let tmp = options.data_dir.join("tmp");
-        builds::clear_contexts(&tmp).map_err(Error::Context)?;
-        let node = Node(Arc::new(Inner {
+        let facts = doctor::Facts::of(driver.network(), disk.as_ref(), &opened.choice);
+        let parts = Parts {
             store,
             images,
             driver: Arc::new(driver),
+            meter: Box::new(meter),
+            facts,
+            limits: options.limits,
+            user_namespaces: options.user_namespaces,
+            tmp: root.join("tmp"),
+        };
+        Node::assemble(parts).await
+    }
+
+    async fn assemble(parts: Parts) -> Result<Node, Error> {
+        let tmp = parts.tmp;
+        builds::clear_contexts(&tmp).map_err(Error::Context)?;
+        let mb = |mb: Option<u64>| mb.map(|mb| mb.saturating_mul(resources::MB));
+        let reserve =
+            Reserve { memory: mb(parts.limits.memory_reserve_mb), disk: mb(parts.limits.disk_reserve_mb) };
+        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        let node = Node(Arc::new(Inner {
+            store: parts.store,
+            images: parts.images,
+            driver: parts.driver,
             sandboxes: Registry::default(),
             builds: Builds::default(),
             tmp,
-            facts,
+            facts: parts.facts,
+            limits: parts.limits,
+            user_namespaces: parts.user_namespaces,
+            admission: Admission::new(Ledger::new(cpus, reserve), parts.meter),
+            tasks: Tasks::new(&[leases::TASK, images::TIDY_TASK, status::QUEUE_TASK]),
             background: Default::default(),
         }));
         node.recover().await?;
         node.run_in_background(leases::keep(node.clone()));
         node.run_in_background(images::tidy(node.clone()));
+        node.run_in_background(status::keep_queue(node.clone()));
         Ok(node)
     }
 
@@ -149,6 +203,7 @@ impl Node {
             if row.ended_at.is_none() {
                 row.sandbox.state = SandboxState::Lost;
                 row.sandbox.reason = Some("the daemon ended while it ran".to_owned());
+                row.sandbox.reason_code = Some(ReasonCode::DaemonRestart);
                 row.ended_at = Some(Timestamp::now().as_second());
                 let lost = row.clone();
                 self.with_store(move |store| store.put_sandbox(&lost)).await?;

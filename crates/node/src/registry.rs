@@ -6,8 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use berth_sandbox::Machine;
 use berth_store::SandboxRow;
 use berth_types::sandbox::{Page, Sandbox, SandboxState};
+use berth_types::system::SandboxCounts;
+use jiff::Timestamp;
 
 use crate::Error;
+use crate::admission::Grant;
 
 /// Which sandboxes to list.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +21,8 @@ pub struct Filter {
     pub limit: usize,
     /// Only those after this id.
     pub after: Option<String>,
+    /// With what each uses.
+    pub usage: bool,
 }
 
 /// What is alive of a sandbox.
@@ -28,6 +33,8 @@ pub(crate) struct Live {
     pub(crate) env: Arc<BTreeMap<String, String>>,
     /// Keeps the image's layers while the sandbox stands on them.
     pub(crate) _image: Arc<dyn Send + Sync>,
+    /// What is set aside for it.
+    pub(crate) grant: Arc<Grant>,
     pub(crate) no_new_privileges: bool,
 }
 
@@ -36,6 +43,8 @@ pub(crate) struct Live {
 pub(crate) struct Entry {
     pub(crate) row: SandboxRow,
     pub(crate) live: Option<Live>,
+    /// When its time is up.
+    pub(crate) expires_at: Option<Timestamp>,
 }
 
 impl Entry {
@@ -74,7 +83,7 @@ impl Registry {
         if let Some(other) = entries.values().find(|entry| entry.sandbox().name == *name && !ended(entry)) {
             return Err(Error::NameTaken { name: name.clone(), holder: other.sandbox().id.clone() });
         }
-        entries.insert(row.sandbox.id.clone(), Entry { row, live: None });
+        entries.insert(row.sandbox.id.clone(), Entry { row, live: None, expires_at: None });
         Ok(())
     }
 
@@ -127,14 +136,29 @@ impl Registry {
         Page { items, next }
     }
 
-    /// Whether any sandbox runs, is being made or is being taken down.
+    /// How many there are in each state.
+    pub(crate) fn count(&self) -> SandboxCounts {
+        let mut counts = SandboxCounts::default();
+        for entry in self.lock().values() {
+            *match entry.sandbox().state {
+                SandboxState::Queued => &mut counts.queued,
+                SandboxState::Starting => &mut counts.starting,
+                SandboxState::Running => &mut counts.running,
+                SandboxState::Stopping => &mut counts.stopping,
+                SandboxState::Lost | SandboxState::Ended => &mut counts.remembered,
+            } += 1;
+        }
+        counts
+    }
+
+    /// Whether any sandbox waits, runs, is being made or is being taken down.
     pub(crate) fn any_alive(&self) -> bool {
         self.lock().values().any(|entry| !ended(entry))
     }
 }
 
 fn ended(entry: &Entry) -> bool {
-    entry.sandbox().state == SandboxState::Lost
+    matches!(entry.sandbox().state, SandboxState::Lost | SandboxState::Ended)
 }
 
 #[cfg(test)]
@@ -142,24 +166,12 @@ mod tests {
     use super::*;
 
     fn row(id: &str, name: &str, state: SandboxState) -> SandboxRow {
-        let sandbox = Sandbox {
-            id: id.into(),
-            name: name.into(),
-            group: id.into(),
-            state,
-            reason: None,
-            image: String::new(),
-            labels: BTreeMap::from([("job".to_owned(), id[..1].to_owned())]),
-            lease: None,
-            resources: Default::default(),
-            storage_enforced: false,
-            network: Default::default(),
-            workdir: "/".into(),
-            user: String::new(),
-            shell: None,
-            created_at: String::new(),
-            start_ms: None,
-        };
+        let sandbox = serde_json::from_value(serde_json::json!({
+            "id": id, "name": name, "group": id, "state": state, "image": "", "labels": {"job": id[..1]},
+            "resources": {}, "storage_enforced": false, "network": "public", "workdir": "/", "user": "",
+            "created_at": "",
+        }))
+        .unwrap();
         SandboxRow { sandbox, idempotency_key: None, ended_at: None }
     }
 
@@ -185,9 +197,9 @@ mod tests {
             registry.insert(row(id, id, SandboxState::Running)).unwrap();
         }
         let labels = vec![("job".to_owned(), "a".to_owned())];
-        let first = registry.page(&Filter { labels: labels.clone(), limit: 2, after: None });
+        let first = registry.page(&Filter { labels: labels.clone(), limit: 2, ..Filter::default() });
         assert_eq!(first.next.as_deref(), Some("a2"));
-        let second = registry.page(&Filter { labels, limit: 2, after: first.next });
+        let second = registry.page(&Filter { labels, limit: 2, after: first.next, usage: false });
         assert_eq!(second.items.len(), 1);
         assert_eq!(second.next, None);
         assert_eq!(registry.page(&Filter::default()).items.len(), 4);

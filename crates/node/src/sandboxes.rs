@@ -4,24 +4,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use berth_sandbox::{Bind, Limits, Machine, StartSpec};
+use berth_sandbox::{Bind, Death, Features, Limits, Machine, StartSpec};
 use berth_store::SandboxRow;
-use berth_types::sandbox::{CreateSandbox, NetworkMode, Page, Resources, Sandbox, SandboxState};
+use berth_types::sandbox::{CreateSandbox, NetworkMode, Page, ReasonCode, Sandbox, SandboxState, WaitsFor};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::admission::Admitted;
 use crate::registry::{Entry, Filter, Live};
+use crate::resources::{Settled, settle, without_defaults};
 use crate::{Error, Node, request};
 
-/// MB in bytes, as in Harbor's task format.
-const MB: u64 = 1 << 20;
-
 impl Node {
-    /// Makes a sandbox and returns when it is ready. Dropping the future gives back what was made.
+    /// Makes a sandbox and returns when it is ready, having waited for room if there was none. Dropping the future gives
+    /// back what was made, or its place in the queue.
     ///
     /// # Errors
-    /// [`Error::BadRequest`] for what cannot be honoured exactly, [`Error::ImageNotFound`], [`Error::NameTaken`],
-    /// [`Error::LeaseNotFound`]; anything else is the machine's.
+    /// [`Error::BadRequest`] for what cannot be honoured exactly, [`Error::StorageUnenforced`], [`Error::ImageNotFound`],
+    /// [`Error::NameTaken`], [`Error::LeaseNotFound`], [`Error::NeverFits`], [`Error::NoRoom`]; anything else is the
+    /// machine's.
     pub async fn create_sandbox(&self, request: CreateSandbox) -> Result<Sandbox, Error> {
         request::check(&request)?;
         if let Some(earlier) =
@@ -33,11 +34,13 @@ impl Node {
             self.check_lease(lease).await?;
         }
         let began = Instant::now();
+        let settled = settle(&request, &self.0.limits, self.0.driver.enforces_storage())?;
+        let user_namespace = self.user_namespace(&request)?;
         let image = self.resolve_image(&request.image).await?;
         let pin = self.0.images.pin(&image.id)?;
         let config = &image.config;
 
-        let sandbox = describe(&request, image.id.as_str(), config, self.0.driver.enforces_storage());
+        let sandbox = describe(&request, image.id.as_str(), config, &settled, user_namespace);
         let row = SandboxRow {
             sandbox: sandbox.clone(),
             idempotency_key: request.idempotency_key.clone(),
@@ -46,24 +49,42 @@ impl Node {
         self.0.sandboxes.insert(row.clone())?;
         // From here on a drop of this future, or an error, takes the entry out again.
         let mut creating = Creating { node: self.clone(), id: sandbox.id.clone(), done: false };
+        let arrived = Instant::now();
+        let Admitted { grant, permit } = self.admit(&sandbox.id, &request, &settled).await?;
+        let waited = arrived.elapsed();
+        // Only now: before, there was nothing on the machine that a later daemon would have to clear up.
+        let row = self.0.sandboxes.update(&sandbox.id, |entry| {
+            entry.row.sandbox.queued_ms =
+                (entry.sandbox().state == SandboxState::Queued).then(|| milliseconds(waited));
+            entry.row.sandbox.state = SandboxState::Starting;
+        });
+        let row = row.ok_or(Error::Withdrawn { id: sandbox.id.clone() })?.row;
         self.persist(row).await?;
 
         let no_new_privileges = request.no_new_privileges.unwrap_or(!image.has_privileged_files());
-        let spec = start_spec(&sandbox, &request, layer_names(&image), no_new_privileges);
+        let layers = layer_names(&image);
+        let spec = start_spec(&sandbox, &request, layers, settled.limits, no_new_privileges);
         let machine = self.0.driver.start(spec).await.map_err(|source| Error::Start(Box::new(source)))?;
+        permit.succeeded();
         let live = Live {
             machine: machine.clone(),
             env: Arc::new(environment(&config.env, &request.env)),
             _image: Arc::new(pin),
+            grant: Arc::new(grant),
             no_new_privileges,
         };
         let shell = machine.guest().info().shell.clone();
-        let start_ms = began.elapsed().as_secs_f64() * 1e3;
+        let start = began.elapsed().saturating_sub(waited);
+        let phases = machine.phases();
         let ready = self.0.sandboxes.update(&sandbox.id, |entry| {
             entry.live = Some(live);
-            entry.row.sandbox.state = SandboxState::Running;
-            entry.row.sandbox.shell = shell;
-            entry.row.sandbox.start_ms = Some((start_ms * 1e3).round() / 1e3);
+            entry.expires_at = request.ttl_seconds.map(after);
+            let sandbox = &mut entry.row.sandbox;
+            sandbox.state = SandboxState::Running;
+            sandbox.shell = shell;
+            sandbox.start_ms = Some(milliseconds(start));
+            sandbox.start_phases = Some(phases);
+            sandbox.expires_at = entry.expires_at.map(|time| time.to_string());
         });
         let entry = ready.ok_or(Error::SandboxNotFound { id: sandbox.id.clone() })?;
         self.persist(entry.row.clone()).await?;
@@ -72,17 +93,80 @@ impl Node {
         Ok(entry.row.sandbox)
     }
 
-    /// One sandbox, by id or name.
+    /// Waits for room, and shows that in the meantime.
+    async fn admit(&self, id: &str, request: &CreateSandbox, settled: &Settled) -> Result<Admitted, Error> {
+        self.fits_at_all(request, settled)?;
+        let queued = || {
+            self.0.sandboxes.update(id, |entry| entry.row.sandbox.state = SandboxState::Queued);
+            tracing::info!(id, place = ?self.0.admission.place(id), "a sandbox waits for room");
+        };
+        let longest = request::wait(request.wait_seconds)?;
+        let admitted = self.0.admission.admit(id, settled.wants, longest, queued).await;
+        admitted.map_err(|refusal| Error::of_refusal(id, refusal))
+    }
+
+    /// A limit above what the machine has would be one that it cannot keep.
+    fn fits_at_all(&self, request: &CreateSandbox, settled: &Settled) -> Result<(), Error> {
+        let (memory, disk, ..) = self.0.admission.show();
+        let never = |what, asked: u64, has: Option<u64>| match has {
+            Some(has) if asked > has => Err(Error::never_fits(&crate::admission::Shortage {
+                what,
+                asked: asked as f64,
+                has: has as f64,
+            })),
+            _ => Ok(()),
+        };
+        never(WaitsFor::Memory, settled.limits.memory_bytes.unwrap_or(0), memory.total_bytes)?;
+        let asks_storage = request.resources.storage_mb.is_some() && settled.storage_enforced;
+        let storage = settled.limits.storage_bytes.filter(|_| asks_storage);
+        never(WaitsFor::Disk, storage.unwrap_or(0), disk.total_bytes)
+    }
+
+    /// Whether a sandbox is to have a user namespace of its own.
+    fn user_namespace(&self, request: &CreateSandbox) -> Result<bool, Error> {
+        let Features { user_namespace, capabilities, .. } = self.0.driver.features();
+        if !capabilities && !request.capabilities.is_default() {
+            return Err(Error::Unsupported { field: "capabilities" });
+        }
+        match request.user_namespace {
+            Some(true) if !user_namespace => Err(Error::Unsupported { field: "user_namespace" }),
+            Some(asked) => Ok(asked),
+            None => Ok(self.0.user_namespaces && user_namespace),
+        }
+    }
+
+    /// One sandbox, by id or name, with what it uses.
     ///
     /// # Errors
     /// [`Error::SandboxNotFound`].
-    pub fn sandbox(&self, id: &str) -> Result<Sandbox, Error> {
-        Ok(self.0.sandboxes.find(id)?.row.sandbox)
+    pub async fn sandbox(&self, id: &str) -> Result<Sandbox, Error> {
+        let entry = self.0.sandboxes.find(id)?;
+        let mut sandbox = self.show(entry.row.sandbox);
+        if let Some(live) = entry.live {
+            sandbox.usage = Some(live.machine.usage().await);
+        }
+        Ok(sandbox)
     }
 
     /// Sandboxes, oldest first.
-    pub fn sandboxes(&self, filter: &Filter) -> Page<Sandbox> {
-        self.0.sandboxes.page(filter)
+    pub async fn sandboxes(&self, filter: &Filter) -> Page<Sandbox> {
+        let Page { items, next } = self.0.sandboxes.page(filter);
+        let shown = items.into_iter().map(|sandbox| async {
+            if filter.usage {
+                // One that has gone in the meantime is shown as it was.
+                return self.sandbox(&sandbox.id).await.unwrap_or(sandbox);
+            }
+            Sandbox { usage: None, ..self.show(sandbox) }
+        });
+        Page { items: futures_util::future::join_all(shown).await, next }
+    }
+
+    /// With its place in the queue, which moves without anybody touching the record.
+    fn show(&self, mut sandbox: Sandbox) -> Sandbox {
+        if sandbox.state == SandboxState::Queued {
+            sandbox.queue = self.0.admission.place(&sandbox.id);
+        }
+        sandbox
     }
 
     /// Whether any sandbox has not ended.
@@ -109,13 +193,25 @@ impl Node {
 
     async fn take_down(&self, id: &str, cause: &Cause) -> Result<(), Error> {
         let id = self.0.sandboxes.find(id)?.sandbox().id.clone();
+        if self.leave_queue(&id, cause) {
+            return Ok(());
+        }
         let mut begun = Ok(false);
         let entry = self.0.sandboxes.update(&id, |entry| begun = begin_to_end(entry, cause));
         if !begun? {
             return Ok(());
         }
         if let Some(live) = entry.and_then(|entry| entry.live) {
+            if *cause == Cause::TimeUp {
+                let usage = live.machine.usage().await;
+                self.0.sandboxes.update(&id, |entry| entry.row.sandbox.usage = Some(usage));
+            }
             live.machine.stop().await.map_err(|source| Error::Stop(Box::new(source)))?;
+            // An exec that has not noticed yet must not hold on to what others wait for.
+            live.grant.release();
+        }
+        if *cause == Cause::TimeUp {
+            return self.remember_end(&id).await;
         }
         // The row goes first: while it is there, a repeated call must find what to repeat.
         self.0.sandboxes.update(&id, |entry| entry.live = None);
@@ -123,6 +219,59 @@ impl Node {
         self.with_store(move |store| store.delete_sandbox(&row)).await?;
         self.0.sandboxes.remove(&id);
         Ok(())
+    }
+
+    /// Takes a sandbox that waits for room out of the queue, if it does; its maker learns it.
+    fn leave_queue(&self, id: &str, cause: &Cause) -> bool {
+        let entry = self.0.sandboxes.find(id).ok();
+        let lease = entry.filter(|entry| entry.sandbox().state == SandboxState::Queued);
+        let Some(lease) = lease.map(|entry| entry.row.sandbox.lease) else { return false };
+        if matches!(cause, Cause::LeaseEnded(ended) if *ended != lease) {
+            return false;
+        }
+        let left = self.0.admission.withdraw(id);
+        if left {
+            self.0.sandboxes.remove(id);
+        }
+        left
+    }
+
+    /// Keeps the record of a sandbox whose time was up, so that whoever used it learns why it is gone.
+    async fn remember_end(&self, id: &str) -> Result<(), Error> {
+        let ended = self.0.sandboxes.update(id, |entry| {
+            entry.live = None;
+            entry.row.sandbox.state = SandboxState::Ended;
+            entry.row.ended_at = Some(Timestamp::now().as_second());
+        });
+        match ended {
+            Some(entry) => self.persist(entry.row).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a sandbox live for so many seconds from now, or until it is deleted.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`], [`Error::SandboxNotFound`], [`Error::SandboxNotRunning`] once it is being taken down,
+    /// [`Error::SandboxBusy`] and [`Error::SandboxQueued`] before it runs.
+    pub async fn set_ttl(&self, id: &str, ttl_seconds: Option<u64>) -> Result<Sandbox, Error> {
+        ttl_seconds.map_or(Ok(()), request::check_ttl)?;
+        let (id, ..) = self.live(id)?;
+        let mut running = false;
+        let changed = self.0.sandboxes.update(&id, |entry| {
+            running = entry.sandbox().state == SandboxState::Running;
+            if running {
+                entry.expires_at = ttl_seconds.map(after);
+                entry.row.sandbox.expires_at = entry.expires_at.map(|time| time.to_string());
+            }
+        });
+        let Entry { row, .. } = changed.ok_or(Error::SandboxNotFound { id })?;
+        if !running {
+            let Sandbox { id, state, reason, .. } = row.sandbox;
+            return Err(Error::SandboxNotRunning { id, state, reason });
+        }
+        self.persist(row.clone()).await?;
+        Ok(row.sandbox)
     }
 
     /// Puts a sandbox under another lease, or under none.
@@ -155,6 +304,7 @@ impl Node {
         match (entry.live, sandbox.state) {
             (Some(live), SandboxState::Running) => Ok((sandbox.id.clone(), sandbox, live)),
             (_, SandboxState::Starting) => Err(Error::SandboxBusy { id: sandbox.id }),
+            (_, SandboxState::Queued) => Err(Error::SandboxQueued { id: sandbox.id }),
             (_, state) => Err(Error::SandboxNotRunning { id: sandbox.id, state, reason: sandbox.reason }),
         }
     }
@@ -171,6 +321,8 @@ pub(crate) enum Cause {
     Asked,
     /// This lease ended; one that is under another by now stays.
     LeaseEnded(Option<String>),
+    /// Its time to live is over; one that got more by now stays.
+    TimeUp,
 }
 
 /// Marks a sandbox as going away; false when there is no cause to any more.
@@ -178,12 +330,39 @@ fn begin_to_end(entry: &mut Entry, cause: &Cause) -> Result<bool, Error> {
     let sandbox = &mut entry.row.sandbox;
     match (sandbox.state, cause) {
         (SandboxState::Starting, _) => Err(Error::SandboxBusy { id: sandbox.id.clone() }),
+        (SandboxState::Queued, _) => Err(Error::SandboxQueued { id: sandbox.id.clone() }),
         (_, Cause::LeaseEnded(lease)) if sandbox.lease != *lease => Ok(false),
+        (_, Cause::TimeUp) if !is_time_up(entry.expires_at) => Ok(false),
+        (SandboxState::Lost | SandboxState::Ended, Cause::TimeUp) => Ok(false),
         _ => {
+            let (code, reason) = match cause {
+                Cause::Asked => (ReasonCode::Deleted, "it was deleted"),
+                Cause::LeaseEnded(_) => (ReasonCode::LeaseEnded, "its lease ended"),
+                Cause::TimeUp => (ReasonCode::Ttl, "its time to live was over"),
+            };
+            // What a dead one died of is worth more than that it was tidied away; and a second call tells nothing new.
+            if sandbox.reason_code.is_none() {
+                (sandbox.reason_code, sandbox.reason) = (Some(code), Some(reason.to_owned()));
+            }
             sandbox.state = SandboxState::Stopping;
             Ok(true)
         }
     }
+}
+
+pub(crate) fn is_time_up(expires_at: Option<Timestamp>) -> bool {
+    expires_at.is_some_and(|time| time <= Timestamp::now())
+}
+
+/// The moment that is so many seconds from now.
+fn after(seconds: u64) -> Timestamp {
+    let span = jiff::SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+    Timestamp::now().checked_add(span).unwrap_or(Timestamp::MAX)
+}
+
+/// To microseconds.
+fn milliseconds(time: std::time::Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// A sandbox that is being made; taken out again unless `done`.
@@ -218,6 +397,7 @@ fn adopt(request: &CreateSandbox, earlier: Entry) -> Result<Sandbox, Error> {
     match sandbox.state {
         SandboxState::Running => Ok(sandbox),
         SandboxState::Starting => Err(Error::SandboxBusy { id: sandbox.id }),
+        SandboxState::Queued => Err(Error::SandboxQueued { id: sandbox.id }),
         state => Err(Error::SandboxNotRunning { id: sandbox.id, state, reason: sandbox.reason }),
     }
 }
@@ -227,7 +407,9 @@ fn adopt(request: &CreateSandbox, earlier: Entry) -> Result<Sandbox, Error> {
 fn is_as_asked(request: &CreateSandbox, sandbox: &Sandbox) -> bool {
     let is_or_absent = |asked: &Option<String>, is: &String| asked.as_ref().is_none_or(|asked| asked == is);
     request.network == sandbox.network
-        && request.resources == sandbox.resources
+        && request.resources == without_defaults(&sandbox.resources, &sandbox.resource_defaults)
+        && request.capabilities == sandbox.capabilities
+        && request.user_namespace.is_none_or(|asked| asked == sandbox.user_namespace)
         && request.labels == sandbox.labels
         && request.name.as_ref().unwrap_or(&sandbox.id) == &sandbox.name
         && is_or_absent(&request.workdir, &sandbox.workdir)
@@ -238,7 +420,8 @@ fn describe(
     request: &CreateSandbox,
     image: &str,
     config: &berth_types::image::ImageConfig,
-    enforces_storage: bool,
+    settled: &Settled,
+    user_namespace: bool,
 ) -> Sandbox {
     let id = Uuid::now_v7().simple().to_string();
     let workdir = request.workdir.clone().unwrap_or_else(|| config.working_dir.clone());
@@ -247,17 +430,27 @@ fn describe(
         group: id.clone(),
         state: SandboxState::Starting,
         reason: None,
+        reason_code: None,
+        queue: None,
         image: image.to_owned(),
         labels: request.labels.clone(),
         lease: request.lease.clone(),
-        resources: request.resources.clone(),
-        storage_enforced: enforces_storage && request.resources.storage_mb.is_some(),
+        resources: settled.resources.clone(),
+        resource_defaults: settled.defaults.clone(),
+        storage_enforced: settled.storage_enforced,
+        committed: Some(settled.wants),
+        user_namespace,
+        capabilities: request.capabilities.clone(),
         network: request.network,
         workdir: if workdir.is_empty() { "/".to_owned() } else { workdir },
         user: request.user.clone().unwrap_or_else(|| config.user.clone()),
         shell: None,
         created_at: Timestamp::now().to_string(),
+        expires_at: None,
         start_ms: None,
+        start_phases: None,
+        queued_ms: None,
+        usage: None,
         id,
     }
 }
@@ -266,6 +459,7 @@ fn start_spec(
     sandbox: &Sandbox,
     request: &CreateSandbox,
     layers: Vec<String>,
+    limits: Limits,
     no_new_privileges: bool,
 ) -> StartSpec {
     let bind = |mount: &berth_types::sandbox::Mount| Bind {
@@ -278,9 +472,11 @@ fn start_spec(
         hostname: hostname(&sandbox.id),
         layers,
         public_network: sandbox.network == NetworkMode::Public,
-        limits: limits(&sandbox.resources),
+        limits,
         binds: request.mounts.iter().map(bind).collect(),
         no_new_privileges,
+        user_namespace: sandbox.user_namespace,
+        capabilities: sandbox.capabilities.clone(),
     }
 }
 
@@ -294,25 +490,31 @@ pub(crate) fn hostname(id: &str) -> String {
     id[id.len().saturating_sub(12)..].to_owned()
 }
 
-fn limits(resources: &Resources) -> Limits {
-    Limits { cpus: resources.cpus, memory_bytes: resources.memory_mb.map(|mb| mb * MB), pids: resources.pids }
-}
-
 /// The image's `KEY=value` lines, then the request's.
 fn environment(image: &[String], request: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let own = image.iter().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned()));
     own.chain(request.clone()).collect()
 }
 
+/// What a death that nobody asked for is called.
+fn code_of(death: &Death) -> ReasonCode {
+    if death.oom_kills > 0 { ReasonCode::OutOfMemory } else { ReasonCode::GuestLost }
+}
+
 /// Waits for a sandbox's end and, when nobody asked for it, says so.
 async fn watch(node: Node, id: String, machine: Arc<dyn Machine>) {
     let death = machine.died().await;
+    // Before it is cleaned up: afterwards nobody knows any more what it was that it ran into.
+    let usage = machine.usage().await;
+    let mut grant = None;
     let lost = node.0.sandboxes.update(&id, |entry| {
         if entry.row.sandbox.state == SandboxState::Running {
             entry.row.sandbox.state = SandboxState::Lost;
             entry.row.sandbox.reason = Some(death.to_string());
+            entry.row.sandbox.reason_code = Some(code_of(&death));
+            entry.row.sandbox.usage = Some(usage);
             entry.row.ended_at = Some(Timestamp::now().as_second());
-            entry.live = None;
+            grant = entry.live.take().map(|live| live.grant);
         }
     });
     let Some(entry) = lost.filter(|entry| entry.sandbox().state == SandboxState::Lost) else { return };
@@ -320,6 +522,9 @@ async fn watch(node: Node, id: String, machine: Arc<dyn Machine>) {
     // Frees its disk and network; its processes are gone already.
     if let Err(error) = machine.stop().await {
         tracing::warn!(id, %error, "a dead sandbox could not be cleaned up");
+    }
+    if let Some(grant) = grant {
+        grant.release();
     }
     if let Err(error) = node.persist(entry.row).await {
         tracing::warn!(id, %error, "a sandbox's end could not be recorded");
@@ -329,12 +534,14 @@ async fn watch(node: Node, id: String, machine: Arc<dyn Machine>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use berth_types::sandbox::{Capabilities, CapabilitySet, Resources};
 
     #[test]
     fn a_key_gives_only_what_was_asked_for() {
         let request = CreateSandbox { image: "debian".into(), ..Default::default() };
         let config = berth_types::image::ImageConfig { working_dir: "/app".into(), ..Default::default() };
-        let sandbox = describe(&request, "sha256:00", &config, false);
+        let settled = settle(&request, &crate::LimitPolicy::default(), true).unwrap();
+        let sandbox = describe(&request, "sha256:00", &config, &settled, true);
         assert!(is_as_asked(&request, &sandbox));
         assert!(is_as_asked(&CreateSandbox { workdir: Some("/app".into()), ..request.clone() }, &sandbox));
         for other in [
@@ -343,6 +550,8 @@ mod tests {
             CreateSandbox { workdir: Some("/".into()), ..request.clone() },
             CreateSandbox { user: Some("nobody".into()), ..request.clone() },
             CreateSandbox { resources: Resources { pids: Some(9), ..Default::default() }, ..request.clone() },
+            CreateSandbox { capabilities: Capabilities::Set(CapabilitySet::None), ..request.clone() },
+            CreateSandbox { user_namespace: Some(false), ..request.clone() },
             CreateSandbox { labels: BTreeMap::from([("job".into(), "1".into())]), ..request.clone() },
         ] {
             assert!(!is_as_asked(&other, &sandbox), "{other:?}");

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use crate::sandbox::Limit;
+
 /// Media type of the response to an exec: a run of frames, each one kind byte ([`frame`]), four bytes of
 /// big-endian length, and that many bytes. The last frame is always an [`frame::EVENT`] that holds
 /// [`ExecEvent::Exited`]; a stream that ends without it means that the command's end is unknown.
@@ -135,18 +137,6 @@ impl ExecStatus {
             rescued: false,
         }
     }
-}
-
-/// A limit of a sandbox that was met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Limit {
-    /// Memory was wanted, none was left and none could be freed.
-    Memory,
-    /// A process or thread could not be made.
-    Pids,
-    /// The sandbox's disk was full, in bytes or in files.
-    Disk,
 }
 
 /// Why an exec ended.

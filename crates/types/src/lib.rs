@@ -14,6 +14,7 @@ pub mod image;
 pub mod progress;
 pub mod sandbox;
 pub mod system;
+pub mod unique;
 
 /// Version of the HTTP API that this crate describes; the first path segment of every route.
 pub const API_VERSION: &str = "v1";

@@ -1,0 +1,222 @@
+//! A node over a driver that is made up: its machines are a stream with a guest's greeting on it, say of themselves
+//! what a test tells them to, and die on command. No privilege is needed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use berth_image::Images;
+use berth_sandbox::guest::Guest;
+use berth_sandbox::{Death, Disk, Driver, Error, Features, Machine, StartSpec};
+use berth_store::Store;
+use berth_types::image::{ArchiveFormat, ImportImage};
+use berth_types::sandbox::{CreateSandbox, Sandbox, Usage};
+use berth_wire::{Body, Frame, GENERATION, Hello, TreeKill};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::admission::{Meter, Reading};
+use crate::{LimitPolicy, Node, Parts, doctor};
+
+/// What a test sets of the machine, and what it sees of the driver.
+#[derive(Default)]
+pub(crate) struct Controls {
+    pub(crate) reading: Mutex<Reading>,
+    pub(crate) enforces: bool,
+    pub(crate) features: Features,
+    pub(crate) specs: Mutex<Vec<StartSpec>>,
+    pub(crate) machines: Mutex<BTreeMap<String, Arc<FakeMachine>>>,
+}
+
+impl Controls {
+    pub(crate) fn machine(&self, id: &str) -> Arc<FakeMachine> {
+        self.machines.lock().unwrap()[id].clone()
+    }
+}
+
+struct FakeDriver(Arc<Controls>);
+
+impl Driver for FakeDriver {
+    fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, Error>> {
+        async move {
+            let guest = Guest::connect(greeting()).await.map_err(Error::Guest)?;
+            let machine =
+                Arc::new(FakeMachine { guest, death: watch::Sender::new(None), usage: Mutex::default() });
+            self.0.machines.lock().unwrap().insert(spec.id.clone(), machine.clone());
+            self.0.specs.lock().unwrap().push(spec);
+            Ok(machine as Arc<dyn Machine>)
+        }
+        .boxed()
+    }
+
+    fn enforces_storage(&self) -> bool {
+        self.0.enforces
+    }
+
+    fn features(&self) -> Features {
+        self.0.features
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
+/// The host's end of a stream at whose other end somebody greets and then says nothing.
+fn greeting() -> UnixStream {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let hello = Hello {
+        generation: GENERATION,
+        shell: Some("/bin/sh".into()),
+        tree_kill: TreeKill::Cgroup,
+        is_init: true,
+    };
+    let mut bytes = Vec::new();
+    Frame { channel: 0, body: Body::Hello(hello) }.encode(&mut bytes).unwrap();
+    tokio::spawn(async move {
+        let _ = theirs.write_all(&bytes).await;
+        let _ = theirs.read_to_end(&mut Vec::new()).await;
+    });
+    ours
+}
+
+pub(crate) struct FakeMachine {
+    guest: Guest,
+    death: watch::Sender<Option<Death>>,
+    pub(crate) usage: Mutex<Usage>,
+}
+
+impl FakeMachine {
+    pub(crate) fn die(&self, oom_kills: u64) {
+        self.death.send_replace(Some(Death { oom_kills, how: "it fell over".into() }));
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.death.borrow().is_some()
+    }
+}
+
+impl Machine for FakeMachine {
+    fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    fn died(&self) -> BoxFuture<'_, Death> {
+        let mut death = self.death.subscribe();
+        async move { death.wait_for(Option::is_some).await.unwrap().clone().unwrap() }.boxed()
+    }
+
+    fn stop(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.death.send_if_modified(|death| {
+            death.get_or_insert(Death { oom_kills: 0, how: "it was stopped".into() });
+            true
+        });
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn usage(&self) -> BoxFuture<'_, Usage> {
+        std::future::ready(self.usage.lock().unwrap().clone()).boxed()
+    }
+
+    fn stubs(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    fn take_disk(&self) -> BoxFuture<'_, Result<Disk, Error>> {
+        std::future::ready(Err(Error::Ended)).boxed()
+    }
+}
+
+struct FakeMeter(Arc<Controls>);
+
+impl Meter for FakeMeter {
+    fn read(&self) -> Reading {
+        *self.0.reading.lock().unwrap()
+    }
+}
+
+/// A node with the image `tiny`, and its controls.
+pub(crate) struct World {
+    pub(crate) node: Node,
+    pub(crate) controls: Arc<Controls>,
+    _dir: TempDir,
+}
+
+/// A machine with 8 GiB of memory and 100 GiB of disk, all free.
+pub(crate) fn roomy() -> Reading {
+    Reading {
+        memory_total: Some(8 << 30),
+        memory_available: Some(8 << 30),
+        memory_stalled: None,
+        disk_total: Some(100 << 30),
+        disk_free: Some(100 << 30),
+    }
+}
+
+impl World {
+    pub(crate) async fn new() -> World {
+        World::with(Controls { reading: Mutex::new(roomy()), enforces: true, ..Controls::default() }).await
+    }
+
+    pub(crate) async fn with(controls: Controls) -> World {
+        World::at(tempfile::tempdir().unwrap(), controls).await
+    }
+
+    /// On what an earlier daemon left.
+    pub(crate) async fn at(dir: TempDir, controls: Controls) -> World {
+        let controls = Arc::new(controls);
+        let node = assemble(&dir, &controls).await;
+        let sink = Arc::new(|_| {});
+        let import = ImportImage { reference: Some("tiny".into()), format: Some(ArchiveFormat::Rootfs) };
+        node.import_image(import, Box::new(std::io::Cursor::new(rootfs())), sink).await.unwrap();
+        World { node, controls, _dir: dir }
+    }
+
+    pub(crate) async fn create(
+        &self,
+        change: impl FnOnce(&mut CreateSandbox),
+    ) -> Result<Sandbox, crate::Error> {
+        self.node.create_sandbox(request(change)).await
+    }
+}
+
+pub(crate) fn request(change: impl FnOnce(&mut CreateSandbox)) -> CreateSandbox {
+    let mut request = CreateSandbox { image: "tiny".into(), ..CreateSandbox::default() };
+    change(&mut request);
+    request
+}
+
+async fn assemble(dir: &TempDir, controls: &Arc<Controls>) -> Node {
+    let images = Images::open(berth_image::Options {
+        root: dir.path().to_owned(),
+        registry: crate::RegistryConfig::default(),
+    });
+    let limits =
+        LimitPolicy { memory_reserve_mb: Some(0), disk_reserve_mb: Some(0), ..LimitPolicy::default() };
+    let parts = Parts {
+        store: Store::open(dir.path()).unwrap(),
+        images: images.unwrap(),
+        driver: Arc::new(FakeDriver(controls.clone())),
+        meter: Box::new(FakeMeter(controls.clone())),
+        facts: doctor::Facts::none(),
+        limits,
+        user_namespaces: true,
+        tmp: dir.path().join("tmp"),
+    };
+    Node::assemble(parts).await.unwrap()
+}
+
+/// A root file system with one file in it.
+fn rootfs() -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(3);
+    header.set_mode(0o644);
+    header.set_cksum();
+    tar.append_data(&mut header, "hello", &b"hi\n"[..]).unwrap();
+    tar.into_inner().unwrap()
+}
