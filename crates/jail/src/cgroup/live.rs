@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{COMMANDS, Op, Plan, Version};
+use super::plan::{COMMANDS, Op, Plan, Reserve, Version};
 use super::{Error, Facts};
 
 /// How long killed processes may take to die.
@@ -39,6 +39,9 @@ pub struct Cgroup {
     /// The one by which all processes are found and killed. Version 1 without a memory controller has none that holds
     /// the guest too: it is then the commands', and the guest is to be killed by its handle.
     pub processes: Option<PathBuf>,
+    /// What is set aside for it in the groups above.
+    #[serde(default)]
+    pub reserved: Option<Reserve>,
 }
 
 /// What a sandbox uses and which limits it met. Absent: not counted on this machine.
@@ -107,9 +110,29 @@ fn apply(op: &Op, made: &mut Vec<PathBuf>) -> Result<(), Error> {
                 Ok(())
             }
         }
+        Op::Reserve(reserve) => change(reserve, |now| now.saturating_add(reserve.bytes)),
         Op::Give { path, owner } => std::os::unix::fs::chown(path, Some(*owner), Some(*owner))
             .map_err(|source| Error::Give { path: path.clone(), owner: *owner, source }),
     }
+}
+
+/// Changes what is set aside for the groups above a sandbox's. One at a time, also among daemons: all share the topmost.
+fn change(reserve: &Reserve, by: impl Fn(u64) -> u64) -> Result<(), Error> {
+    let Some(top) = reserve.groups.first() else { return Ok(()) };
+    let lock = match std::fs::File::open(top) {
+        // With the last sandbox of a daemon that ends, the groups above go too.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(|source| Error::Read { path: top.clone(), source })?,
+    };
+    let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+    locked.map_err(|error| Error::Read { path: top.clone(), source: error.into() })?;
+    for path in reserve.groups.iter().map(|group| group.join("memory.low")) {
+        if let Some(text) = read_if_there(&path)? {
+            let now = text.trim().parse().map_err(|_| Error::Content { path: path.clone(), text })?;
+            write(&path, &by(now).to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Tries again when `berth` vanishes between being made and being filled: another instance, ending, found it empty.
@@ -162,14 +185,19 @@ impl Cgroup {
 
     /// Removes it with everything below. All right when it is gone already; there must be no processes left.
     pub fn remove(&self) -> Result<(), Error> {
-        self.dirs.iter().try_for_each(|dir| remove_tree(dir))
+        let was_there = self.dirs.iter().any(|dir| dir.exists());
+        self.dirs.iter().try_for_each(|dir| remove_tree(dir))?;
+        match &self.reserved {
+            Some(reserve) if was_there => change(reserve, |now| now.saturating_sub(reserve.bytes)),
+            _ => Ok(()),
+        }
     }
 
     /// What it uses now, and what it has met.
     pub fn usage(&self) -> Result<Usage, Error> {
         let v1 = self.version == Version::V1;
         let name = |of_v1, of_v2| if v1 { of_v1 } else { of_v2 };
-        let commands = self.commands();
+        let commands = self.memory_of_commands();
         let (commands, all) = (commands.as_deref(), self.memory.as_deref());
         let current = name("memory.usage_in_bytes", "memory.current");
         let cpu_usec = if v1 {
@@ -206,7 +234,8 @@ impl Cgroup {
         Ok(sum)
     }
 
-    fn commands(&self) -> Option<PathBuf> {
+    /// The group whose memory is limited, that of its commands: what a sandbox is to be shown as its memory.
+    pub fn memory_of_commands(&self) -> Option<PathBuf> {
         self.memory.as_ref().map(|memory| memory.join(COMMANDS))
     }
 }
@@ -352,4 +381,27 @@ fn write(path: &Path, value: &str) -> Result<(), Error> {
 
 fn is(error: &io::Error, errno: rustix::io::Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_aside_above_is_the_sum() {
+        let dir = tempfile::tempdir().unwrap();
+        let groups = vec![dir.path().to_owned(), dir.path().join("i")];
+        std::fs::create_dir(&groups[1]).unwrap();
+        let file = |group: &Path| group.join("memory.low");
+        groups.iter().for_each(|group| std::fs::write(file(group), "0\n").unwrap());
+        let shown =
+            |group: &Path| std::fs::read_to_string(file(group)).unwrap().trim().parse::<u64>().unwrap();
+        let reserve = |bytes| Reserve { groups: groups.clone(), bytes };
+        // Ordinary files are not cut by a write: so no number is shorter than the one before it.
+        change(&reserve(4096), |now| now + 4096).unwrap();
+        change(&reserve(8192), |now| now + 8192).unwrap();
+        assert_eq!(groups.iter().map(|group| shown(group)).collect::<Vec<_>>(), [12288, 12288]);
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        change(&reserve(4096), |now| now - 4096).unwrap();
+    }
 }

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 
 pub use facts::{Facts, Hierarchy, Texts, Unified};
 pub use live::{Cgroup, Usage, remove_instance};
-pub use plan::{Limits, Op, Plan, Version, plan};
+pub use plan::{Limits, Op, Plan, Reserve, Version, plan};
 
 /// Why something about control groups failed.
 #[derive(Debug, thiserror::Error)]

@@ -94,6 +94,8 @@ pub enum Op {
         /// What.
         value: String,
     },
+    /// Add to what is set aside for the groups above a sandbox's: within them it has no more than they have.
+    Reserve(Reserve),
     /// Give a group's directory, or one file of it, to a user and group of the host.
     Give {
         /// Directory or file.
@@ -101,6 +103,16 @@ pub enum Op {
         /// Id of both.
         owner: u32,
     },
+}
+
+/// Memory that is set aside for one sandbox in the groups above its own; version 2.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reserve {
+    /// Those groups, from the top.
+    pub groups: Vec<PathBuf>,
+    /// How much.
+    pub bytes: u64,
 }
 
 impl Plan {
@@ -204,6 +216,7 @@ fn plan_v1(limits: &Checked, facts: &Facts, path: &str, owner: Option<u32>) -> R
         pids: dir_of("pids"),
         processes: dirs.memory.clone().or_else(|| dirs.finder.clone()),
         memory: dirs.memory.clone(),
+        reserved: None,
     };
     Ok(Plan { ops, membership: membership_v1(&dirs, &cgroup), cgroup })
 }
@@ -297,6 +310,10 @@ fn plan_v2(limits: &Checked, unified: &Unified, path: &str, owner: Option<u32>) 
         let groups = [&dir, &commands].into_iter().flat_map(|dir| [dir.clone(), dir.join("cgroup.procs")]);
         ops.extend(groups.map(|path| Op::Give { path, owner }));
     }
+    let above = vec![unified.base.join("berth"), instance.to_owned()];
+    let reserved = limits.low.map(|bytes| Reserve { groups: above, bytes });
+    // Last: what is made before it is taken back where it fails, and it is not.
+    ops.extend(reserved.clone().map(Op::Reserve));
     let mut settle = vec![write_to(&guest, "cgroup.procs", "0")];
     if !offered.is_empty() {
         settle.push(write_to(&dir, "cgroup.subtree_control", &enable(&offered)));
@@ -314,6 +331,7 @@ fn plan_v2(limits: &Checked, unified: &Unified, path: &str, owner: Option<u32>) 
         pids: offers("pids").then(|| commands.clone()),
         processes: Some(dir.clone()),
         dirs: vec![dir.clone()],
+        reserved: reserved.clone(),
     };
     let guest = GuestCgroup { execs: vec![commands], enter: Vec::new(), memory: Some(dir.clone()), v2: true };
     let membership = CgroupMembership { join: vec![dir], settle, guest: Some(guest) };
