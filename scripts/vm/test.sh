@@ -155,7 +155,7 @@ echo "vm: $(sed -n 's/^Package: //p' "$kernel_dir/package") $(sed -n 's/^Version
     "packages $(sha256sum "$tree/packages" | cut -c1-12), $(accelerator)"
 began=$SECONDS status=0
 mkfifo "$work/serial"
-tr -d '\r' <"$work/serial" | tee "$work/console" &
+sed -u 's/\r$//' <"$work/serial" | tee "$work/console" &
 reader=$!
 machine >"$work/serial" &
 vm=$!
