@@ -21,6 +21,7 @@ from berth.models import (
     ArchiveFormat,
     ArchiveReport,
     BuildResult,
+    Capabilities,
     Check,
     ExecResult,
     FileStat,
@@ -145,6 +146,11 @@ class AsyncClient:
         user: str | None = None,
         mounts: Sequence[Mount] = (),
         no_new_privileges: bool | None = None,
+        allow_unenforced_storage: bool = False,
+        ttl_seconds: int | None = None,
+        wait_seconds: float | None = None,
+        capabilities: Capabilities | None = None,
+        user_namespace: bool | None = None,
     ) -> AsyncSandbox:
         """Makes a sandbox from an image of the store; returns when it runs."""
         call = _calls.create_sandbox(
@@ -160,6 +166,11 @@ class AsyncClient:
             user=user,
             mounts=mounts,
             no_new_privileges=no_new_privileges,
+            allow_unenforced_storage=allow_unenforced_storage,
+            ttl_seconds=ttl_seconds,
+            wait_seconds=wait_seconds,
+            capabilities=capabilities,
+            user_namespace=user_namespace,
         )
         return AsyncSandbox(self, await self.call(call))
 
@@ -176,6 +187,14 @@ class AsyncClient:
     async def delete_sandbox(self, name: str) -> None:
         """Deletes a sandbox, by id or name; one that is gone already is no error."""
         await self.call(_calls.delete_sandbox(name))
+
+    async def set_ttl(self, name: str, ttl_seconds: int | None) -> SandboxInfo:
+        """Lets a sandbox live for so many seconds from now; with ``None`` until it is deleted."""
+        return await self.call(_calls.set_ttl(name, ttl_seconds))
+
+    async def node(self) -> dict[str, Any]:
+        """What the daemon's machine has, what of that is set aside, and what runs in the background, as JSON has it."""
+        return await self.call(_calls.node())
 
     async def set_lease(self, name: str, lease: str | None) -> None:
         """Puts a sandbox under another lease, or under none: it then lives until deleted."""

@@ -16,6 +16,7 @@ from berth.models import (
     ArchiveFormat,
     ArchiveReport,
     BuildResult,
+    Capabilities,
     Check,
     FileStat,
     Image,
@@ -72,6 +73,10 @@ def doctor() -> Call[list[Check]]:
     return Call("GET", "/v1/doctor", lambda data: [Check.from_json(check) for check in data["checks"]])
 
 
+def node() -> Call[dict[str, Any]]:
+    return Call("GET", "/v1/node", dict)
+
+
 def shutdown() -> Call[None]:
     return Call("POST", "/v1/shutdown", _nothing)
 
@@ -106,6 +111,11 @@ def create_sandbox(
     user: str | None = None,
     mounts: Sequence[Mount] = (),
     no_new_privileges: bool | None = None,
+    allow_unenforced_storage: bool = False,
+    ttl_seconds: int | None = None,
+    wait_seconds: float | None = None,
+    capabilities: Capabilities | None = None,
+    user_namespace: bool | None = None,
 ) -> Call[SandboxInfo]:
     body = _given(
         image=image,
@@ -120,6 +130,11 @@ def create_sandbox(
         user=user,
         mounts=[mount.to_json() for mount in mounts] or None,
         no_new_privileges=no_new_privileges,
+        storage_unenforced="allow" if allow_unenforced_storage else None,
+        ttl_seconds=ttl_seconds,
+        wait_seconds=wait_seconds,
+        capabilities=capabilities if capabilities is None or isinstance(capabilities, str) else list(capabilities),
+        user_namespace=user_namespace,
     )
     return Call("POST", "/v1/sandboxes", SandboxInfo.from_json, json=body)
 
@@ -135,6 +150,10 @@ def get_sandbox(name: str) -> Call[SandboxInfo]:
 
 def delete_sandbox(name: str) -> Call[None]:
     return Call("DELETE", _sandbox(name), _nothing, missing_ok=True)
+
+
+def set_ttl(name: str, ttl_seconds: int | None) -> Call[SandboxInfo]:
+    return Call("PUT", _sandbox(name, "ttl"), SandboxInfo.from_json, json={"ttl_seconds": ttl_seconds})
 
 
 def set_lease(name: str, lease: str | None) -> Call[None]:

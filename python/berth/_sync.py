@@ -21,6 +21,7 @@ from berth.models import (
     ArchiveFormat,
     ArchiveReport,
     BuildResult,
+    Capabilities,
     Check,
     ExecResult,
     FileStat,
@@ -99,6 +100,11 @@ class Client:
         user: str | None = None,
         mounts: Sequence[Mount] = (),
         no_new_privileges: bool | None = None,
+        allow_unenforced_storage: bool = False,
+        ttl_seconds: int | None = None,
+        wait_seconds: float | None = None,
+        capabilities: Capabilities | None = None,
+        user_namespace: bool | None = None,
     ) -> Sandbox:
         """Makes a sandbox from an image of the store; returns when it runs."""
         call = _calls.create_sandbox(
@@ -114,6 +120,11 @@ class Client:
             user=user,
             mounts=mounts,
             no_new_privileges=no_new_privileges,
+            allow_unenforced_storage=allow_unenforced_storage,
+            ttl_seconds=ttl_seconds,
+            wait_seconds=wait_seconds,
+            capabilities=capabilities,
+            user_namespace=user_namespace,
         )
         return Sandbox(self, self.call(call))
 
@@ -130,6 +141,14 @@ class Client:
     def delete_sandbox(self, name: str) -> None:
         """Deletes a sandbox, by id or name; one that is gone already is no error."""
         self.call(_calls.delete_sandbox(name))
+
+    def set_ttl(self, name: str, ttl_seconds: int | None) -> SandboxInfo:
+        """Lets a sandbox live for so many seconds from now; with ``None`` until it is deleted."""
+        return self.call(_calls.set_ttl(name, ttl_seconds))
+
+    def node(self) -> dict[str, Any]:
+        """What the daemon's machine has, what of that is set aside, and what runs in the background, as JSON has it."""
+        return self.call(_calls.node())
 
     def set_lease(self, name: str, lease: str | None) -> None:
         """Puts a sandbox under another lease, or under none: it then lives until deleted."""

@@ -31,6 +31,7 @@ from harbor.environments.definition import (
     should_upload_environment_dir,
     should_use_prebuilt_docker_image,
 )
+from harbor.models.trial.config import ResourceMode
 from harbor.utils.path_filter import filter_paths_by_patterns
 
 from berth import _endpoint, models
@@ -55,7 +56,10 @@ _PATH_ERRORS: dict[str, type[OSError]] = {
     "is_a_directory": IsADirectoryError,
     "permission_denied": PermissionError,
 }
-_OWN_KEYS = ("host", "mode", "no_new_privileges", "pull", "startup_timeout_sec")
+_OWN_KEYS = ("allow_unenforced_storage", "host", "mode", "no_new_privileges", "pull", "startup_timeout_sec")
+
+_LOOK = 1.0
+"""Seconds between looks at a sandbox that is being made."""
 
 EnvironmentPath = str | PurePath
 
@@ -76,6 +80,7 @@ class BerthEnvironment(BaseEnvironment):
         host: str | None = None,
         pull: str = "missing",
         no_new_privileges: bool | str | None = None,
+        allow_unenforced_storage: bool | str = False,
         startup_timeout_sec: float | str = STARTUP_TIMEOUT_SEC,
         mode: str = "auto",
         **kwargs: Any,
@@ -86,7 +91,10 @@ class BerthEnvironment(BaseEnvironment):
             host: The daemon, as ``BERTH_HOST`` has it; that, or the embedded daemon, when absent.
             pull: When a ``docker_image`` is looked up in its registry: ``missing``, ``always`` or ``never``.
             no_new_privileges: Whether set-uid programs lose their effect; the daemon decides by the image when absent.
-            startup_timeout_sec: Limit for making the sandbox, once its image is there; 0 means none.
+            allow_unenforced_storage: Run without the task's ``storage_mb`` where the daemon's disk engine cannot enforce it;
+                refused otherwise.
+            startup_timeout_sec: Limit for making the sandbox, once its image is there and there is room for it on the
+                machine; 0 means none.
             mode: Only ``auto``, for commands that were written for providers with several modes.
         """
         _refuse_unknown_keys(kwargs)
@@ -96,6 +104,7 @@ class BerthEnvironment(BaseEnvironment):
         self._no_new_privileges = (
             None if no_new_privileges is None else _boolean("no_new_privileges", no_new_privileges)
         )
+        self._allow_unenforced_storage = _boolean("allow_unenforced_storage", allow_unenforced_storage)
         self._startup_timeout_sec = _seconds("startup_timeout_sec", startup_timeout_sec)
         self._host = _checked_host(host)
         self._client: AsyncClient | None = None
@@ -120,7 +129,9 @@ class BerthEnvironment(BaseEnvironment):
     @override
     def resource_capabilities(cls) -> EnvironmentResourceCapabilities:
         # Harbor 0.24 knows whole CPUs only, and passes over the last word.
-        return EnvironmentResourceCapabilities(cpu_limit=True, memory_limit=True, fractional_cpus=True)
+        return EnvironmentResourceCapabilities(
+            cpu_limit=True, cpu_request=True, memory_limit=True, memory_request=True, fractional_cpus=True
+        )
 
     @override
     def _validate_definition(self) -> None:
@@ -217,18 +228,16 @@ class BerthEnvironment(BaseEnvironment):
     async def _create(self, image: str) -> AsyncSandbox:
         client = self._connected
         lease = await asyncio.to_thread(process_lease, await client.endpoint())
+        name = f"{_slug(self.session_id, 'harbor')[:54]}-{secrets.token_hex(4)}"
         # A task of its own: when this is cancelled, what the daemon made of the request must still be learned.
         self._creating = asyncio.create_task(
             client.create_sandbox(
                 image,
-                name=f"{_slug(self.session_id, 'harbor')[:54]}-{secrets.token_hex(4)}",
+                name=name,
                 labels={"harbor.session": self.session_id, "harbor.task": self.environment_name},
                 lease=lease,
-                resources=models.Resources(
-                    cpus=self._effective_cpus,
-                    memory_mb=self._effective_memory_mb,
-                    storage_mb=self._effective_storage_mb,
-                ),
+                resources=self._resources(),
+                allow_unenforced_storage=self._allow_unenforced_storage,
                 network="no-network" if self._network_disabled else "public",
                 env=self._startup_env(),
                 workdir=self.task_env_config.workdir,
@@ -236,13 +245,46 @@ class BerthEnvironment(BaseEnvironment):
                 no_new_privileges=self._no_new_privileges,
             )
         )
-        try:
-            async with asyncio.timeout(self._startup_timeout_sec or None):
-                return await asyncio.shield(self._creating)
-        except TimeoutError as error:
-            raise RuntimeRequestError(
-                f"the sandbox was not ready within startup_timeout_sec={self._startup_timeout_sec:g}"
-            ) from error
+        return await self._made(self._creating, name)
+
+    def _resources(self) -> models.Resources:
+        """What Harbor's enforcement policies make of the task's resources; the automatic one is to limit."""
+        limit = ResourceMode.LIMIT
+        return models.Resources(
+            cpus=self._resource_limit_value("cpu", auto_mode=limit),
+            cpu_request=self._resource_request_value("cpu", auto_mode=limit),
+            memory_mb=self._resource_limit_value("memory", auto_mode=limit),
+            memory_request_mb=self._resource_request_value("memory", auto_mode=limit),
+            storage_mb=self._effective_storage_mb,
+        )
+
+    async def _made(self, creating: asyncio.Task[AsyncSandbox], name: str) -> AsyncSandbox:
+        """The sandbox, once it runs. Waiting for room on the machine is told, and is no part of the limit."""
+        looked, spent = time.monotonic(), 0.0
+        told: models.QueuePlace | None = None
+        while True:
+            left = self._startup_timeout_sec - spent if self._startup_timeout_sec else _LOOK
+            if left <= 0:
+                raise RuntimeRequestError(
+                    f"the sandbox was not ready within startup_timeout_sec={self._startup_timeout_sec:g}"
+                )
+            done, _ = await asyncio.wait({creating}, timeout=min(left, _LOOK))
+            if done:
+                return await asyncio.shield(creating)
+            place = await self._place(name)
+            now = time.monotonic()
+            spent, looked = (spent if place else spent + now - looked), now
+            if place and place != told:
+                told = place
+                self.logger.info(
+                    f"berth: waiting for room: place {place.position} of the queue, for {place.waits_for.replace('_', ' ')}"
+                )
+
+    async def _place(self, name: str) -> models.QueuePlace | None:
+        # Whatever is wrong with the daemon, the call that is under way will say it.
+        with contextlib.suppress(BerthError):
+            return (await self._connected.sandbox(name)).info.queue
+        return None
 
     def _mounts_of_user(self) -> list[Mapping[str, Any]]:
         """The mounts that the user asked for. Harbor's own are the trial's directories, which it downloads instead."""

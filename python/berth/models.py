@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 OutputStream = Literal["stdout", "stderr"]
 Network = Literal["public", "no-network"]
 PullPolicy = Literal["missing", "always", "never"]
+Capabilities = Literal["default", "none"] | Sequence[str]
 ArchiveFormat = Literal["docker-archive", "oci-archive", "rootfs"]
 
 
@@ -63,11 +64,14 @@ class Lease(Model):
 
 @dataclass(frozen=True, slots=True)
 class Resources(Model):
-    """Limits of a sandbox; ``None`` means not limited."""
+    """Limits of a sandbox, and what is set aside for it (``*_request*``); ``None`` means the daemon's default."""
 
     cpus: float | None = None
+    cpu_request: float | None = None
     memory_mb: int | None = None
+    memory_request_mb: int | None = None
     storage_mb: int | None = None
+    storage_inodes: int | None = None
     pids: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -89,10 +93,56 @@ class Mount(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxInfo(Model):
-    """A sandbox, as the API shows it."""
+class QueuePlace(Model):
+    """A place among the sandboxes that wait for room, 1 being the next; ``waits_for`` is what the first one lacks:
+    ``memory``, ``memory_in_use``, ``disk``, ``disk_in_use``, ``cpus`` or ``starts``."""
 
-    _parse: ClassVar = {"resources": Resources.from_json}
+    position: int
+    waits_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Model):
+    """What the daemon sets aside for a sandbox."""
+
+    memory_bytes: int
+    disk_bytes: int
+    cpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage(Model):
+    """What a sandbox uses; ``None`` where the machine cannot tell. ``limits_hit`` holds ``memory``, ``pids``, ``disk``."""
+
+    memory_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    oom_kills: int | None = None
+    cpu_seconds: float | None = None
+    pids: int | None = None
+    pids_limit: int | None = None
+    disk_bytes: int | None = None
+    disk_limit_bytes: int | None = None
+    disk_inodes: int | None = None
+    disk_inodes_limit: int | None = None
+    limits_hit: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxInfo(Model):
+    """A sandbox, as the API shows it.
+
+    ``state`` is ``queued``, ``starting``, ``running``, ``stopping``, ``lost`` or ``ended``; ``reason_code`` says why it no longer
+    runs: ``ttl``, ``deleted``, ``lease_ended``, ``out_of_memory``, ``guest_lost``, ``disk_lost`` or ``daemon_restart``.
+    ``resource_defaults`` names the fields of ``resources`` that nobody asked for.
+    """
+
+    _parse: ClassVar = {
+        "resources": Resources.from_json,
+        "queue": QueuePlace.from_json,
+        "committed": Committed.from_json,
+        "usage": Usage.from_json,
+    }
 
     id: str
     name: str
@@ -107,9 +157,18 @@ class SandboxInfo(Model):
     user: str
     created_at: str
     reason: str | None = None
+    reason_code: str | None = None
+    queue: QueuePlace | None = None
+    resource_defaults: list[str] = field(default_factory=list)
+    committed: Committed | None = None
+    user_namespace: bool = False
+    capabilities: str | list[str] = "default"
+    expires_at: str | None = None
     lease: str | None = None
     shell: str | None = None
     start_ms: float | None = None
+    queued_ms: float | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ class Script:
     create_delay: float = 0.0
     drop_exec: bool = False
     storage_enforced: bool = True
+    queued_for: float = 0.0
+    """Seconds that a sandbox is queued before it is made."""
     image_user: str = ""
     shell: str | None = "/bin/sh"
 
@@ -222,6 +224,11 @@ class _Handler(BaseHTTPRequestHandler):
             "start_ms": 12.5,
         }
         self.state.sandboxes[sandbox["id"]] = sandbox
+        if self.state.script.queued_for:
+            place = {"position": 2, "waits_for": "memory_in_use"}
+            self.state.sandboxes[sandbox["id"]] = {**sandbox, "state": "queued", "queue": place}
+            time.sleep(self.state.script.queued_for)
+            self.state.sandboxes[sandbox["id"]] = sandbox
         self._json(sandbox, 201)
 
     def get_sandboxes(self, name: str | None = None) -> None:

@@ -72,7 +72,7 @@ async def env(daemon: FakeDaemon, tmp_path: Path) -> AsyncIterator[BerthEnvironm
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"pul": "always"}, r"'pul' \(did you mean 'pull'\?\); valid keys are host, mode"),
+        ({"pul": "always"}, r"'pul' \(did you mean 'pull'\?\); valid keys are allow_unenforced_storage, host"),
         ({"snapshot_id": "x"}, r"unknown --ek key 'snapshot_id'"),
         ({"pull": "alway"}, r"pull='alway' is not valid \(did you mean 'always'\?\)"),
         ({"pull": True}, "takes missing, always, never"),
@@ -126,7 +126,8 @@ def test_only_what_exists_is_declared(tmp_path: Path) -> None:
     declared = {name for name, there in make(None, tmp_path).capabilities.model_dump().items() if there}
     assert declared == {"disable_internet"}
     declared = {name for name, there in BerthEnvironment.resource_capabilities().model_dump().items() if there}
-    assert declared == {"cpu_limit", "memory_limit"} | ({"fractional_cpus"} if FRACTIONAL_CPUS else set())
+    everywhere = {"cpu_limit", "cpu_request", "memory_limit", "memory_request"}
+    assert declared == everywhere | ({"fractional_cpus"} if FRACTIONAL_CPUS else set())
 
 
 def test_preflight(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +176,42 @@ async def test_start_asks_for_what_the_task_declares(daemon: FakeDaemon, tmp_pat
     await environment.stop(delete=True)
 
 
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("limit", {"cpus": 2, "memory_mb": 256}),
+        ("request", {"cpu_request": 2, "memory_request_mb": 256}),
+        ("guarantee", {"cpus": 2, "cpu_request": 2, "memory_mb": 256, "memory_request_mb": 256}),
+        ("ignore", {}),
+    ],
+)
+async def test_harbors_policies_become_limits_and_requests(
+    daemon: FakeDaemon, tmp_path: Path, policy: str, expected: dict[str, int]
+) -> None:
+    environment = make(
+        daemon,
+        tmp_path,
+        EnvironmentConfig(cpus=2, memory_mb=256),
+        cpu_enforcement_policy=policy,
+        memory_enforcement_policy=policy,
+    )
+    await environment.start(force_build=False)
+    assert daemon.creations[0]["resources"] == expected
+    await environment.stop(delete=True)
+
+
+async def test_waiting_for_room_is_told_and_is_no_part_of_the_limit(
+    daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("berth.harbor._LOOK", 0.05)
+    daemon.script.queued_for = 0.6
+    environment = make(daemon, tmp_path, startup_timeout_sec=0.3, logger=logging.getLogger("t"))
+    await environment.start(force_build=False)
+    assert "waiting for room: place 2 of the queue, for memory in use" in caplog.text
+    await environment.stop(delete=True)
+
+
 async def test_a_start_is_few_requests(daemon: FakeDaemon, env: BerthEnvironment) -> None:
     calls = [path for _, path in daemon.requests if "lease" not in path]
     assert len(calls) == 3, calls  # Build, create, directories.
@@ -185,9 +222,16 @@ async def test_what_is_not_enforced_and_what_was_resolved_is_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     daemon.script.storage_enforced = False
-    environment = make(daemon, tmp_path, EnvironmentConfig(storage_mb=512), logger=logging.getLogger("t"))
+    environment = make(
+        daemon,
+        tmp_path,
+        EnvironmentConfig(storage_mb=512),
+        logger=logging.getLogger("t"),
+        allow_unenforced_storage=True,
+    )
     await environment.start(force_build=True)
     await environment.stop(delete=False)
+    assert daemon.creations[0]["storage_unenforced"] == "allow"
     assert "storage_mb=512 is not enforced" in caplog.text
     assert "image resolution: key=k3y hit steps=1 cached=1 -> sha256:built" in caplog.text
     assert "step 1/1: FROM scratch (cached)" in caplog.text

@@ -1,6 +1,6 @@
 //! Values on the command line that are more than a word.
 
-use berth_types::sandbox::{Mount, NetworkMode};
+use berth_types::sandbox::{Capabilities, CapabilitySet, Mount, NetworkMode};
 use clap::ValueEnum;
 
 /// `KEY=VALUE`, as `--env`, `--label` and `--build-arg` take it. The value may be empty and hold further `=`.
@@ -22,6 +22,24 @@ pub(crate) fn cpus(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(cpus) if cpus.is_finite() && cpus >= 0.01 => Ok(cpus),
         _ => Err("expected a number of cores, at least 0.01".to_owned()),
+    }
+}
+
+/// A number of seconds, or 0.
+pub(crate) fn seconds_or_none(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => Ok(seconds),
+        _ => Err("expected a number of seconds, 0 or more".to_owned()),
+    }
+}
+
+/// `default`, `none`, or names of capabilities, which the daemon knows.
+pub(crate) fn capabilities(text: &str) -> Result<Capabilities, String> {
+    match text {
+        "default" => Ok(Capabilities::Set(CapabilitySet::Default)),
+        "none" => Ok(Capabilities::Set(CapabilitySet::None)),
+        "" => Err("expected default, none, or names separated by commas".to_owned()),
+        names => Ok(Capabilities::Only(names.split(',').map(|name| name.trim().to_uppercase()).collect())),
     }
 }
 

@@ -72,6 +72,26 @@ enum Command {
     Serve(ServeArgs),
     /// Print the OpenAPI document of the daemon's API
     Openapi,
+    /// The daemon's configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print what a daemon would be configured with, as TOML: defaults, then the file, then the environment
+    Show(ShowConfigArgs),
+}
+
+/// Arguments of `berth config show`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct ShowConfigArgs {
+    /// Print the defaults alone
+    #[arg(long)]
+    pub default: bool,
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE", env = "BERTH_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
 }
 
 /// Arguments of `berth serve`.
@@ -102,6 +122,8 @@ pub enum Action {
     Serve(ServeArgs),
     /// Print the OpenAPI document; the caller does that.
     OpenApi,
+    /// Print the configuration; the caller does that.
+    ShowConfig(ShowConfigArgs),
     /// Everything else: pass it to [`run`].
     Client(Invocation),
 }
@@ -134,6 +156,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => Action::Serve(args),
             Command::Openapi => Action::OpenApi,
+            Command::Config(ConfigCommand::Show(args)) => Action::ShowConfig(args),
             Command::Client(command) => Action::Client(Invocation { global: self.global, command }),
         }
     }

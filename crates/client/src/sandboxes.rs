@@ -18,6 +18,8 @@ pub struct ListSandboxes {
     pub limit: Option<u32>,
     /// [`Page::next`] of the page before.
     pub after: Option<String>,
+    /// Whether to tell what each uses.
+    pub usage: bool,
 }
 
 impl ListSandboxes {
@@ -26,7 +28,8 @@ impl ListSandboxes {
             self.labels.iter().map(|(key, value)| format!("label={}", encode(&format!("{key}={value}"))));
         let limit = self.limit.map(|limit| format!("limit={limit}"));
         let after = self.after.as_ref().map(|after| format!("after={}", encode(after)));
-        let query: Vec<String> = labels.chain(limit).chain(after).collect();
+        let usage = self.usage.then(|| "usage=true".to_owned());
+        let query: Vec<String> = labels.chain(limit).chain(after).chain(usage).collect();
         if query.is_empty() {
             "/v1/sandboxes".to_owned()
         } else {
@@ -36,7 +39,7 @@ impl ListSandboxes {
 }
 
 impl Client {
-    /// Makes a sandbox; returns when it runs.
+    /// Makes a sandbox; returns when it runs, having waited for room as long as the request allows.
     pub async fn create_sandbox(&self, request: &CreateSandbox) -> Result<Sandbox, Error> {
         let operation = format!("create a sandbox of {}", request.image);
         self.call(Call::new(Method::POST, "/v1/sandboxes", operation).json(request)?).await
@@ -55,6 +58,12 @@ impl Client {
     /// Ends a sandbox and removes what it wrote; returns when it is gone.
     pub async fn delete_sandbox(&self, id: &str) -> Result<(), Error> {
         self.call_empty(Call::new(Method::DELETE, sandbox_path(id, ""), format!("delete sandbox {id}"))).await
+    }
+
+    /// Lets a sandbox live for so many seconds from now, or until it is deleted.
+    pub async fn set_sandbox_ttl(&self, id: &str, ttl_seconds: Option<u64>) -> Result<Sandbox, Error> {
+        let call = Call::new(Method::PUT, sandbox_path(id, "/ttl"), format!("set the time of sandbox {id}"));
+        self.call(call.json(&json!({ "ttl_seconds": ttl_seconds }))?).await
     }
 
     /// Binds a sandbox's life to a lease, or unbinds it.
@@ -81,8 +90,12 @@ mod tests {
             labels: BTreeMap::from([("job".into(), "a b&c".into()), ("k".into(), "v".into())]),
             limit: Some(5),
             after: Some("x/y".into()),
+            usage: true,
         };
-        assert_eq!(list.path(), "/v1/sandboxes?label=job%3Da%20b%26c&label=k%3Dv&limit=5&after=x%2Fy");
+        assert_eq!(
+            list.path(),
+            "/v1/sandboxes?label=job%3Da%20b%26c&label=k%3Dv&limit=5&after=x%2Fy&usage=true"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The daemon itself.
 
-use berth_types::system::{DoctorReport, Version};
+use berth_types::system::{DoctorReport, NodeStatus, Version};
 use http::Method;
 
 use crate::transport::Call;
@@ -15,6 +15,11 @@ impl Client {
     /// Whether the daemon's machine is fit.
     pub async fn doctor(&self) -> Result<DoctorReport, Error> {
         self.call(Call::new(Method::GET, "/v1/doctor", "ask the daemon about its machine")).await
+    }
+
+    /// What the daemon's machine has, and what of that is set aside.
+    pub async fn node(&self) -> Result<NodeStatus, Error> {
+        self.call(Call::new(Method::GET, "/v1/node", "ask the daemon about its room")).await
     }
 
     /// Asks the daemon to end; its sandboxes end with it. Returns once it has agreed, not once it has gone.

@@ -20,10 +20,30 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
         let bytes = axum::body::to_bytes(request.into_body(), MAX_JSON)
             .await
             .map_err(|error| user_error("bad_body", format!("cannot read the request's body: {error}")))?;
-        let value = serde_json::from_slice(&bytes)
-            .map_err(|error| user_error("bad_body", format!("the request's body is not valid: {error}")))?;
-        Ok(Json(value))
+        parse(&bytes).map(Json)
     }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let message = format!("the request's body is not valid: {error}");
+        let Failure(failure) = user_error("bad_body", &message);
+        Failure(match meant(&message) {
+            Some(near) => failure.with_hint(format!("did you mean {near:?}?")),
+            None => failure,
+        })
+    })
+}
+
+/// The valid name that is nearest to an unknown one, from serde's ``unknown field `x`, expected one of `a`, `b` ``.
+fn meant(message: &str) -> Option<String> {
+    let (_, rest) =
+        message.split_once("unknown field `").or_else(|| message.split_once("unknown variant `"))?;
+    let (wrong, rest) = rest.split_once('`')?;
+    let names = rest.split('`').skip(1).step_by(2);
+    let scored = names.map(|name| (strsim::normalized_damerau_levenshtein(wrong, name), name));
+    let (score, name) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (score >= 0.5).then(|| name.to_owned())
 }
 
 /// What the path names.
@@ -52,3 +72,6 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
         Ok(Query(query.0))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,20 +1,29 @@
 //! Where the daemon listens, and how it stops.
 
-use std::future::IntoFuture;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::ListenerExt;
+use axum::serve::{Listener, ListenerExt};
+use futures_util::future::BoxFuture;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::Error;
 
 /// How long requests under way may take to end once the daemon has been told to stop.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a connection may take from one request's end to the end of the next one's head. Clients keep idle
+/// connections for less.
+const HEAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Owner and group may talk to the daemon, nobody else: whoever can is root on this machine.
 const SOCKET_MODE: u32 = 0o660;
@@ -97,31 +106,64 @@ async fn clear_stale(path: &Path, address: &Address) -> Result<(), Error> {
 
 /// Serves until `stop` is cancelled, then for at most [`GRACE`].
 pub(crate) async fn run(bound: Bound, router: Router, stop: CancellationToken) {
-    let stopped = stop.clone().cancelled_owned();
-    let (served, socket): (std::pin::Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>, _) =
-        match bound {
-            Bound::Unix(listener, path) => (
-                Box::pin(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future()),
-                Some(path),
-            ),
-            Bound::Tcp(listener) => {
-                // Execs are many small writes with an answer awaited; waiting to coalesce them costs 40 ms each.
-                let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-                (Box::pin(axum::serve(listener, router).with_graceful_shutdown(stopped).into_future()), None)
-            }
-        };
+    let (served, socket): (BoxFuture<'_, ()>, _) = match bound {
+        Bound::Unix(listener, path) => (Box::pin(accept(listener, router, stop.clone())), Some(path)),
+        Bound::Tcp(listener) => {
+            // Execs are many small writes with an answer awaited; waiting to coalesce them costs 40 ms each.
+            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+            (Box::pin(accept(listener, router, stop.clone())), None)
+        }
+    };
     let deadline = async {
         stop.cancelled().await;
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
-        result = served => if let Err(error) = result {
-            tracing::error!(%error, "the listener failed");
-        },
+        () = served => {}
         () = deadline => tracing::warn!("requests still under way were cut off"),
     }
     if let Some(path) = socket {
         let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Accepts until `stop` is cancelled; returns when the connections under way have ended.
+async fn accept<L: Listener>(mut listener: L, router: Router, stop: CancellationToken) {
+    let connections = TaskTracker::new();
+    loop {
+        let stream = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            (stream, _) = listener.accept() => stream,
+        };
+        connections.spawn(converse(stream, router.clone(), stop.clone(), HEAD_LIMIT));
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// Serves one connection. One that does not send the head of a request in time is closed: it would hold a descriptor
+/// for ever.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    stop: CancellationToken,
+    head_limit: Duration,
+) {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(head_limit);
+    let service = TowerToHyperService::new(router);
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
     }
 }
 
@@ -138,5 +180,22 @@ mod tests {
         for bad in ["", "unix://relative", "/run/b.sock", "tcp://127.0.0.1", "ssh://x"] {
             assert!(matches!(Address::parse(bad), Err(Error::BadAddress { .. })), "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_dawdles_over_its_head_is_cut_off() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let served = tokio::spawn(converse(
+            server,
+            Router::new(),
+            CancellationToken::new(),
+            Duration::from_millis(20),
+        ));
+        client.write_all(b"GET / HTTP/1.1\r\nHost: berth\r\nX-Slow: ").await.unwrap();
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer).await;
+        served.await.unwrap();
+        assert!(!answer.starts_with(b"HTTP/1.1 2"), "{}", String::from_utf8_lossy(&answer));
     }
 }

@@ -11,6 +11,7 @@ use crate::{archive, exec, fs, images, leases, sandboxes, system};
     paths(
         system::version,
         system::doctor,
+        system::node,
         system::shutdown,
         leases::create,
         leases::renew,
@@ -20,6 +21,7 @@ use crate::{archive, exec, fs, images, leases, sandboxes, system};
         sandboxes::show,
         sandboxes::delete,
         sandboxes::set_lease,
+        sandboxes::set_ttl,
         exec::start,
         exec::kill,
         archive::put,

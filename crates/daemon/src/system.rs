@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use berth_types::API_VERSION;
-use berth_types::system::{DoctorReport, Version};
+use berth_types::system::{DoctorReport, NodeStatus, Version};
 
 use crate::App;
 
@@ -23,6 +23,12 @@ pub(crate) async fn version(State(app): State<App>) -> Json<Version> {
 #[utoipa::path(get, path = "/v1/doctor", tag = "system", responses((status = 200, body = DoctorReport)))]
 pub(crate) async fn doctor(State(app): State<App>) -> Json<DoctorReport> {
     Json(app.node.doctor().await)
+}
+
+/// What the machine has, what of that is set aside for sandboxes, who waits, and what runs in the background.
+#[utoipa::path(get, path = "/v1/node", tag = "system", responses((status = 200, body = NodeStatus)))]
+pub(crate) async fn node(State(app): State<App>) -> Json<NodeStatus> {
+    Json(app.node.status())
 }
 
 /// Ends the daemon; its sandboxes end with it.

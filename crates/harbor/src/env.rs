@@ -15,7 +15,7 @@ use berth_types::exec::{ExecRequest, ExecStatus};
 use berth_types::files::{ArchiveIn, ArchiveOut, ArchiveReport, FsRequest, FsResponse};
 use berth_types::image::{BuildImage, Image, PullImage};
 use berth_types::progress::Progress;
-use berth_types::sandbox::{CreateSandbox, Sandbox};
+use berth_types::sandbox::{CreateSandbox, QueuePlace, Sandbox};
 
 /// Receives what a command writes, stdout and stderr in the order in which they came.
 pub(crate) type Output<'a> = &'a mut (dyn FnMut(&[u8]) + Send);
@@ -47,6 +47,8 @@ pub(crate) trait Platform: Send + Sync {
         on_progress: OnProgress<'_>,
     ) -> impl Future<Output = Result<Image, Error>> + Send;
     fn create(&self, request: &CreateSandbox) -> impl Future<Output = Result<Sandbox, Error>> + Send;
+    /// The place in the queue of a sandbox that is being made, while it waits for room.
+    fn queue_place(&self, sandbox: &str) -> impl Future<Output = Result<Option<QueuePlace>, Error>> + Send;
 
     fn exec(
         &self,
@@ -124,6 +126,10 @@ impl Platform for Client {
 
     async fn create(&self, request: &CreateSandbox) -> Result<Sandbox, Error> {
         self.create_sandbox(request).await
+    }
+
+    async fn queue_place(&self, sandbox: &str) -> Result<Option<QueuePlace>, Error> {
+        Ok(self.sandbox(sandbox).await?.queue)
     }
 
     async fn exec(

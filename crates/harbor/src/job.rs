@@ -96,6 +96,8 @@ pub struct JobOptions {
     pub delete: bool,
     /// Build images anew, once for each task, whatever the cache holds.
     pub force_build: bool,
+    /// Run tasks without their limit of storage where the daemon's disk engine cannot enforce it.
+    pub allow_unenforced_storage: bool,
     /// Added to, and winning over, the tasks' `[environment.env]`.
     pub env: BTreeMap<String, String>,
     /// Ends the job: trials save what they have and delete their sandboxes.
@@ -115,6 +117,7 @@ impl JobOptions {
             timeout_multiplier: 1.0,
             delete: true,
             force_build: false,
+            allow_unenforced_storage: false,
             env: BTreeMap::new(),
             cancel: CancellationToken::new(),
         }
@@ -276,6 +279,7 @@ async fn run<P: Platform>(
         timeout_multiplier: options.timeout_multiplier,
         delete: options.delete,
         force_build: options.force_build,
+        allow_unenforced_storage: options.allow_unenforced_storage,
     };
     let board = Board::new(&job, &options)?;
     observer.event(Event::JobStarted { job: &job.name, dir: &job.dir, trials: job.trials.len() });

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use berth_types::progress::Progress;
+use berth_types::sandbox::QueuePlace;
 
 use crate::job::TrialOutcome;
 
@@ -56,6 +57,13 @@ pub enum Event<'a> {
         trial: &'a str,
         /// What goes on.
         progress: &'a Progress,
+    },
+    /// A trial's sandbox waits for room on the machine; told whenever its place changes.
+    Queued {
+        /// Name of the trial.
+        trial: &'a str,
+        /// Its place, and what is missing for the first.
+        place: QueuePlace,
     },
     /// A trial ended; its results are on disk.
     TrialFinished {

@@ -15,6 +15,7 @@
 mod agent;
 mod artifacts;
 mod log;
+mod queue;
 mod verifier;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use berth_types::exec::{Command, ExecRequest, ExecStatus, ExitReason};
 use berth_types::files::{ArchiveOut, ArchiveReport, FsRequest};
 use berth_types::image::{BuildImage, Image, PullImage, PullPolicy};
-use berth_types::sandbox::{CreateSandbox, Resources, Sandbox};
+use berth_types::sandbox::{CreateSandbox, Resources, Sandbox, Unenforced};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ use crate::record::{self, Time, Timing, TrialConfig, TrialLock};
 use crate::task::{Healthcheck, ImageSource, Task};
 use crate::verdict::{Exception, Failure, Rewards};
 use log::TrialLog;
+use queue::Queued;
 
 /// How long a sandbox outlives this process when that is killed.
 const LEASE: Duration = Duration::from_secs(60);
@@ -62,6 +64,7 @@ pub(crate) struct JobContext<'a, P> {
     pub(crate) timeout_multiplier: f64,
     pub(crate) delete: bool,
     pub(crate) force_build: bool,
+    pub(crate) allow_unenforced_storage: bool,
 }
 
 /// What all trials of a task share.
@@ -123,14 +126,23 @@ struct Trial<'a, P: Platform> {
     lease: Option<P::Lease>,
     sandbox: Option<Sandbox>,
     collected: bool,
+    queued: Queued,
     facts: Facts,
 }
 
 /// Run a trial to its end. Fails only where its own directory cannot be written.
 pub(crate) async fn run<P: Platform>(job: &JobContext<'_, P>, plan: &TrialPlan<'_>) -> io::Result<Facts> {
     let log = prepare_dir(plan)?;
-    let mut trial =
-        Trial { job, plan, log, lease: None, sandbox: None, collected: false, facts: Facts::start() };
+    let mut trial = Trial {
+        job,
+        plan,
+        log,
+        lease: None,
+        sandbox: None,
+        collected: false,
+        queued: Queued::default(),
+        facts: Facts::start(),
+    };
     let (name, task) = (plan.config.trial_name.as_str(), plan.task.task.name.as_str());
     job.observer.event(Event::TrialStarted { trial: name, task });
     let ended = tokio::select! {
@@ -176,7 +188,8 @@ impl<P: Platform> Trial<'_, P> {
         self.enter(Phase::EnvironmentSetup);
         self.facts.environment_setup = Some(Timing::start());
         let limit = self.limit(self.plan.task.task.config.environment.build_timeout_sec);
-        let started = timeout(duration(limit), self.start()).await.unwrap_or_else(|_| {
+        let queued = self.queued.clone();
+        let started = queued.timeout(duration(limit), self.start()).await.unwrap_or_else(|| {
             let message = format!("environment start timed out after {limit} seconds");
             Err(Exception::new(Failure::EnvironmentStartTimeout, message))
         });
@@ -192,7 +205,7 @@ impl<P: Platform> Trial<'_, P> {
         self.lease = Some(lease);
         let image = self.image().await?;
         let request = self.sandbox_request(&image, lease_id);
-        let created = platform.create(&request).await;
+        let created = self.create(&request).await;
         let sandbox = created.map_err(|error| Exception::of_call("cannot create the sandbox", &error))?;
         self.log.line(&format!("sandbox {} of image {}", sandbox.id, image.id));
         let (id, workdir) = (sandbox.id.clone(), sandbox.workdir.clone());
@@ -265,7 +278,12 @@ impl<P: Platform> Trial<'_, P> {
                 cpus: environment.cpus,
                 memory_mb: environment.memory_mb,
                 storage_mb: environment.storage_mb,
-                pids: None,
+                ..Resources::default()
+            },
+            storage_unenforced: if self.job.allow_unenforced_storage {
+                Unenforced::Allow
+            } else {
+                Unenforced::Refuse
             },
             network: environment.network,
             env: self.plan.task.env.clone(),

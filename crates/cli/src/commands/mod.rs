@@ -4,6 +4,7 @@ mod completions;
 mod daemon;
 mod doctor;
 mod image;
+mod node;
 mod removal;
 mod run;
 mod sandbox;
@@ -32,6 +33,8 @@ pub enum ClientCommand {
     /// The daemon: start, stop, status
     #[command(subcommand)]
     Daemon(daemon::DaemonCommand),
+    /// Show what room there is for sandboxes, who waits for it, and what the daemon does by itself
+    Node,
     /// Check whether the machine is fit for sandboxes
     Doctor,
     /// Print the versions of this program and of the daemon
@@ -47,6 +50,7 @@ impl ClientCommand {
             ClientCommand::Sandbox(command) => command.run(session).await,
             ClientCommand::Image(command) => command.run(session).await.map(|()| ExitCode::SUCCESS),
             ClientCommand::Daemon(command) => command.run(session).await,
+            ClientCommand::Node => node::run(session).await.map(|()| ExitCode::SUCCESS),
             ClientCommand::Doctor => doctor::run(session).await,
             ClientCommand::Version => version::run(session).await.map(|()| ExitCode::SUCCESS),
             ClientCommand::Completions(command) => command.run().map(|()| ExitCode::SUCCESS),

@@ -12,7 +12,7 @@ use berth_types::exec::{Command, ExecRequest, ExecStatus, ExitReason};
 use berth_types::files::{ArchiveOut, ArchiveReport, FileKind, FileStat, FsRequest, FsResponse};
 use berth_types::image::{BuildImage, Image, ImageConfig, PullImage};
 use berth_types::progress::Progress;
-use berth_types::sandbox::{CreateSandbox, Sandbox, SandboxState};
+use berth_types::sandbox::{CreateSandbox, QueuePlace, Sandbox, SandboxState};
 
 use super::{OnProgress, Output, Platform};
 
@@ -150,6 +150,10 @@ impl Platform for Fake {
     async fn pull(&self, request: &PullImage, _: OnProgress<'_>) -> Result<Image, Error> {
         self.call(format!("pull {} {:?}", request.reference, request.policy)).await?;
         Ok(image())
+    }
+
+    async fn queue_place(&self, _: &str) -> Result<Option<QueuePlace>, Error> {
+        Ok(None)
     }
 
     async fn create(&self, request: &CreateSandbox) -> Result<Sandbox, Error> {
@@ -311,24 +315,23 @@ fn image() -> Image {
 }
 
 fn sandbox(id: String, request: &CreateSandbox) -> Sandbox {
-    Sandbox {
-        name: request.name.clone().unwrap_or_default(),
-        group: id.clone(),
-        id,
-        state: SandboxState::Running,
-        reason: None,
-        image: request.image.clone(),
-        labels: request.labels.clone(),
-        lease: request.lease.clone(),
-        resources: request.resources.clone(),
-        storage_enforced: false,
-        network: request.network,
-        workdir: request.workdir.clone().unwrap_or_else(|| "/app".to_owned()),
-        user: "root".to_owned(),
-        shell: Some("/bin/bash".to_owned()),
-        created_at: "2026-01-02T03:04:05Z".to_owned(),
-        start_ms: None,
-    }
+    serde_json::from_value(serde_json::json!({
+        "id": id,
+        "group": id,
+        "name": request.name.clone().unwrap_or_default(),
+        "state": SandboxState::Running,
+        "image": request.image,
+        "labels": request.labels,
+        "lease": request.lease,
+        "resources": request.resources,
+        "storage_enforced": false,
+        "network": request.network,
+        "workdir": request.workdir.clone().unwrap_or_else(|| "/app".to_owned()),
+        "user": "root",
+        "shell": "/bin/bash",
+        "created_at": "2026-01-02T03:04:05Z",
+    }))
+    .unwrap()
 }
 
 /// Does what the scripts of square-2 do.

@@ -550,6 +550,7 @@ async fn progress_is_told_in_order() {
                 Event::TrialStarted { task, .. } => format!("trial of {task}"),
                 Event::PhaseStarted { phase, .. } => format!("{phase:?}"),
                 Event::Image { progress, .. } => format!("{progress:?}"),
+                Event::Queued { place, .. } => format!("{place:?}"),
                 Event::TrialFinished { outcome } => format!("{:?}", outcome.verdict.single_reward()),
             };
             self.0.lock().unwrap().push(note);

@@ -57,6 +57,9 @@ pub struct Run {
     /// Keep the sandboxes when their trials have ended
     #[arg(long)]
     no_delete: bool,
+    /// Run tasks without their limit of storage where the daemon's disk engine cannot enforce it
+    #[arg(long)]
+    allow_unenforced_storage: bool,
     /// Factor on all of the tasks' time limits
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = factor)]
     timeout_multiplier: f64,
@@ -114,6 +117,7 @@ impl Run {
             timeout_multiplier: self.timeout_multiplier,
             delete: !self.no_delete,
             force_build: self.force_build,
+            allow_unenforced_storage: self.allow_unenforced_storage,
             env: self.env.into_iter().collect(),
             ..JobOptions::new(self.tasks, agent)
         }

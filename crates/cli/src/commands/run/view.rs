@@ -8,6 +8,7 @@ use berth_harbor::{Event, Observer, Phase};
 use indicatif::{MultiProgress, ProgressBar};
 
 use super::report::verdict;
+use crate::commands::sandbox::waits_for;
 use crate::output::Output;
 use crate::progress::{ProgressView, can_draw, style};
 
@@ -74,6 +75,17 @@ impl Observer for JobView {
             Event::Image { trial, progress } => {
                 let new = || ProgressView::among(&self.output, "image", self.bars.as_ref());
                 state.images.entry(trial.to_owned()).or_insert_with(new).show(progress);
+            }
+            Event::Queued { trial, place } => {
+                let text = format!(
+                    "{trial}: waits for room, place {} of the queue, for {}",
+                    place.position,
+                    waits_for(place.waits_for)
+                );
+                match state.spinners.get(trial) {
+                    Some(spinner) => spinner.set_message(text),
+                    None => self.tell(&text),
+                }
             }
             Event::TrialFinished { outcome } => {
                 state.finished += 1;

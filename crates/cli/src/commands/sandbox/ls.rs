@@ -1,7 +1,7 @@
 //! `berth sandbox ls`.
 
 use berth_client::{Client, ListSandboxes};
-use berth_types::sandbox::{Page, Sandbox, SandboxState};
+use berth_types::sandbox::{Page, Sandbox, SandboxState, WaitsFor};
 use clap::Args;
 use jiff::Timestamp;
 
@@ -58,51 +58,62 @@ fn render(sandboxes: &[Sandbox], now: Timestamp) -> String {
 
 fn state(sandbox: &Sandbox) -> String {
     let state = match sandbox.state {
+        SandboxState::Queued => "queued",
         SandboxState::Starting => "starting",
         SandboxState::Running => "running",
         SandboxState::Stopping => "stopping",
         SandboxState::Lost => "lost",
+        SandboxState::Ended => "ended",
     };
-    match &sandbox.reason {
-        Some(reason) => format!("{state}: {reason}"),
-        None => state.to_owned(),
+    match (&sandbox.reason, &sandbox.queue) {
+        (Some(reason), _) => format!("{state}: {reason}"),
+        (None, Some(place)) => {
+            format!("{state}: place {}, for {}", place.position, waits_for(place.waits_for))
+        }
+        (None, None) => state.to_owned(),
+    }
+}
+
+/// What a queue waits for, as a person says it.
+pub(crate) fn waits_for(what: WaitsFor) -> &'static str {
+    match what {
+        WaitsFor::Memory => "memory",
+        WaitsFor::MemoryInUse => "memory that is in use",
+        WaitsFor::Disk => "disk",
+        WaitsFor::DiskInUse => "disk that is in use",
+        WaitsFor::Cpus => "processor time",
+        WaitsFor::Starts => "other starts",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use berth_types::sandbox::{NetworkMode, Resources};
+    use berth_types::sandbox::QueuePlace;
 
     use super::*;
 
     #[test]
     fn sandboxes_are_listed_with_state_and_reason() {
-        let sandbox = |id: &str, name: &str, state, reason: Option<&str>| Sandbox {
-            id: id.into(),
-            name: name.into(),
-            group: id.into(),
-            state,
-            reason: reason.map(str::to_owned),
-            image: "sha256:0123456789abcdef".into(),
-            labels: [("job".to_owned(), "j1".to_owned())].into(),
-            lease: None,
-            resources: Resources::default(),
-            storage_enforced: false,
-            network: NetworkMode::Public,
-            workdir: "/".into(),
-            user: "root".into(),
-            shell: None,
-            created_at: "2026-01-01T00:00:00Z".into(),
-            start_ms: None,
+        let sandbox = |id: &str, name: &str, state: SandboxState, reason: Option<&str>| -> Sandbox {
+            serde_json::from_value(serde_json::json!({
+                "id": id, "name": name, "group": id, "state": state, "reason": reason, "labels": {"job": "j1"},
+                "image": "sha256:0123456789abcdef", "resources": {}, "storage_enforced": false, "network": "public",
+                "workdir": "/", "user": "root", "created_at": "2026-01-01T00:00:00Z",
+            }))
+            .unwrap()
         };
+        let place = QueuePlace { position: 3, waits_for: WaitsFor::Memory };
+        let queued = Sandbox { queue: Some(place), ..sandbox("03", "03", SandboxState::Queued, None) };
         let list = [
             sandbox("01", "01", SandboxState::Running, None),
             sandbox("02", "web", SandboxState::Lost, Some("out of memory")),
+            queued,
         ];
         insta::assert_snapshot!(render(&list, "2026-01-01T00:05:00Z".parse().unwrap()), @r"
-        ID  NAME  IMAGE         STATE                AGE    LABELS
-        01  -     0123456789ab  running              5 min  job=j1
-        02  web   0123456789ab  lost: out of memory  5 min  job=j1
+        ID  NAME  IMAGE         STATE                        AGE    LABELS
+        01  -     0123456789ab  running                      5 min  job=j1
+        02  web   0123456789ab  lost: out of memory          5 min  job=j1
+        03  -     0123456789ab  queued: place 3, for memory  5 min  job=j1
         ");
     }
 }

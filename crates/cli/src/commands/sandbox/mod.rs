@@ -14,6 +14,7 @@ use crate::Session;
 use crate::failure::Failure;
 
 pub(crate) use exec::EXEC_FAILURE;
+pub(crate) use ls::waits_for;
 
 /// Commands on sandboxes.
 #[derive(Debug, Subcommand)]
