@@ -224,9 +224,11 @@ fn archive() -> Vec<u8> {
 }
 
 fn processes(ids: Option<IdRange>) {
-    let Some(mut jail) = Jail::start(limits(256), ids) else { return };
+    let limits = Limits { pids: Some(24), ..limits(256) };
+    let Some(mut jail) = Jail::start(limits, ids) else { return };
     let mut bomb = shell("bomb() { bomb | bomb & }; bomb; sleep 100");
-    bomb.timeout = Some(Duration::from_millis(500));
+    // Long enough for emulated processors too.
+    bomb.timeout = Some(Duration::from_secs(3));
     let ran = jail.run(bomb);
     assert_eq!((ran.status.reason, &ran.status.limits_hit[..]), (ExitReason::TimedOut, &[Limit::Pids][..]));
     jail.assert_guest_lives();

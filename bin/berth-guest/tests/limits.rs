@@ -129,10 +129,11 @@ async fn out_of_processes_a_program_still_starts_and_is_told() {
 
 #[tokio::test]
 async fn a_fork_bomb_ends_with_its_exec() {
-    let limits = Limits { pids: Some(64), cpus: Some(1.0), ..Limits::default() };
+    let limits = Limits { pids: Some(24), cpus: Some(1.0), ..Limits::default() };
     let Some(mut rig) = Rig::limited(limits).await else { return };
     let mut bomb = shell("bomb() { bomb | bomb & }; bomb; sleep 100");
-    bomb.timeout = Some(Duration::from_millis(500));
+    // Long enough for emulated processors too.
+    bomb.timeout = Some(Duration::from_secs(3));
     let ran = rig.run(bomb).await;
     assert_eq!(ran.status.reason, ExitReason::TimedOut, "{:?}", ran.status);
     assert_eq!(ran.status.limits_hit, [Limit::Pids]);
