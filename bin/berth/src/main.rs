@@ -44,6 +44,7 @@ fn main() -> ExitCode {
             print!("{}", berth_daemon::openapi_document());
             ExitCode::SUCCESS
         }
+        Action::ShowConfig(args) => serve::show_config(&args),
         Action::Client(cli) => runtime.block_on(berth_cli::run(cli, context)),
     };
     // A blocking read of a terminal's stdin can still be under way; nothing of worth waits for it.

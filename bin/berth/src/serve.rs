@@ -1,12 +1,12 @@
 //! `berth serve`: put the daemon together, run it, take it apart.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use berth_cli::ServeArgs;
+use berth_cli::{ServeArgs, ShowConfigArgs};
 use berth_daemon::Address;
 use berth_node::Node;
 use berth_types::system::DoctorReport;
@@ -49,6 +49,27 @@ pub(crate) async fn serve(args: ServeArgs, own_mounts: io::Result<()>) -> ExitCo
     }
 }
 
+/// Prints the configuration that a daemon started here and now would have.
+pub(crate) fn show_config(args: &ShowConfigArgs) -> ExitCode {
+    let loaded = if args.default { Ok(Config::default()) } else { Config::load(args.config.as_deref()) };
+    let shown = loaded.and_then(|mut config| {
+        if !args.default {
+            config.apply_environment();
+        }
+        config.show()
+    });
+    match shown {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}
+
 fn start_logging() {
     let filter = EnvFilter::try_from_env("BERTH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -56,8 +77,10 @@ fn start_logging() {
 
 async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
-    let data_dir = args.data_dir.or(config.data_dir).unwrap_or_else(|| PathBuf::from("/var/lib/berth"));
-    let host = args.host.or(config.host).unwrap_or_else(|| "unix:///run/berth/berth.sock".to_owned());
+    let limits = config.limit_policy();
+    let (disk, network, ids) = (config.disk_options(), config.network_options(), config.ids());
+    let data_dir = args.data_dir.unwrap_or(config.data_dir);
+    let host = args.host.unwrap_or(config.host);
     let address = Address::parse(&host)?;
     refuse_unfit_machine()?;
     own_mounts.context("cannot have a mount namespace of its own")?;
@@ -67,7 +90,11 @@ async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> 
         data_dir: data_dir.clone(),
         guest: crate::GUEST,
         registry: config.registry,
-        network_range: config.network.range,
+        disk,
+        network,
+        ids,
+        limits,
+        user_namespaces: config.isolation.user_namespaces,
     })
     .await
     .context("cannot start the daemon")?;
