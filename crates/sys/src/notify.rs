@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn a_mask_is_as_long_as_the_kernel_says() {
         let mask = affinity(0, 1 << 30).unwrap();
-        assert!(mask.iter().any(|byte| *byte != 0) && mask.len() % 8 == 0);
+        assert!(mask.iter().any(|byte| *byte != 0) && mask.len().is_multiple_of(8));
         assert_eq!(affinity(0, 3).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     }
 }
