@@ -81,7 +81,8 @@ except (OSError, xml.ParseError) as error:
     failed, cases = 1, []
 for case in cases:
     printed = "".join(out.text or "" for out in case.iter("system-out"))
-    reasons = re.findall(r"^SKIP:.*", printed, re.M)
+    # Where the test's name is printed before it runs, what it prints first continues that line.
+    reasons = re.findall(r"^(?:test .* \.\.\. )?(SKIP:.*)", printed, re.M)
     if case.find("failure") is not None or case.find("error") is not None:
         failed += 1
     elif reasons:
