@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use berth_disk::{Counted, Engine, Writable};
 use berth_jail::spec::{self, EtcFiles, Root};
+use berth_jail::views::{self, Views};
 use berth_jail::{Capability, Exit, GuestImage, IdRange, LaunchRequest, Launcher, Process, cgroup};
 use berth_net::{Mode, Network, Slot, SlotSpec};
 use berth_types::sandbox::{Capabilities, CapabilitySet, Limit, StartPhases, Usage};
@@ -60,6 +61,8 @@ pub struct ContainerDriver {
     network: Network,
     facts: berth_jail::Facts,
     cgroups: cgroup::Facts,
+    /// What sandboxes would see of the machine without limits.
+    host: views::Host,
     reaper: Reaper,
     alive: Alive,
 }
@@ -121,6 +124,7 @@ impl ContainerDriver {
             network,
             facts: berth_jail::Facts::detect().map_err(Error::Facts)?,
             cgroups,
+            host: views::Host::detect().map_err(Error::Host)?,
             alive: Alive::default(),
         })
     }
@@ -148,10 +152,12 @@ impl ContainerDriver {
 
         let group = self.plan_cgroup(&spec, namespaces.ids)?;
         let membership = group.membership();
+        let memory = group.cgroup.memory_of_commands();
         parts.parts().cgroup = Some(group.create().map_err(Error::Cgroup)?);
         clock.phases.cgroups_ms = clock.lap();
 
-        let plan = self.plan(&spec, &writable, etc, membership, namespaces.ids)?;
+        let shown = self.views(&spec, &writable, memory.as_deref());
+        let plan = self.plan(&spec, &writable, etc, membership, namespaces.ids, shown)?;
         let (ours, theirs) = control_pair().map_err(Error::Socket)?;
         parts.parts().process = Some(self.launch(plan, namespaces, theirs).await?);
         clock.phases.launch_ms = clock.lap();
@@ -203,6 +209,7 @@ impl ContainerDriver {
         etc: EtcFiles,
         cgroups: spec::CgroupMembership,
         ids: Option<IdRange>,
+        views: Views,
     ) -> Result<berth_jail::Plan, Error> {
         let bind = |bind: &crate::driver::Bind| spec::Bind {
             source: bind.source.clone(),
@@ -224,13 +231,23 @@ impl ContainerDriver {
             binds: spec.binds.iter().map(bind).collect(),
             etc,
             cgroups,
-            views: Default::default(),
+            views,
             no_new_privileges: spec.no_new_privileges,
             capabilities: Capability::defaults(),
             seccomp: berth_jail::seccomp::Profile::Default,
             shm_bytes: spec::DEFAULT_SHM_BYTES,
         };
         berth_jail::plan(&jail, &self.facts).map_err(Error::Plan)
+    }
+
+    /// What it is shown of its limits in place of the machine.
+    fn views(&self, spec: &StartSpec, writable: &Writable, memory: Option<&Path>) -> Views {
+        let limits = views::Limits {
+            cpus: spec.limits.cpus,
+            memory: spec.limits.memory_bytes.zip(memory),
+            storage: spec.limits.storage_bytes.is_some() && !writable.used_files.is_empty(),
+        };
+        views::views(&limits, &self.host)
     }
 
     /// Launches on a thread of its own: the child's mounts take milliseconds that no other request should wait for.

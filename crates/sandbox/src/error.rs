@@ -27,6 +27,9 @@ pub enum Error {
     /// What the kernel offers cannot be read.
     #[error("cannot look at what the kernel offers")]
     Facts(#[source] berth_jail::plan::DetectError),
+    /// What sandboxes would see of the machine cannot be read.
+    #[error("cannot look at what this machine shows of itself")]
+    Host(#[source] berth_jail::views::DetectError),
     /// The container did not start.
     #[error("cannot start the sandbox")]
     Launch(#[source] berth_jail::Error),
