@@ -104,7 +104,8 @@ fn a_daemonised_process_lives_on_and_holds_nothing_open() {
     daemon.sandbox("box", &["--network", "no-network"]);
     let began = Instant::now();
     assert_eq!(daemon.sh("box", "sleep 1000 & echo started").1, "started\n");
-    assert!(began.elapsed() < Duration::from_secs(3));
+    // Held open, it would last as long as the sleep does.
+    assert!(began.elapsed() < Duration::from_secs(500));
     assert_eq!(daemon.sh("box", "pidof sleep >/dev/null").0, 0);
 }
 
