@@ -552,6 +552,7 @@ impl Machine for Container {
             let (engine, id, upper) = (disk.engine.clone(), disk.id.clone(), disk.writable.upper.clone());
             let guard = self.reaper.guard_of(parts);
             stubs::remove_empty(&upper, &stubs).map_err(Error::Stubs)?;
+            etc::remove(&upper).map_err(Error::EtcFiles)?;
             let released = tokio::task::spawn_blocking(move || engine.release_tree(&id)).await;
             let tree = released.map_err(|_| Error::Cancelled)?.map_err(Error::Disk)?;
             Ok(Disk::new(tree, Box::new(guard)))

@@ -7,9 +7,20 @@ use std::path::Path;
 use berth_jail::spec::EtcFiles;
 use berth_net::Slot;
 
+/// Name of their directory, beside the upper one.
+const DIR: &str = "etc";
+
+/// Takes them away again, before the upper directory becomes a tree of its own.
+pub(crate) fn remove(upper: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(upper.with_file_name(DIR)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes them beside `upper`, in the sandbox's own directory on this machine.
 pub(crate) fn write(upper: &Path, hostname: &str, slot: &Slot) -> io::Result<EtcFiles> {
-    let dir = upper.with_file_name("etc");
+    let dir = upper.with_file_name(DIR);
     std::fs::create_dir_all(&dir)?;
     let file = |name: &str, text: &str| {
         let path = dir.join(name);
