@@ -7,7 +7,7 @@
 #
 #   --fresh          fetch Debian's present packages in place of those of an earlier run
 #   KERNEL           a package of Debian's (linux-image-cloud-amd64), or 6.12 for linux-image-6.12-cloud-amd64
-#   BERTH_CACHE      what is kept from run to run (~/.cache/berth): 1 GB
+#   BERTH_CACHE      what is kept from run to run (~/.cache/berth): 2 GB
 #   BERTH_VM_LIMIT   seconds after which the machine is ended (3600; with --smoke 480)
 #   BERTH_VM_TEST    seconds after which one test is ended (300)
 #   BERTH_VM_MEMORY  the machine's memory in MiB (4096)
