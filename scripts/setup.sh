@@ -18,6 +18,7 @@ run_packages=(
     libc6-dev=                      # the C library, its static half included: berth-guest is linked to that
     ca-certificates=/etc/ssl/certs/ca-certificates.crt
     nftables=nft                    # network mode "public"
+    btrfs-progs=mkfs.btrfs          # the disk engine that limits storage
     mmdebstrap=mmdebstrap           # "berth image bootstrap"
     debian-archive-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 )
@@ -38,7 +39,6 @@ bench_packages=(
     bubblewrap=bwrap
     netavark=/usr/lib/podman/netavark # podman's networks, which need iptables too
     iptables=iptables
-    btrfs-progs=mkfs.btrfs          # the btrfs disk engine
 )
 vm_packages=(
     "${run_packages[@]}"

@@ -4,7 +4,7 @@
 #
 #   BERTH            the binary to test (default: target/debug/berth)
 #   BERTH_TEST_DIR   where images are kept from run to run (default: /var/tmp/berth-test)
-#   BERTH_DATA_DIR   the daemon's data directory (default: $BERTH_TEST_DIR/harbor)
+#   BERTH_DATA_DIR   the daemon's data directory (default: $BERTH_TEST_DIR/suite)
 #
 # Further arguments go to pytest and choose among the tests of the trials, for example: scripts/test-harbor.sh -k square
 set -euo pipefail
@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 berth=${BERTH:-$target/debug/berth}
 base=${BERTH_TEST_DIR:-/var/tmp/berth-test}
-data=${BERTH_DATA_DIR:-$base/harbor}
+data=${BERTH_DATA_DIR:-$base/suite}
 run=$(mktemp -d /tmp/berth-harbor.XXXXXX)
 box="harbor-suite-$$"
 daemons=()
@@ -145,7 +145,7 @@ suite --env PYTHONPATH=/opt/harbor-0.25
 
 say "6/7 a daemon killed under a trial"
 # A second daemon, with nothing in its store, since the first runs the suite itself.
-serve victim "$base/harbor-victim"
+serve victim "$base/victim"
 victim=$served
 inside --env BERTH_HOST=unix:///run/berth-host/victim.sock --env BERTH_TEST_VICTIM=1 \
     pytest -rs --no-header -p no:cacheprovider tests/harbor/test_daemon_lost.py &
@@ -165,7 +165,7 @@ else
 fi
 wait "$lost" || status=1
 # Its successor finds and clears away what it left.
-serve victim "$base/harbor-victim"
+serve victim "$base/victim"
 
 say "7/7 nobody starts a daemon"
 tests/harbor/embedded.sh "$data" berth-test/harbor:latest "$run/embedded" "$run/suite" &

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 berth=${BERTH:-$target/debug/berth}
 # The directory of the other suite: both begin with the same base image.
-data=${BERTH_DATA_DIR:-${BERTH_TEST_DIR:-/var/tmp/berth-test}/harbor}
+data=${BERTH_DATA_DIR:-${BERTH_TEST_DIR:-/var/tmp/berth-test}/suite}
 run=$(mktemp -d /tmp/berth-machine.XXXXXX)
 daemon=
 

@@ -157,6 +157,7 @@ check generated generated
 need leakcheck-before scripts/leakcheck.sh before
 rust_tests
 scripted_tests harbor scripts/test-harbor.sh
+scripted_tests machine scripts/test-machine.sh
 # The part that takes a few minutes; all of it: make test-vm.
 scripted_tests vm scripts/vm/test.sh --smoke
 check leakcheck scripts/leakcheck.sh after
