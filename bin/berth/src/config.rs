@@ -222,7 +222,6 @@ impl Config {
             assumed_memory_mb: self.limits.assumed_memory_mb,
             assumed_storage_mb: self.limits.assumed_storage_mb,
             memory_reserve_mb: self.limits.memory_reserve_mb,
-            disk_reserve_mb: self.disk.reserve_mb,
         }
     }
 

@@ -18,6 +18,7 @@
 //! groups of their own without limits. A sandbox reaches its files only through overlayfs, which passes no such ioctl
 //! on (`ENOTTY`). Deletion still expects them.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -50,6 +51,10 @@ const NEARLY: u64 = 256 << 10;
 
 /// How often quota groups without a subvolume are looked for at most.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// How long a new sandbox waits on a full file system for the room of removed ones, and how often it looks.
+const RECLAIM_PATIENCE: Duration = Duration::from_secs(10);
+const RECLAIM_LOOK: Duration = Duration::from_millis(20);
 
 /// Files in a quota group's directory in sysfs whose sum the limit is held against.
 const COUNTERS: [&str; 4] = ["referenced", "rsv_data", "rsv_meta_pertrans", "rsv_meta_prealloc"];
@@ -185,7 +190,8 @@ impl Btrfs {
         layout::check_least(limits, LEAST_BYTES)
     }
 
-    fn destroy(&self, path: &Path) -> Result<u64, Error> {
+    /// Destroys the subvolume `path`, or deletes the directory; the caller knows the directory that it is in.
+    fn destroy(&self, path: &Path, parent: &Path) -> Result<u64, Error> {
         let failed = |source| Error::Delete { path: path.to_owned(), source };
         let dir = match layout::open_dir(path) {
             Ok(dir) => dir,
@@ -200,8 +206,8 @@ impl Btrfs {
         drop(dir);
         let root = layout::open_dir(&self.layout.root)?;
         let mut gone = self.destroy_nested(root.as_fd(), number).map_err(failed)?;
-        let trash = layout::open_dir(&self.layout.trash)?;
-        btrfs::destroy_subvolume(trash.as_fd(), &layout::last_part(path)).map_err(failed)?;
+        let parent = layout::open_dir(parent)?;
+        btrfs::destroy_subvolume(parent.as_fd(), &layout::last_part(path)).map_err(failed)?;
         gone.push(number);
         let entries = gone.len() as u64;
         self.orphans().numbers.extend(gone);
@@ -209,6 +215,36 @@ impl Btrfs {
             pool.note_destroyed();
         }
         Ok(entries)
+    }
+
+    /// On a full file system, waits for what destroyed subvolumes had.
+    fn make_subvolume(&self, parent: BorrowedFd<'_>, name: &CStr, limit: Option<u64>) -> io::Result<()> {
+        let until = Instant::now() + RECLAIM_PATIENCE;
+        let mut coming = true;
+        loop {
+            match btrfs::create_subvolume(parent, name, limit) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::StorageFull && coming && Instant::now() < until =>
+                {
+                    // Once more when nothing is left to come: the last may have come since the attempt.
+                    coming = self.room_is_coming();
+                    btrfs::sync(parent)?;
+                    std::thread::sleep(RECLAIM_LOOK);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether the kernel still has a subvolume to clean up after.
+    fn room_is_coming(&self) -> bool {
+        let orphans = self.orphans();
+        !orphans.numbers.is_empty()
+            && layout::open_dir(&self.layout.root).is_ok_and(|root| {
+                let exists =
+                    |number: &u64| matches!(btrfs::subvolume_exists(root.as_fd(), *number), Ok(true));
+                orphans.numbers.iter().any(exists)
+            })
     }
 
     /// Destroys all subvolumes below subvolume `number`, the innermost first.
@@ -240,7 +276,7 @@ impl Engine for Btrfs {
         let path = self.layout.sandbox(id)?;
         let parent = layout::open_dir(&self.layout.sandboxes)?;
         let name = layout::last_part(&path);
-        match btrfs::create_subvolume(parent.as_fd(), &name, limits.bytes) {
+        match self.make_subvolume(parent.as_fd(), &name, limits.bytes) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::Exists { id: id.to_owned(), path });
             }
@@ -277,7 +313,14 @@ impl Engine for Btrfs {
     }
 
     fn remove(&self, id: &str) -> Result<(), Error> {
-        self.layout.discard(id)
+        match self.layout.discard(id) {
+            // A rename takes room for metadata, which a full file system has none of. It keeps some back for what makes
+            // room: destroying, also in constant time, and not in halves either.
+            Err(Error::MoveToTrash { from, source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+                self.destroy(&from, &self.layout.sandboxes).map(drop)
+            }
+            other => other,
+        }
     }
 
     fn list(&self) -> Result<Vec<String>, Error> {
@@ -285,7 +328,7 @@ impl Engine for Btrfs {
     }
 
     fn reap_trash(&self) -> Result<Reaped, Error> {
-        let reaped = self.layout.reap(|path| self.destroy(path));
+        let reaped = self.layout.reap(|path| self.destroy(path, &self.layout.trash));
         self.forget_orphans();
         reaped
     }
@@ -316,7 +359,7 @@ impl Engine for Btrfs {
             Some(pool) => pool.capacity(),
             None => {
                 let (total, free) = layout::space(&self.layout.root)?;
-                Ok(Capacity { total, free: free.saturating_sub(self.reserve), reserve: self.reserve })
+                Ok(Capacity::beside(self.reserve, total, free))
             }
         }
     }

@@ -121,13 +121,20 @@ pub enum Full {
 /// Room for sandboxes and images together, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// All there is, used or not; with a pool in a file, as large as that can grow now.
+    /// All there is for Berth, used or not, without `reserve`; with a pool in a file, as large as that can grow now.
     pub total: u64,
     /// What can be written now, growing the pool on the way. Room of removed sandboxes comes back after
     /// [`Engine::reap_trash`]; on btrfs some time after, when the kernel has cleaned up.
     pub free: u64,
-    /// What Berth leaves to others on the file system of the data directory; not part of `free`.
+    /// What Berth leaves to others on the file system of the data directory; part of neither `total` nor `free`.
     pub reserve: u64,
+}
+
+impl Capacity {
+    /// That of a file system of so many bytes, of which others are left `reserve`.
+    pub(crate) fn beside(reserve: u64, total: u64, free: u64) -> Self {
+        Self { total: total.saturating_sub(reserve), free: free.saturating_sub(reserve), reserve }
+    }
 }
 
 /// What [`Engine::reap_trash`] did.

@@ -98,7 +98,7 @@ impl Engine for Plain {
 
     fn capacity(&self) -> Result<Capacity, Error> {
         let (total, free) = layout::space(&self.layout.root)?;
-        Ok(Capacity { total, free: free.saturating_sub(self.reserve), reserve: self.reserve })
+        Ok(Capacity::beside(self.reserve, total, free))
     }
 
     fn describe(&self) -> String {

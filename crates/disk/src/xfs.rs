@@ -208,7 +208,7 @@ impl Engine for Xfs {
 
     fn capacity(&self) -> Result<Capacity, Error> {
         let (total, free) = layout::space(&self.layout.root)?;
-        Ok(Capacity { total, free: free.saturating_sub(self.reserve), reserve: self.reserve })
+        Ok(Capacity::beside(self.reserve, total, free))
     }
 
     fn describe(&self) -> String {

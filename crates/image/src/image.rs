@@ -40,6 +40,9 @@ pub struct Layer {
     pub files: u64,
     /// Whether it holds set-uid or set-gid files or files with capabilities.
     pub privileged_files: bool,
+    /// The highest user or group id that a file in it belongs to; `None` for a layer that came into the store before
+    /// that was noted, until [`crate::Images::highest_id`] has looked.
+    pub highest_id: Option<u32>,
 }
 
 /// Operating system and processor, in OCI's words.
@@ -127,6 +130,9 @@ pub(crate) struct LayerFile {
     pub(crate) size_bytes: u64,
     pub(crate) files: u64,
     pub(crate) privileged_files: bool,
+    /// Not there in what was written before it was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) highest_id: Option<u32>,
 }
 
 /// The parts of an image config that Berth reads.

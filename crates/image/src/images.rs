@@ -189,6 +189,31 @@ impl Images {
         }
     }
 
+    /// The highest user or group id that a file of these layers belongs to, and the layer that it is in; `None` for no
+    /// layers. Known at once, but for layers that came into the store before it was noted: those are walked once.
+    pub async fn highest_id(&self, layers: &[Layer]) -> Result<Option<(u32, Digest)>, Error> {
+        let mut highest: Option<(u32, Digest)> = None;
+        for layer in layers {
+            let id = match layer.highest_id {
+                Some(id) => id,
+                None => self.look_for_highest_id(layer.clone()).await?,
+            };
+            if highest.as_ref().is_none_or(|(before, _)| id > *before) {
+                highest = Some((id, layer.diff_id.clone()));
+            }
+        }
+        Ok(highest)
+    }
+
+    async fn look_for_highest_id(&self, layer: Layer) -> Result<u32, Error> {
+        self.blocking(move |store| {
+            let facts = take_stock(&store.layers_dir().join(&layer.name), layer.diff_id.short())?;
+            store.note_highest_id(&layer, facts.highest_id)?;
+            Ok(facts.highest_id)
+        })
+        .await
+    }
+
     /// Makes the tree at `dir` (an overlay's upper directory, no longer mounted, on the store's file system) a layer. The
     /// directory is gone afterwards, into the store or, when the same layer is there already, for good. Sockets in it
     /// and overlayfs's own attributes are dropped.

@@ -442,6 +442,7 @@ impl Store {
             size_bytes: facts.size_bytes,
             files: facts.files,
             privileged_files: facts.privileged_files,
+            highest_id: Some(facts.highest_id),
         };
         if let Err(error) = self.write_json(&facts_path(&layers, Path::new(&name)), &file) {
             // Without its facts it is not a layer; should this fail too, the next open removes it.
@@ -451,6 +452,27 @@ impl Store {
         let layer = layer_of(file);
         state.layers.insert(diff_id.clone(), layer.clone());
         Ok(layer)
+    }
+
+    /// Notes the highest id of a layer that came in before that was done.
+    pub(crate) fn note_highest_id(&self, layer: &Layer, highest_id: u32) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let Some(known) = state.layers.get_mut(&layer.diff_id) else { return Ok(()) };
+        known.highest_id = Some(highest_id);
+        let file = LayerFile {
+            version: FORMAT,
+            diff_id: known.diff_id.clone(),
+            size_bytes: known.size_bytes,
+            files: known.files,
+            privileged_files: known.privileged_files,
+            highest_id: known.highest_id,
+        };
+        for image in state.images.values_mut() {
+            let same = image.layers.iter_mut().filter(|other| other.diff_id == layer.diff_id);
+            same.for_each(|other| other.highest_id = Some(highest_id));
+        }
+        // Under the lock, or a layer that is removed meanwhile would get its facts back.
+        self.write_json(&facts_path(&self.layers_dir(), Path::new(&layer.name)), &file)
     }
 
     /// Keeps these layers, whether they are in the store yet or still on their way.
@@ -655,6 +677,7 @@ fn layer_of(facts: LayerFile) -> Layer {
         size_bytes: facts.size_bytes,
         files: facts.files,
         privileged_files: facts.privileged_files,
+        highest_id: facts.highest_id,
     }
 }
 

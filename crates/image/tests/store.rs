@@ -200,6 +200,46 @@ fn the_first_format_is_read() {
     assert!(image.has_privileged_files());
 }
 
+#[tokio::test]
+async fn the_highest_id_is_noted_and_found_where_it_was_not() {
+    let tmp = tempfile::tempdir().unwrap();
+    let images = open(tmp.path());
+    let image = add_owned(&images, "x", 300_000).await;
+    let diff_id = image.layers[0].diff_id.clone();
+    assert_eq!(image.layers[0].highest_id, Some(300_000));
+    assert_eq!(images.highest_id(&image.layers).await.unwrap(), Some((300_000, diff_id.clone())));
+    assert_eq!(images.highest_id(&[]).await.unwrap(), None);
+    drop(images);
+
+    // As one that came in before it was noted.
+    let facts = tmp.path().join("layers").join(format!("{}.json", image.layers[0].name));
+    let text = std::fs::read_to_string(&facts).unwrap();
+    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(fields.remove("highest_id"), Some(json!(300_000)));
+    std::fs::write(&facts, serde_json::to_string(&fields).unwrap()).unwrap();
+    let images = open(tmp.path());
+    let image = images.resolve("x").unwrap().unwrap();
+    assert_eq!(image.layers[0].highest_id, None);
+    assert_eq!(images.highest_id(&image.layers).await.unwrap(), Some((300_000, diff_id)));
+    assert_eq!(images.resolve("x").unwrap().unwrap().layers[0].highest_id, Some(300_000));
+    drop(images);
+    let again: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&facts).unwrap()).unwrap();
+    assert_eq!(again["highest_id"], 300_000);
+}
+
+/// An image with one file, which belongs to this group.
+async fn add_owned(images: &Images, reference: &str, gid: u64) -> Image {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1);
+    header.set_mode(0o644);
+    header.set_gid(gid);
+    tar.append_data(&mut header, "mine", &b"x"[..]).unwrap();
+    let bytes = tar.into_inner().unwrap();
+    let options = ImportOptions { reference: Some(reference.into()), format: None };
+    images.import(bytes.as_slice(), options, silent()).await.unwrap().remove(0)
+}
+
 struct Tmpfs<'a>(&'a Path);
 
 impl Drop for Tmpfs<'_> {

@@ -27,7 +27,7 @@ use berth_types::sandbox::{Committed, QueuePlace, WaitsFor};
 use berth_types::system::{CpuStock, Starts, Stock};
 use tokio::sync::{Notify, oneshot};
 
-pub(crate) use ledger::{Ledger, Reserve, Shortage};
+pub(crate) use ledger::{Ledger, Shortage};
 #[cfg(test)]
 pub(crate) use meter::Reading;
 pub(crate) use meter::{HostMeter, Meter};
@@ -54,6 +54,8 @@ pub(crate) enum Refusal {
     DiskFull {
         /// Bytes that are free.
         free: u64,
+        /// Bytes that are kept for others beside them.
+        reserve: u64,
     },
     /// It was taken out of the queue, because the sandbox was deleted.
     Withdrawn,
@@ -147,8 +149,8 @@ impl Admission {
     ) -> Result<(Place, oneshot::Receiver<Admitted>), Refusal> {
         let mut state = self.lock();
         self.refresh(&mut state);
-        if let Some(free) = state.ledger.disk_is_full() {
-            return Err(Refusal::DiskFull { free });
+        if let Some((free, reserve)) = state.ledger.disk_is_full() {
+            return Err(Refusal::DiskFull { free, reserve });
         }
         let (sender, receiver) = oneshot::channel();
         let ticket = state.ledger.enter(id, wants).map_err(Refusal::NeverFits)?;

@@ -78,10 +78,12 @@ pub enum Error {
         position: u64,
     },
     /// The disk that sandboxes write to is full.
-    #[error("the disk is full: {free} bytes are free")]
+    #[error("the disk is full: {free} bytes are free beside the {reserve} that are kept for others on the machine")]
     DiskFull {
         /// Bytes that are left.
         free: u64,
+        /// Bytes that the disk engine leaves alone, `[disk] reserve_mb`.
+        reserve: u64,
     },
     /// It was deleted before it could start.
     #[error("sandbox {id} was deleted while it waited for room")]
@@ -306,7 +308,7 @@ impl Error {
         match refusal {
             Refusal::NeverFits(shortage) => Error::never_fits(&shortage),
             Refusal::NoRoom { waits_for, position } => Error::NoRoom { what: thing(waits_for), position },
-            Refusal::DiskFull { free } => Error::DiskFull { free },
+            Refusal::DiskFull { free, reserve } => Error::DiskFull { free, reserve },
             Refusal::Withdrawn => Error::Withdrawn { id: id.to_owned() },
         }
     }

@@ -154,6 +154,7 @@ pub(crate) fn roomy() -> Reading {
         memory_stalled: None,
         disk_total: Some(100 << 30),
         disk_free: Some(100 << 30),
+        disk_reserve: Some(1 << 30),
     }
 }
 
@@ -196,7 +197,7 @@ async fn assemble(dir: &TempDir, controls: &Arc<Controls>) -> Node {
         registry: crate::RegistryConfig::default(),
     });
     let limits =
-        LimitPolicy { memory_reserve_mb: Some(0), disk_reserve_mb: Some(0), ..LimitPolicy::default() };
+        LimitPolicy { memory_reserve_mb: Some(0), ..LimitPolicy::default() };
     let parts = Parts {
         store: Store::open(dir.path()).unwrap(),
         images: images.unwrap(),

@@ -58,7 +58,7 @@ pub use images::{Body, Sink};
 pub use registry::Filter;
 pub use resources::LimitPolicy;
 
-use crate::admission::{Admission, HostMeter, Ledger, Meter, Reserve};
+use crate::admission::{Admission, HostMeter, Ledger, Meter};
 use crate::builds::Builds;
 use crate::registry::Registry;
 use crate::tasks::Tasks;
@@ -158,9 +158,7 @@ impl Node {
     async fn assemble(parts: Parts) -> Result<Node, Error> {
         let tmp = parts.tmp;
         builds::clear_contexts(&tmp).map_err(Error::Context)?;
-        let mb = |mb: Option<u64>| mb.map(|mb| mb.saturating_mul(resources::MB));
-        let reserve =
-            Reserve { memory: mb(parts.limits.memory_reserve_mb), disk: mb(parts.limits.disk_reserve_mb) };
+        let reserve = parts.limits.memory_reserve_mb.map(|mb| mb.saturating_mul(resources::MB));
         let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
         let node = Node(Arc::new(Inner {
             store: parts.store,

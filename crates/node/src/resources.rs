@@ -28,8 +28,6 @@ pub struct LimitPolicy {
     /// Memory that is kept for the machine itself, in MB; a twentieth, at least 256 and at most a quarter of it all, when
     /// absent.
     pub memory_reserve_mb: Option<u64>,
-    /// Disk that is kept free, in MB; a twentieth, at most 1024, when absent.
-    pub disk_reserve_mb: Option<u64>,
 }
 
 impl Default for LimitPolicy {
@@ -46,7 +44,6 @@ impl Default for LimitPolicy {
             assumed_memory_mb: 16,
             assumed_storage_mb: 4,
             memory_reserve_mb: None,
-            disk_reserve_mb: None,
         }
     }
 }

@@ -71,10 +71,11 @@ pub struct NodeStatus {
 /// Something of which the machine has so many bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stock {
-    /// What there is, in bytes; absent where it cannot be told, and then nothing is refused for want of it.
+    /// What there is, in bytes: all memory; of the disk what Berth may fill, as large as its pool can grow now. Absent
+    /// where it cannot be told, and then nothing is refused for want of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_bytes: Option<u64>,
-    /// What is kept for the machine itself, in bytes.
+    /// What is kept for the machine itself, in bytes: a part of the total of memory, beside that of the disk.
     pub reserved_bytes: u64,
     /// What is set aside for sandboxes and steps of builds, in bytes.
     pub committed_bytes: u64,

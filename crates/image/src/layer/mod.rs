@@ -27,6 +27,8 @@ pub(crate) struct Facts {
     pub(crate) files: u64,
     /// Whether programs can gain privileges by files in it.
     pub(crate) privileged_files: bool,
+    /// The highest user or group id that a file in it belongs to.
+    pub(crate) highest_id: u32,
 }
 
 /// A character device 0:0: what overlayfs takes for a deletion.
@@ -40,6 +42,10 @@ pub(crate) fn survey(root: &Path) -> Result<Facts, WalkError> {
     let mut counted = HashSet::new();
     walk::walk::<WalkError>(root, &mut |node| {
         facts.files += u64::from(!node.path.is_empty());
+        // Deletions belong to nobody: overlayfs shows nothing of them.
+        if !is_whiteout(&node.stat) {
+            facts.highest_id = facts.highest_id.max(node.stat.st_uid).max(node.stat.st_gid);
+        }
         if node.kind() == FileType::RegularFile {
             if node.stat.st_nlink < 2 || counted.insert(node.stat.st_ino) {
                 facts.size_bytes += u64::try_from(node.stat.st_size).unwrap_or(0);

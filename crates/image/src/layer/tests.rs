@@ -189,6 +189,7 @@ fn everything_a_layer_may_hold() {
     let facts = survey(&tree.root).unwrap();
     assert!(facts.privileged_files);
     assert_eq!(facts.size_bytes, 2 + 1 + 9 + 4);
+    assert_eq!(facts.highest_id, 100_000);
 }
 
 #[test]

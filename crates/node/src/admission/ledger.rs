@@ -19,13 +19,6 @@ const LOW: u64 = 8;
 /// Part of the disk below which it is full, and at most so many bytes.
 const FULL: (u64, u64) = (100, 64 << 20);
 
-/// What is kept for the machine itself, in bytes; absent means a part of what there is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Reserve {
-    pub(crate) memory: Option<u64>,
-    pub(crate) disk: Option<u64>,
-}
-
 /// Why a request never fits.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Shortage {
@@ -46,7 +39,7 @@ struct Waiting {
 /// See the module above.
 pub(crate) struct Ledger {
     cpus: u64,
-    reserve: Reserve,
+    memory_reserve: Option<u64>,
     reading: Reading,
     committed: Committed,
     /// Set aside since the reading, and so not to be seen in it.
@@ -58,10 +51,12 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(cpus: u64, reserve: Reserve) -> Ledger {
+    /// For a machine with so many processors, that keeps so many bytes of memory for itself; absent means a part of what
+    /// there is. What it keeps of the disk is the disk engine's to say.
+    pub(crate) fn new(cpus: u64, memory_reserve: Option<u64>) -> Ledger {
         Ledger {
             cpus,
-            reserve,
+            memory_reserve,
             reading: Reading::default(),
             committed: Committed::default(),
             since: Committed::default(),
@@ -79,12 +74,7 @@ impl Ledger {
 
     fn memory_reserve(&self) -> u64 {
         let part = |total: u64| (total / 20).max(256 << 20).min(total / 4);
-        self.reserve.memory.unwrap_or_else(|| self.reading.memory_total.map_or(0, part))
-    }
-
-    fn disk_reserve(&self) -> u64 {
-        let part = |total: u64| (total / 20).min(1 << 30);
-        self.reserve.disk.unwrap_or_else(|| self.reading.disk_total.map_or(0, part))
+        self.memory_reserve.unwrap_or_else(|| self.reading.memory_total.map_or(0, part))
     }
 
     /// What can be set aside in all.
@@ -92,14 +82,16 @@ impl Ledger {
         self.reading.memory_total.map(|total| total.saturating_sub(self.memory_reserve()))
     }
 
+    /// The disk engine has its reserve left out already.
     fn disk_room(&self) -> Option<u64> {
-        self.reading.disk_total.map(|total| total.saturating_sub(self.disk_reserve()))
+        self.reading.disk_total
     }
 
-    /// Bytes that are free, where that is next to nothing.
-    pub(crate) fn disk_is_full(&self) -> Option<u64> {
+    /// Bytes that are free and those that are kept beside them, where there is next to nothing free.
+    pub(crate) fn disk_is_full(&self) -> Option<(u64, u64)> {
         let full = (self.reading.disk_total? / FULL.0).min(FULL.1);
-        self.reading.disk_free.filter(|free| *free < full)
+        let free = self.reading.disk_free.filter(|free| *free < full)?;
+        Some((free, self.reading.disk_reserve.unwrap_or(0)))
     }
 
     /// Takes a place at the end of the queue, unless there will never be room.
@@ -142,7 +134,7 @@ impl Ledger {
         if self.memory_is_short(wants) {
             return Some(WaitsFor::MemoryInUse);
         }
-        let needed = self.disk_reserve() + self.since.disk_bytes + wants.disk_bytes;
+        let needed = self.since.disk_bytes + wants.disk_bytes;
         if self.reading.disk_free.is_some_and(|free| free < needed) {
             return Some(WaitsFor::DiskInUse);
         }
@@ -239,7 +231,7 @@ impl Ledger {
         };
         let disk = Stock {
             total_bytes: self.reading.disk_total,
-            reserved_bytes: self.disk_reserve(),
+            reserved_bytes: self.reading.disk_reserve.unwrap_or(0),
             committed_bytes: self.committed.disk_bytes,
             free_bytes: free(self.disk_room(), self.committed.disk_bytes),
             available_bytes: self.reading.disk_free,

@@ -13,10 +13,12 @@ pub(crate) struct Reading {
     pub(crate) memory_available: Option<u64>,
     /// Share of the last ten seconds in which some process stalled for memory, in percent.
     pub(crate) memory_stalled: Option<f64>,
-    /// Size of the file system that sandboxes write to, in bytes.
+    /// Room for sandboxes and images, used or not, as large as it can grow, in bytes.
     pub(crate) disk_total: Option<u64>,
-    /// Free bytes of it.
+    /// What of it can be written now, in bytes.
     pub(crate) disk_free: Option<u64>,
+    /// What the disk engine leaves to others, in bytes: part of neither.
+    pub(crate) disk_reserve: Option<u64>,
 }
 
 /// Measures. Called for every start: it is to take microseconds.
@@ -51,6 +53,7 @@ impl Meter for HostMeter {
                 .and_then(|text| stalled(&text)),
             disk_total: room.map(|room| room.total),
             disk_free: room.map(|room| room.free),
+            disk_reserve: room.map(|room| room.reserve),
         }
     }
 }

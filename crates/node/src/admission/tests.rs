@@ -19,11 +19,12 @@ fn reading(total: u64, available: u64) -> Reading {
         memory_stalled: None,
         disk_total: Some(100 * GIB),
         disk_free: Some(50 * GIB),
+        disk_reserve: Some(GIB),
     }
 }
 
 fn ledger(total: u64, available: u64) -> Ledger {
-    let mut ledger = Ledger::new(4, Reserve { memory: Some(0), disk: Some(0) });
+    let mut ledger = Ledger::new(4, Some(0));
     ledger.measured(reading(total, available));
     ledger
 }
@@ -92,23 +93,27 @@ fn disk_in_use_is_waited_for_until_it_is_full() {
     assert_eq!(ledger.place("a").unwrap().waits_for, WaitsFor::DiskInUse);
     assert_eq!(ledger.disk_is_full(), None);
     ledger.measured(low(1 << 20));
-    assert_eq!(ledger.disk_is_full(), Some(1 << 20));
+    assert_eq!(ledger.disk_is_full(), Some((1 << 20, GIB)));
 }
 
 #[test]
 fn the_default_reserve_is_a_part_of_the_machine() {
-    let mut ledger = Ledger::new(2, Reserve::default());
+    let mut ledger = Ledger::new(2, None);
     ledger.measured(reading(24 * GIB, 24 * GIB));
     let (memory, disk, ..) = ledger.show();
     assert_eq!(memory.reserved_bytes, 24 * GIB / 20);
-    assert_eq!(disk.reserved_bytes, GIB);
+    // The disk engine's, shown and not taken off a second time.
+    assert_eq!((disk.reserved_bytes, disk.free_bytes), (GIB, Some(100 * GIB)));
+    let all = Committed { disk_bytes: 50 * GIB, ..Committed::default() };
+    ledger.enter("a", all).unwrap();
+    assert!(ledger.next().is_some());
     ledger.measured(reading(512 << 20, 512 << 20));
     assert_eq!(ledger.show().0.reserved_bytes, 128 << 20);
 }
 
 #[test]
 fn a_machine_that_cannot_tell_holds_nobody_up() {
-    let mut ledger = Ledger::new(2, Reserve::default());
+    let mut ledger = Ledger::new(2, None);
     ledger.enter("a", memory(1 << 50)).unwrap();
     assert!(ledger.next().is_some());
 }
@@ -156,7 +161,7 @@ impl Meter for Made {
 
 fn admission() -> (Arc<Admission>, Arc<AtomicU64>) {
     let available = Arc::new(AtomicU64::new(8 * GIB));
-    let ledger = Ledger::new(2, Reserve { memory: Some(0), disk: Some(0) });
+    let ledger = Ledger::new(2, Some(0));
     (Admission::new(ledger, Box::new(Made(available.clone()))), available)
 }
 
