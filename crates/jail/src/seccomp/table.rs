@@ -55,7 +55,7 @@ pub(super) const GROUPS: &[Group] = &[
             __NR_lsetxattr __NR_fsetxattr __NR_setxattrat __NR_getxattr __NR_lgetxattr __NR_fgetxattr
             __NR_getxattrat __NR_listxattr __NR_llistxattr __NR_flistxattr __NR_listxattrat
             __NR_removexattr __NR_lremovexattr __NR_fremovexattr __NR_removexattrat __NR_file_getattr
-            __NR_file_setattr __NR_name_to_handle_at
+            __NR_name_to_handle_at
         ],
         x86_64: x86_64![
             __NR_stat __NR_lstat __NR_access __NR_chmod __NR_chown __NR_lchown __NR_utime __NR_utimes
@@ -299,6 +299,12 @@ pub(super) const GROUPS: &[Group] = &[
         calls: calls![__NR_clone3],
         x86_64: x86_64![],
     },
+    Group {
+        why: "sets project ids too, as the ioctl in ARGUMENTS",
+        verdict: Verdict::Refuse,
+        calls: calls![__NR_file_setattr],
+        x86_64: x86_64![],
+    },
 ];
 
 /// What makes a call of an allowed group refused. All that is looked at is in registers: memory could change between
@@ -323,6 +329,21 @@ pub(super) const ARGUMENTS: &[Argument] = &[
         call: __NR_ioctl,
         index: 1,
         refused: Condition::OneOf(&[TIOCSTI, TIOCLINUX]),
+        errno: EPERM,
+    },
+    Argument {
+        why: "changes whose quota counts: a subvolume, which any user may make where the root is a directory of btrfs \
+              itself (an image without layers), has none; a project id, which root may set without a user namespace, \
+              is that of another limit",
+        call: __NR_ioctl,
+        index: 1,
+        refused: Condition::OneOf(&[
+            BTRFS_IOC_SUBVOL_CREATE,
+            BTRFS_IOC_SUBVOL_CREATE_V2,
+            BTRFS_IOC_SNAP_CREATE,
+            BTRFS_IOC_SNAP_CREATE_V2,
+            FS_IOC_FSSETXATTR,
+        ]),
         errno: EPERM,
     },
     Argument {
@@ -409,6 +430,14 @@ const NAMESPACES: u32 =
 /// `asm-generic/ioctls.h`; the same on all architectures here.
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
+
+/// `linux/btrfs.h`.
+const BTRFS_IOC_SNAP_CREATE: u32 = 0x5000_9401;
+const BTRFS_IOC_SUBVOL_CREATE: u32 = 0x5000_940e;
+const BTRFS_IOC_SNAP_CREATE_V2: u32 = 0x5000_9417;
+const BTRFS_IOC_SUBVOL_CREATE_V2: u32 = 0x5000_9418;
+/// `linux/fs.h`; the same on all architectures here.
+const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
 
 /// `linux/personality.h`: Linux itself, `PER_LINUX32`, `UNAME26`, both, `ADDR_NO_RANDOMIZE` (gdb, `setarch -R`) with
 /// either, and the question for the current one.
