@@ -45,12 +45,12 @@ struct Group {
     /// What it is in.
     root: Rc<OwnedFd>,
     dir: OwnedFd,
-    procs: OwnedFd,
+    door: OwnedFd,
 }
 
 impl Trees {
     pub(crate) fn new(groups: Groups) -> Result<Self, Errno> {
-        let door = |dir: &OwnedFd| open(dir, "cgroup.procs", OFlags::WRONLY).map(Rc::new);
+        let door = |dir: &OwnedFd| open(dir, door(groups.v2), OFlags::WRONLY).map(Rc::new);
         Ok(Self {
             enter: groups.enter.iter().map(door).collect::<Result<_, _>>()?,
             roots: groups.execs.into_iter().map(Rc::new).collect(),
@@ -93,10 +93,10 @@ impl Trees {
         let beside = charged.as_ref().filter(|_| self.v2 && rescued).map(|rescue| rescue.dir.clone());
         let roots = beside.map_or_else(|| self.roots.clone(), |rescue| vec![rescue]);
         for root in roots {
-            tree.groups.push(Group::make(root, &tree.name)?);
+            tree.groups.push(Group::make(root, &tree.name, self.v2)?);
         }
         if let (Some(charged), false) = (&charged, self.v2) {
-            tree.shared.push(Rc::new(open(&*charged.dir, "cgroup.procs", OFlags::WRONLY)?));
+            tree.shared.push(Rc::new(open(&*charged.dir, door(self.v2), OFlags::WRONLY)?));
         }
         tree.accounts = Some(self.accounts(tree, charged, rescued));
         Ok(())
@@ -149,12 +149,12 @@ impl Trees {
 }
 
 impl Group {
-    fn make(root: Rc<OwnedFd>, name: &str) -> Result<Self, Errno> {
+    fn make(root: Rc<OwnedFd>, name: &str, v2: bool) -> Result<Self, Errno> {
         rustix::fs::mkdirat(&*root, name, Mode::from_raw_mode(0o755))?;
         let dir = open(&*root, name, OFlags::RDONLY | OFlags::DIRECTORY);
-        let opened = dir.and_then(|dir| Ok((open(&dir, "cgroup.procs", OFlags::WRONLY)?, dir)));
+        let opened = dir.and_then(|dir| Ok((open(&dir, door(v2), OFlags::WRONLY)?, dir)));
         match opened {
-            Ok((procs, dir)) => Ok(Self { root, dir, procs }),
+            Ok((door, dir)) => Ok(Self { root, dir, door }),
             Err(errno) => {
                 let _ = rustix::fs::unlinkat(&*root, name, AtFlags::REMOVEDIR);
                 Err(errno)
@@ -167,7 +167,7 @@ impl Tree {
     /// Files to write to on entering.
     pub(crate) fn doors(&self) -> Vec<BorrowedFd<'_>> {
         let shared = self.shared.iter().map(|door| door.as_fd());
-        self.groups.iter().map(|group| group.procs.as_fd()).chain(shared).collect()
+        self.groups.iter().map(|group| group.door.as_fd()).chain(shared).collect()
     }
 
     /// What was counted of it.
@@ -234,6 +234,12 @@ impl Group {
         let _ = std::io::Read::read_to_string(&mut std::fs::File::from(file), &mut text);
         text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
     }
+}
+
+/// The file by which a process of one thread, as one is before its execve(2), enters a group. With version 1 the other
+/// one, for whole processes, waits for a grace period of the whole machine; with version 2 there is only that.
+fn door(v2: bool) -> &'static str {
+    if v2 { "cgroup.procs" } else { "tasks" }
 }
 
 /// Processes of the session or the process group that `leader` founded, by `/proc`.

@@ -141,7 +141,7 @@ impl Jail {
         let mut spec = spec(dir.path());
         let used = dir.path().join("used");
         fs::write(&used, format!("{}\n", 48 * MIB)).unwrap();
-        spec.cgroups.join = vec![group.0.clone()];
+        spec.cgroups.join = vec![group.0.join("cgroup.procs")];
         spec.guest = GuestSettings {
             memory_bytes: Some(LIMIT),
             storage_bytes: Some(STORAGE),

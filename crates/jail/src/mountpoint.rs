@@ -39,31 +39,35 @@ pub(crate) enum Links {
 pub(crate) fn open(path: &Path, kind: Kind, links: Links, made: &mut Vec<PathBuf>) -> Result<OwnedFd, Errno> {
     let root =
         rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let root_mount = mount_id(&root)?;
+    let mut found_type = FileType::Directory;
     let mut walk = Walk { stack: vec![(root, OsString::new())], left: names(path), links_seen: 0 };
     while let Some(name) = walk.left.pop_front() {
         if name == ".." {
             walk.up();
+            found_type = FileType::Directory;
             continue;
         }
         let next = match walk.step(&name) {
             Err(Errno::NOENT) => {
                 let new = walk.make(&name, kind)?;
-                if mount_id(walk.here())? == root_mount {
+                if mount_id(walk.here())? == mount_id(walk.root())? {
                     made.push(walk.path_of(&name));
                 }
                 new
             }
             found => found?,
         };
-        if file_type(&next)? == FileType::Symlink {
+        found_type = file_type(&next)?;
+        if found_type == FileType::Symlink {
             walk.follow(&next, links)?;
+            // Where it is, until the link's own names lead on.
+            found_type = FileType::Directory;
         } else {
             walk.stack.push((next, name));
         }
     }
     let (found, _) = walk.stack.pop().ok_or(Errno::NOENT)?;
-    match (kind, file_type(&found)?) {
+    match (kind, found_type) {
         (Kind::Directory, FileType::Directory) => Ok(found),
         (Kind::Directory, _) => Err(Errno::NOTDIR),
         (Kind::File, FileType::Directory) => Err(Errno::ISDIR),
@@ -80,6 +84,10 @@ struct Walk {
 }
 
 impl Walk {
+    fn root(&self) -> &OwnedFd {
+        &self.stack[0].0
+    }
+
     fn here(&self) -> &OwnedFd {
         &self.stack[self.stack.len() - 1].0
     }

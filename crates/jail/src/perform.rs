@@ -25,6 +25,10 @@ use crate::seccomp::{self, Profile};
 use crate::spec::CgroupWrite;
 use crate::views;
 
+/// A directory of the container in which there is nothing, nor ever can be: see `plan`. Mounted elsewhere it is as
+/// read-only as there, and costs less than a file system of its own.
+const EMPTY: &str = "/sys/fs/cgroup";
+
 /// A step that failed, in a form that fits through a pipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failure {
@@ -282,9 +286,12 @@ fn write_cgroup(write: &CgroupWrite) -> Result<(), Failure> {
     }
 }
 
-fn join_cgroup(dir: &Path) -> Result<(), Failure> {
+fn join_cgroup(door: &Path) -> Result<(), Failure> {
+    // Only opened: what would make or cut files takes the lock of the group's directory, and waits for all that is made
+    // and removed in it.
+    let opened = rustix::fs::openat(CWD, door, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
     // "0" is the writer itself, whatever its pid is in whichever namespace.
-    std::fs::write(dir.join("cgroup.procs"), "0").at("join the control group", dir)
+    opened.and_then(|door| rustix::io::write(door, b"0")).map(drop).at("join the control group by", door)
 }
 
 fn enter_network(netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
@@ -297,12 +304,8 @@ fn enter_network(netns: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
 
 fn mask(path: &Path) -> Result<(), Failure> {
     let Some(found) = existing(path)? else { return Ok(()) };
-    if found == FileType::Directory {
-        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("tmpfs", path, "tmpfs", flags, c"size=0k,nr_inodes=1").at("mask", path)
-    } else {
-        mount_bind("/dev/null", path).at("mask", path)
-    }
+    let nothing = if found == FileType::Directory { EMPTY } else { "/dev/null" };
+    mount_bind(nothing, path).at("mask", path)
 }
 
 fn read_only(path: &Path) -> Result<(), Failure> {

@@ -301,7 +301,7 @@ mod tests {
                 hostname: None,
             },
             cgroups: CgroupMembership {
-                join: vec!["/sys/fs/cgroup/berth/i/0190".into()],
+                join: vec!["/sys/fs/cgroup/berth/i/0190/cgroup.procs".into()],
                 settle: vec![CgroupWrite {
                     path: "/sys/fs/cgroup/berth/i/0190/guest/cgroup.procs".into(),
                     value: "0".to_owned(),

@@ -127,7 +127,8 @@ pub struct EtcFiles {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CgroupMembership {
-    /// Host paths of the groups to join, one a hierarchy.
+    /// Host paths of the files by which groups are joined, one a hierarchy: `tasks` with version 1, `cgroup.procs` with
+    /// version 2.
     #[serde(default)]
     pub join: Vec<PathBuf>,
     /// What to write once those are seen as roots, in this order. A group of version 2 can hand on controllers only

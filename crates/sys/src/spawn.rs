@@ -45,7 +45,8 @@ pub struct SpawnSpec<'a> {
     pub ids: &'a Ids,
     /// Its standard input, output and error; numbers above 2. Nothing else is passed on.
     pub stdio: [BorrowedFd<'a>; 3],
-    /// Files `cgroup.procs`, open for writing, of the cgroups it enters before anything of it runs.
+    /// Files `tasks` (version 1) or `cgroup.procs` (version 2), open for writing, of the cgroups it enters before anything
+    /// of it runs.
     pub cgroups: &'a [BorrowedFd<'a>],
     /// Its score for the out-of-memory killer; this process's own when `None`. Best effort.
     pub oom_score_adj: Option<i32>,

@@ -142,7 +142,7 @@ impl Rig {
     async fn start_in(plan: &Plan) -> Self {
         let membership = plan.membership();
         let guest = membership.guest.unwrap();
-        let join = membership.join.iter().map(|dir| format!("echo 0 > {}/cgroup.procs\n", dir.display()));
+        let join = membership.join.iter().map(|door| format!("echo 0 > {}\n", door.display()));
         let settle = membership.settle.iter().map(|write| {
             let condition = if write.if_there {
                 format!("test ! -e {} || ", write.path.display())

@@ -22,6 +22,11 @@ const GUEST_BYTES: u64 = 192 << 20;
 pub(super) const COMMANDS: &str = "commands";
 /// The group of the guest within a sandbox's, with version 2.
 const GUEST: &str = "guest";
+/// The file by which a process of one thread joins a group of version 1. `cgroup.procs` moves all threads of a process,
+/// and waits for an RCU grace period of the whole machine before it does; by this one the writer moves itself at once.
+const DOOR_V1: &str = "tasks";
+/// The same with version 2, where groups that limit have no other.
+const DOOR_V2: &str = "cgroup.procs";
 /// What the kernel rounds memory limits to.
 const PAGE_BYTES: u64 = 4096;
 /// Controllers in use with version 1: those that limit, that count, and the one that finds processes.
@@ -230,6 +235,7 @@ fn membership_v1(dirs: &Dirs, cgroup: &Cgroup) -> CgroupMembership {
         .filter_map(|dir| instance(dir?))
         .chain(dirs.cpuacct.clone())
         .chain(dirs.memory.clone())
+        .map(|dir| dir.join(DOOR_V1))
         .collect();
     let guest = GuestCgroup {
         execs: dirs.finder.iter().chain(&dirs.cpuacct).cloned().collect(),
@@ -281,10 +287,11 @@ fn memory_v1(bytes: Option<u64>, dir: &Path) -> Vec<Op> {
 /// What the guest makes groups in, and what it has execs enter; no limit of the sandbox is among it.
 fn give_v1(dirs: &Dirs, owner: u32) -> Vec<Op> {
     let commands = dirs.memory.as_ref().map(|dir| dir.join(COMMANDS));
-    let files =
-        dirs.cpu.iter().map(|dir| dir.join("cgroup.procs")).chain(
-            commands.iter().flat_map(|dir| [dir.join("cgroup.procs"), dir.join("memory.force_empty")]),
-        );
+    let files = dirs
+        .cpu
+        .iter()
+        .map(|dir| dir.join(DOOR_V1))
+        .chain(commands.iter().flat_map(|dir| [dir.join(DOOR_V1), dir.join("memory.force_empty")]));
     let paths = dirs.finder.iter().chain(&dirs.cpuacct).chain(&dirs.memory).cloned().chain(files);
     paths.map(|path| Op::Give { path, owner }).collect()
 }
@@ -307,14 +314,14 @@ fn plan_v2(limits: &Checked, unified: &Unified, path: &str, owner: Option<u32>) 
     ops.extend(share_v2(limits, &dir));
     if let Some(owner) = owner {
         // Whoever moves a process needs the right to the group that is above both of its places.
-        let groups = [&dir, &commands].into_iter().flat_map(|dir| [dir.clone(), dir.join("cgroup.procs")]);
+        let groups = [&dir, &commands].into_iter().flat_map(|dir| [dir.clone(), dir.join(DOOR_V2)]);
         ops.extend(groups.map(|path| Op::Give { path, owner }));
     }
     let above = vec![unified.base.join("berth"), instance.to_owned()];
     let reserved = limits.low.map(|bytes| Reserve { groups: above, bytes });
     // Last: what is made before it is taken back where it fails, and it is not.
     ops.extend(reserved.clone().map(Op::Reserve));
-    let mut settle = vec![write_to(&guest, "cgroup.procs", "0")];
+    let mut settle = vec![write_to(&guest, DOOR_V2, "0")];
     if !offered.is_empty() {
         settle.push(write_to(&dir, "cgroup.subtree_control", &enable(&offered)));
         settle.extend(limit_v2(limits, &commands));
@@ -334,7 +341,7 @@ fn plan_v2(limits: &Checked, unified: &Unified, path: &str, owner: Option<u32>) 
         reserved: reserved.clone(),
     };
     let guest = GuestCgroup { execs: vec![commands], enter: Vec::new(), memory: Some(dir.clone()), v2: true };
-    let membership = CgroupMembership { join: vec![dir], settle, guest: Some(guest) };
+    let membership = CgroupMembership { join: vec![dir.join(DOOR_V2)], settle, guest: Some(guest) };
     Ok(Plan { ops, membership, cgroup })
 }
 

@@ -116,8 +116,8 @@ pub(crate) fn check(spec: &Spec, facts: &Facts) -> Result<(), Error> {
         .guest
         .iter()
         .flat_map(|guest| guest.execs.iter().chain(&guest.enter).chain(&guest.memory));
-    for dir in spec.cgroups.join.iter().chain(handed) {
-        absolute("control group", dir)?;
+    for path in spec.cgroups.join.iter().chain(handed) {
+        absolute("control group", path)?;
     }
     for write in &spec.cgroups.settle {
         absolute("file of a control group", &write.path)?;

@@ -17,7 +17,7 @@ pub enum Op {
     NewSession,
     /// Let go of the daemon's keys.
     NewKeyring,
-    /// Join this control group (host path).
+    /// Join a control group by this file of it (host path).
     JoinCgroup(PathBuf),
     /// Write to a file of a control group.
     WriteCgroup(CgroupWrite),

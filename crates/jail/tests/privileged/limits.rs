@@ -25,7 +25,7 @@ pub fn memory() {
     rig.spec.cgroups = groups.membership.clone();
     let sandbox = rig.launch();
     if groups.cgroup.version == Version::V1 {
-        for dir in &groups.membership.join {
+        for dir in groups.membership.join.iter().filter_map(|door| door.parent()) {
             let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap();
             let pid = sandbox.process.pid().to_string();
             assert!(members.lines().any(|member| member == pid), "{}", dir.display());
@@ -115,9 +115,10 @@ pub fn given() {
     };
     let guest = groups.membership.guest.clone().unwrap();
     guest.execs.iter().chain(&guest.memory).for_each(|dir| assert_eq!(owner(dir.clone()), OWNER));
-    guest.enter.iter().for_each(|dir| assert_eq!(owner(dir.join("cgroup.procs")), OWNER));
+    let door = if groups.cgroup.version == Version::V1 { "tasks" } else { "cgroup.procs" };
+    guest.enter.iter().for_each(|dir| assert_eq!(owner(dir.join(door)), OWNER));
     let commands = guest.memory.unwrap().join("commands");
-    assert_eq!(owner(commands.join("cgroup.procs")), OWNER);
+    assert_eq!(owner(commands.join(door)), OWNER);
     let limits = ["memory.limit_in_bytes", "memory.max", "cpu.cfs_quota_us", "cpu.max", "pids.max"];
     let dirs = guest.execs.iter().chain(&guest.enter).chain([&commands]);
     for limit in dirs.flat_map(|dir| limits.map(|name| dir.join(name))).filter(|path| path.exists()) {
