@@ -352,7 +352,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Fault(409, "not_a_directory", f"{path} is not a directory")
         excluded = [f"--exclude={p}" for p in self.query.get("exclude", "").split("\n") if p]
         where = [str(path), "."] if path.is_dir() else [str(path.parent), path.name]
-        command = ["tar", "-c", "--format=posix", *excluded, "-C", *where]
+        command = ["tar", "-c", "--sort=name", "--format=posix", *excluded, "-C", *where]
         data = subprocess.run(command, capture_output=True, check=True).stdout
         self._stream()
         for start in range(0, len(data), 65536):
