@@ -10,7 +10,7 @@ use berth_build::runner::{
     Answer, Base, CachedStep, LayerId, Owner, RunSpec, Runner, RunnerError, Stat, Step, Tar,
 };
 use berth_build::{DockerfileSource, Request};
-use berth_image::Digest;
+use berth_image::{Digest, Layer};
 use berth_sandbox::guest::{self, ExecOutput, ExecSpec, PackSpec, UnpackSpec};
 use berth_sandbox::{Limits, Machine, StartSpec};
 use berth_types::error::Kind;
@@ -204,33 +204,35 @@ impl Kept {
 
 impl Builder {
     /// A layer's directory name, if it is in the store.
-    fn layer_name(&self, id: &LayerId) -> Result<String, RunnerError> {
+    fn layer(&self, id: &LayerId) -> Result<Layer, RunnerError> {
         let digest: Digest =
             id.0.parse().map_err(|source| infrastructure("a layer's digest is malformed", source))?;
-        self.node.0.images.layer(digest.as_str()).map(|layer| layer.name).ok_or_else(|| {
-            RunnerError::Infrastructure {
-                message: format!("layer {} is gone from the store", id.0),
-                source: None,
-            }
+        self.node.0.images.layer(digest.as_str()).ok_or_else(|| RunnerError::Infrastructure {
+            message: format!("layer {} is gone from the store", id.0),
+            source: None,
         })
     }
 
     fn layer_exists(&self, id: &LayerId) -> bool {
-        self.layer_name(id).is_ok()
+        self.layer(id).is_ok()
     }
 
     async fn start(&self, layers: &[LayerId]) -> Result<Arc<dyn Machine>, RunnerError> {
         // The jail wants the topmost layer first.
-        let names = layers.iter().rev().map(|id| self.layer_name(id)).collect::<Result<Vec<_>, _>>()?;
+        let layers = layers.iter().rev().map(|id| self.layer(id)).collect::<Result<Vec<_>, _>>()?;
+        // As the sandboxes of the image that is built, so that owners mean the same in both.
+        let user_namespace = self.node.0.user_namespaces && self.node.0.driver.features().user_namespace;
+        if user_namespace {
+            self.node.check_owners(&layers).await.map_err(owners_beyond)?;
+        }
         let id = Uuid::now_v7().simple().to_string();
         let spec = StartSpec {
             hostname: hostname(&id),
             id: format!("build-{id}"),
-            layers: names,
+            layers: layers.into_iter().map(|layer| layer.name).collect(),
             public_network: true,
             limits: Limits::default(),
-            // As the sandboxes of the image that is built, so that owners mean the same in both.
-            user_namespace: self.node.0.user_namespaces && self.node.0.driver.features().user_namespace,
+            user_namespace,
             ..StartSpec::default()
         };
         let started = self.node.0.driver.start(spec).await;
@@ -539,6 +541,18 @@ impl<R: AsyncRead + Unpin> AsyncRead for Held<R> {
 
 fn infrastructure(message: &str, source: impl std::error::Error + Send + Sync + 'static) -> RunnerError {
     RunnerError::Infrastructure { message: message.to_owned(), source: Some(Box::new(source)) }
+}
+
+/// An image that a step cannot stand on is no failure of the machine.
+fn owners_beyond(source: Error) -> RunnerError {
+    match source {
+        Error::OwnersBeyond { .. } => {
+            let api = berth_types::error::ApiError::from(&source);
+            let hint = api.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+            RunnerError::User { message: format!("{}{hint}", api.message), source: None }
+        }
+        other => infrastructure("cannot look at the layers' owners", other),
+    }
 }
 
 /// The image store knows whose fault its failures are.

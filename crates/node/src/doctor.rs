@@ -31,6 +31,11 @@ impl Node {
     /// Every check, in a fixed order.
     pub async fn doctor(&self) -> DoctorReport {
         let mut report = local_doctor();
+        let driver = self.0.driver.clone();
+        match tokio::task::spawn_blocking(move || driver.doctor()).await {
+            Ok(findings) => report.checks.extend(findings.into_iter().map(show)),
+            Err(error) => tracing::warn!(%error, "what the driver finds of the machine is not known"),
+        }
         report.checks.extend(self.0.facts.network.iter().cloned());
         report.checks.push(self.0.facts.disk.clone());
         report

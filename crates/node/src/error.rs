@@ -55,6 +55,19 @@ pub enum Error {
         /// The field, as in the request's JSON.
         field: &'static str,
     },
+    /// The image has files of users that do not exist in a sandbox with a user namespace.
+    #[error(
+        "layer {layer} of the image has files of user or group {highest}, and a sandbox in a user namespace has ids 0 to {}",
+        ids - 1
+    )]
+    OwnersBeyond {
+        /// Digest of the layer with the highest id.
+        layer: String,
+        /// That id.
+        highest: u32,
+        /// How many ids a sandbox has, `[isolation] ids_per_sandbox`.
+        ids: u32,
+    },
     /// The request can never be honoured on this machine.
     #[error(
         "the sandbox never fits on this machine: {what} of {asked} would have to be set aside, and there is {has} in all"
@@ -78,7 +91,9 @@ pub enum Error {
         position: u64,
     },
     /// The disk that sandboxes write to is full.
-    #[error("the disk is full: {free} bytes are free beside the {reserve} that are kept for others on the machine")]
+    #[error(
+        "the disk is full: {free} bytes are free beside the {reserve} that are kept for others on the machine"
+    )]
     DiskFull {
         /// Bytes that are left.
         free: u64,
@@ -199,6 +214,7 @@ impl Error {
             Error::KeyReused { .. } => ("idempotency_key_reused", Kind::Conflict),
             Error::StorageUnenforced { .. } => ("storage_unenforced", Kind::Config),
             Error::Unsupported { .. } => ("unsupported", Kind::Config),
+            Error::OwnersBeyond { .. } => ("owners_beyond", Kind::Config),
             Error::NeverFits { .. } => ("never_fits", Kind::Capacity),
             Error::NoRoom { .. } => ("no_room", Kind::Capacity),
             Error::DiskFull { .. } => ("disk_full", Kind::Capacity),
@@ -246,6 +262,10 @@ impl Error {
                  --ek allow_unenforced_storage=true for Harbor, allow_unenforced_storage = true under [limits] for all"
                     .into(),
             ),
+            Error::OwnersBeyond { highest, .. } => Some(format!(
+                "set ids_per_sandbox under [isolation] above {highest}, or do without a user namespace: \"user_namespace\": false in \
+                 the request, --user-namespace=false for `berth sandbox create`, user_namespaces = false under [isolation] for all"
+            )),
             Error::NeverFits { .. } => Some(
                 "ask for less, set memory_request_mb below memory_mb, or raise the overcommitment under [limits]; \
                  `berth node` shows what there is"

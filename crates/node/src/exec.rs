@@ -3,14 +3,20 @@
 use std::time::Duration;
 
 use berth_sandbox::guest::{self, ExecSpec};
-use berth_types::exec::{ExecRequest, ExecStatus};
+use berth_types::exec::{ExecRequest, ExecStatus, ExitReason};
+use berth_types::sandbox::Limit;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::registry::Live;
 use crate::{Error, Node, files};
 
 /// Longest id of an exec.
 const MAX_ID: usize = 64;
+
+/// Longest that the end of a command which failed is held up to learn whether its disk was full. It takes less than one
+/// millisecond where nothing else is wrong.
+const DISK_LIMIT: Duration = Duration::from_millis(20);
 
 /// Something that an exec did.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +41,7 @@ pub struct Exec {
     node: Node,
     sandbox: String,
     id: String,
+    live: Live,
     inner: guest::Exec,
 }
 
@@ -66,7 +73,7 @@ impl Node {
             Ok(inner) => inner,
             Err(source) => return Err(self.guest_error(&sandbox, source).await),
         };
-        Ok(Exec { node: self.clone(), sandbox, id, inner })
+        Ok(Exec { node: self.clone(), sandbox, id, live, inner })
     }
 
     /// Kills a running exec with everything it started.
@@ -116,11 +123,30 @@ impl Exec {
             }
             Some(Ok(guest::ExecOutput::Stdout(data))) => Ok(ExecOutput::Stdout(data)),
             Some(Ok(guest::ExecOutput::Stderr(data))) => Ok(ExecOutput::Stderr(data)),
-            Some(Ok(guest::ExecOutput::Exited(status))) => Ok(ExecOutput::Exited(status)),
+            Some(Ok(guest::ExecOutput::Exited(status))) => {
+                Ok(ExecOutput::Exited(with_limits(&self.live, status).await))
+            }
             Some(Err(source)) => Err(self.node.guest_error(&self.sandbox, source).await),
             None => Err(self.node.guest_error(&self.sandbox, guest::Error::Gone).await),
         }
     }
+}
+
+/// With the limits that only the machine knows of, and notes for the sandbox which ones were met.
+async fn with_limits(live: &Live, mut status: ExecStatus) -> ExecStatus {
+    if status.reason == ExitReason::OutOfMemory {
+        status.met(Limit::Memory);
+    }
+    // A command that has succeeded is not to wait for the answer.
+    if status.exit_code != 0 && status.reason != ExitReason::NotStarted {
+        match tokio::time::timeout(DISK_LIMIT, live.machine.disk_full()).await {
+            Ok(true) => status.met(Limit::Disk),
+            Ok(false) => {}
+            Err(_) => tracing::debug!("whether a command's disk was full could not be told in time"),
+        }
+    }
+    live.met.add(&status.limits_hit);
+    status
 }
 
 fn check_id(id: String) -> Result<String, Error> {
@@ -145,7 +171,30 @@ fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_command_met_is_the_sandboxes_too() {
+        let world = crate::fake::World::new().await;
+        let made = world.create(|_| ()).await.unwrap();
+        let (_, _, live) = world.node.live(&made.id).unwrap();
+        let disk_full = |is| world.controls.machine(&made.id).disk_full.store(is, Ordering::SeqCst);
+        let end = |code, reason| with_limits(&live, ExecStatus::new(code, reason));
+        disk_full(true);
+        assert_eq!(end(0, ExitReason::Exited).await.limits_hit, []);
+        assert_eq!(end(127, ExitReason::NotStarted).await.limits_hit, []);
+        assert_eq!(end(1, ExitReason::Exited).await.limits_hit, [Limit::Disk]);
+        disk_full(false);
+        assert_eq!(end(1, ExitReason::Exited).await.limits_hit, []);
+        assert_eq!(end(137, ExitReason::OutOfMemory).await.limits_hit, [Limit::Memory]);
+        let mut forked = ExecStatus::new(0, ExitReason::Exited);
+        forked.met(Limit::Pids);
+        assert_eq!(with_limits(&live, forked).await.limits_hit, [Limit::Pids]);
+        let shown = world.node.sandbox(&made.id).await.unwrap().usage.unwrap();
+        assert_eq!(shown.limits_hit, [Limit::Memory, Limit::Pids, Limit::Disk]);
+    }
 
     #[test]
     fn timeouts() {

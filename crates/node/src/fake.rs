@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use berth_image::Images;
@@ -44,8 +45,12 @@ impl Driver for FakeDriver {
     fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, Error>> {
         async move {
             let guest = Guest::connect(greeting()).await.map_err(Error::Guest)?;
-            let machine =
-                Arc::new(FakeMachine { guest, death: watch::Sender::new(None), usage: Mutex::default() });
+            let machine = Arc::new(FakeMachine {
+                guest,
+                death: watch::Sender::new(None),
+                usage: Mutex::default(),
+                disk_full: AtomicBool::new(false),
+            });
             self.0.machines.lock().unwrap().insert(spec.id.clone(), machine.clone());
             self.0.specs.lock().unwrap().push(spec);
             Ok(machine as Arc<dyn Machine>)
@@ -88,6 +93,7 @@ pub(crate) struct FakeMachine {
     guest: Guest,
     death: watch::Sender<Option<Death>>,
     pub(crate) usage: Mutex<Usage>,
+    pub(crate) disk_full: AtomicBool,
 }
 
 impl FakeMachine {
@@ -120,6 +126,10 @@ impl Machine for FakeMachine {
 
     fn usage(&self) -> BoxFuture<'_, Usage> {
         std::future::ready(self.usage.lock().unwrap().clone()).boxed()
+    }
+
+    fn disk_full(&self) -> BoxFuture<'_, bool> {
+        std::future::ready(self.disk_full.load(Ordering::SeqCst)).boxed()
     }
 
     fn stubs(&self) -> Vec<PathBuf> {
@@ -171,10 +181,15 @@ impl World {
     pub(crate) async fn at(dir: TempDir, controls: Controls) -> World {
         let controls = Arc::new(controls);
         let node = assemble(&dir, &controls).await;
-        let sink = Arc::new(|_| {});
-        let import = ImportImage { reference: Some("tiny".into()), format: Some(ArchiveFormat::Rootfs) };
-        node.import_image(import, Box::new(std::io::Cursor::new(rootfs())), sink).await.unwrap();
-        World { node, controls, _dir: dir }
+        let world = World { node, controls, _dir: dir };
+        world.import("tiny", rootfs(0)).await;
+        world
+    }
+
+    pub(crate) async fn import(&self, reference: &str, rootfs: Vec<u8>) {
+        let import = ImportImage { reference: Some(reference.into()), format: Some(ArchiveFormat::Rootfs) };
+        let body = Box::new(std::io::Cursor::new(rootfs));
+        self.node.import_image(import, body, Arc::new(|_| {})).await.unwrap();
     }
 
     pub(crate) async fn create(
@@ -196,8 +211,7 @@ async fn assemble(dir: &TempDir, controls: &Arc<Controls>) -> Node {
         root: dir.path().to_owned(),
         registry: crate::RegistryConfig::default(),
     });
-    let limits =
-        LimitPolicy { memory_reserve_mb: Some(0), ..LimitPolicy::default() };
+    let limits = LimitPolicy { memory_reserve_mb: Some(0), ..LimitPolicy::default() };
     let parts = Parts {
         store: Store::open(dir.path()).unwrap(),
         images: images.unwrap(),
@@ -206,15 +220,17 @@ async fn assemble(dir: &TempDir, controls: &Arc<Controls>) -> Node {
         facts: doctor::Facts::none(),
         limits,
         user_namespaces: true,
+        ids_per_sandbox: Some(100_000),
         tmp: dir.path().join("tmp"),
     };
     Node::assemble(parts).await.unwrap()
 }
 
-/// A root file system with one file in it.
-fn rootfs() -> Vec<u8> {
+/// A root file system with one file in it, of this user.
+pub(crate) fn rootfs(uid: u64) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
+    header.set_uid(uid);
     header.set_size(3);
     header.set_mode(0o644);
     header.set_cksum();

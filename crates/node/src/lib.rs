@@ -100,6 +100,8 @@ struct Inner {
     facts: doctor::Facts,
     limits: LimitPolicy,
     user_namespaces: bool,
+    /// How many user and group ids a user namespace has.
+    ids_per_sandbox: Option<u32>,
     admission: Arc<Admission>,
     tasks: Tasks,
     background: std::sync::Mutex<Vec<AbortOnDropHandle<()>>>,
@@ -114,6 +116,7 @@ struct Parts {
     facts: doctor::Facts,
     limits: LimitPolicy,
     user_namespaces: bool,
+    ids_per_sandbox: Option<u32>,
     tmp: PathBuf,
 }
 
@@ -150,6 +153,7 @@ impl Node {
             facts,
             limits: options.limits,
             user_namespaces: options.user_namespaces,
+            ids_per_sandbox: options.ids.map(|ids| ids.per_sandbox),
             tmp: root.join("tmp"),
         };
         Node::assemble(parts).await
@@ -170,6 +174,7 @@ impl Node {
             facts: parts.facts,
             limits: parts.limits,
             user_namespaces: parts.user_namespaces,
+            ids_per_sandbox: parts.ids_per_sandbox,
             admission: Admission::new(Ledger::new(cpus, reserve), parts.meter),
             tasks: Tasks::new(&[leases::TASK, images::TIDY_TASK, status::QUEUE_TASK]),
             background: Default::default(),

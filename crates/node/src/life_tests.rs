@@ -11,7 +11,7 @@ use berth_types::sandbox::{
     WaitsFor,
 };
 
-use crate::fake::{Controls, World, request, roomy};
+use crate::fake::{Controls, World, request, roomy, rootfs};
 use crate::{Error, Filter};
 
 /// Waits for what the node does by itself. The test runner's own limit is the deadline.
@@ -236,6 +236,23 @@ async fn a_driver_that_can_is_told_of_namespace_and_capabilities() {
     let specs = world.controls.specs.lock().unwrap().clone();
     assert_eq!((specs[0].user_namespace, specs[1].user_namespace), (true, false));
     assert_eq!(specs[0].capabilities, none);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_owners_that_no_user_namespace_has_is_refused() {
+    let features = Features { user_namespace: true, capabilities: true, requests: true };
+    let controls = Controls { reading: Mutex::new(roomy()), features, ..Controls::default() };
+    let world = World::with(controls).await;
+    world.import("low", rootfs(99_999)).await;
+    world.import("high", rootfs(100_000)).await;
+    world.create(|r| r.image = "low".into()).await.unwrap();
+    let error = world.create(|r| r.image = "high".into()).await.unwrap_err();
+    assert_eq!(code(&error), (Kind::Config, "owners_beyond".into()));
+    assert!(error.to_string().contains("user or group 100000") && error.to_string().contains("0 to 99999"));
+    let hint = ApiError::from(&error).hint.unwrap();
+    assert!(hint.contains("ids_per_sandbox") && hint.contains("above 100000"), "{hint}");
+    let made = world.create(|r| (r.image, r.user_namespace) = ("high".into(), Some(false))).await.unwrap();
+    assert!(!made.user_namespace);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,11 @@
 //! The sandboxes of this machine, in memory: what the store remembers plus what is alive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_sandbox::Machine;
 use berth_store::SandboxRow;
-use berth_types::sandbox::{Page, Sandbox, SandboxState};
+use berth_types::sandbox::{Limit, Page, Sandbox, SandboxState, Usage};
 use berth_types::system::SandboxCounts;
 use jiff::Timestamp;
 
@@ -36,6 +36,26 @@ pub(crate) struct Live {
     /// What is set aside for it.
     pub(crate) grant: Arc<Grant>,
     pub(crate) no_new_privileges: bool,
+    pub(crate) met: Met,
+}
+
+/// Limits that a sandbox's execs have met: not every machine counts all of them for the sandbox as a whole.
+#[derive(Clone, Default)]
+pub(crate) struct Met(Arc<Mutex<BTreeSet<Limit>>>);
+
+impl Met {
+    pub(crate) fn add(&self, limits: &[Limit]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(limits);
+    }
+
+    /// What a machine uses, with these among the limits that were met.
+    pub(crate) async fn usage_of(&self, machine: &dyn Machine) -> Usage {
+        let mut usage = machine.usage().await;
+        let mut met = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        met.extend(&usage.limits_hit);
+        usage.limits_hit = met.into_iter().collect();
+        usage
+    }
 }
 
 /// One sandbox.

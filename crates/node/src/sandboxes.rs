@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::admission::Admitted;
-use crate::registry::{Entry, Filter, Live};
+use crate::registry::{Entry, Filter, Live, Met};
 use crate::resources::{Settled, settle, without_defaults};
 use crate::{Error, Node, request};
 
@@ -21,7 +21,7 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::BadRequest`] for what cannot be honoured exactly, [`Error::StorageUnenforced`], [`Error::ImageNotFound`],
-    /// [`Error::NameTaken`], [`Error::LeaseNotFound`], [`Error::NeverFits`], [`Error::NoRoom`]; anything else is the
+    /// [`Error::OwnersBeyond`], [`Error::NameTaken`], [`Error::LeaseNotFound`], [`Error::NeverFits`], [`Error::NoRoom`]; anything else is the
     /// machine's.
     pub async fn create_sandbox(&self, request: CreateSandbox) -> Result<Sandbox, Error> {
         request::check(&request)?;
@@ -39,6 +39,9 @@ impl Node {
         let image = self.resolve_image(&request.image).await?;
         let pin = self.0.images.pin(&image.id)?;
         let config = &image.config;
+        if user_namespace {
+            self.check_owners(&image.layers).await?;
+        }
 
         let sandbox = describe(&request, image.id.as_str(), config, &settled, user_namespace);
         let row = SandboxRow {
@@ -72,7 +75,9 @@ impl Node {
             _image: Arc::new(pin),
             grant: Arc::new(grant),
             no_new_privileges,
+            met: Met::default(),
         };
+        let met = live.met.clone();
         let shell = machine.guest().info().shell.clone();
         let start = began.elapsed().saturating_sub(waited);
         let phases = machine.phases();
@@ -89,8 +94,19 @@ impl Node {
         let entry = ready.ok_or(Error::SandboxNotFound { id: sandbox.id.clone() })?;
         self.persist(entry.row.clone()).await?;
         creating.done = true;
-        tokio::spawn(watch(self.clone(), sandbox.id, machine));
+        tokio::spawn(watch(self.clone(), sandbox.id, machine, met));
         Ok(entry.row.sandbox)
+    }
+
+    /// Files of ids that a user namespace does not have would show as nobody's inside, and could be given to nobody.
+    pub(crate) async fn check_owners(&self, layers: &[berth_image::Layer]) -> Result<(), Error> {
+        let Some(ids) = self.0.ids_per_sandbox else { return Ok(()) };
+        match self.0.images.highest_id(layers).await? {
+            Some((highest, layer)) if highest >= ids => {
+                Err(Error::OwnersBeyond { layer: layer.to_string(), highest, ids })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits for room, and shows that in the meantime.
@@ -143,7 +159,7 @@ impl Node {
         let entry = self.0.sandboxes.find(id)?;
         let mut sandbox = self.show(entry.row.sandbox);
         if let Some(live) = entry.live {
-            sandbox.usage = Some(live.machine.usage().await);
+            sandbox.usage = Some(live.met.usage_of(live.machine.as_ref()).await);
         }
         Ok(sandbox)
     }
@@ -203,7 +219,7 @@ impl Node {
         }
         if let Some(live) = entry.and_then(|entry| entry.live) {
             if *cause == Cause::TimeUp {
-                let usage = live.machine.usage().await;
+                let usage = live.met.usage_of(live.machine.as_ref()).await;
                 self.0.sandboxes.update(&id, |entry| entry.row.sandbox.usage = Some(usage));
             }
             live.machine.stop().await.map_err(|source| Error::Stop(Box::new(source)))?;
@@ -502,10 +518,10 @@ fn code_of(death: &Death) -> ReasonCode {
 }
 
 /// Waits for a sandbox's end and, when nobody asked for it, says so.
-async fn watch(node: Node, id: String, machine: Arc<dyn Machine>) {
+async fn watch(node: Node, id: String, machine: Arc<dyn Machine>, met: Met) {
     let death = machine.died().await;
     // Before it is cleaned up: afterwards nobody knows any more what it was that it ran into.
-    let usage = machine.usage().await;
+    let usage = met.usage_of(machine.as_ref()).await;
     let mut grant = None;
     let lost = node.0.sandboxes.update(&id, |entry| {
         if entry.row.sandbox.state == SandboxState::Running {

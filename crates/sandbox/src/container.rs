@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use berth_disk::{Counted, Engine, Writable};
+use berth_jail::doctor::{Finding, State};
 use berth_jail::spec::{self, EtcFiles, Root};
 use berth_jail::views::{self, Views};
 use berth_jail::{Capability, Exit, GuestImage, IdRange, LaunchRequest, Launcher, Process, cgroup};
 use berth_net::{Mode, Network, Slot, SlotSpec};
 use berth_types::sandbox::{Capabilities, CapabilitySet, Limit, StartPhases, Usage};
+use berth_types::system::TaskStatus;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::io::Interest;
@@ -114,6 +116,7 @@ impl ContainerDriver {
         let cgroups = cgroup::Facts::detect().map_err(Error::Cgroup)?;
         cgroup::remove_instance(&cgroups, &options.instance).map_err(Error::Cgroup)?;
         let launcher = Arc::new(Launcher::spawn().map_err(Error::Launch)?);
+        refuse_without_user_namespaces(options.ids, &launcher, disk.root())?;
         let network = start_network(&options, &launcher).await?;
         Ok(ContainerDriver {
             launcher,
@@ -273,6 +276,37 @@ impl ContainerDriver {
     }
 }
 
+/// What the machine has for user namespaces, tried with the first range of ids; it need not be free for that.
+fn user_namespaces(ids: Option<ids::Options>, launcher: &Launcher, root: &Path) -> Vec<Finding> {
+    let Some(ids) = ids else {
+        return vec![Finding {
+            name: "user namespaces",
+            state: State::Warn,
+            found: "switched off: root in sandboxes is root on the host".to_owned(),
+            hint: Some("set user_namespaces = true under [isolation] of the configuration".to_owned()),
+        }];
+    };
+    let range = IdRange { first: ids.first, count: ids.per_sandbox };
+    berth_jail::doctor::user_namespaces(launcher, root, range)
+}
+
+/// A machine that cannot have them is said so at once: without, sandboxes are less apart than was asked for.
+fn refuse_without_user_namespaces(
+    ids: Option<ids::Options>,
+    launcher: &Launcher,
+    root: &Path,
+) -> Result<(), Error> {
+    let failed: Vec<String> = user_namespaces(ids, launcher, root)
+        .into_iter()
+        .filter(|finding| finding.state == State::Fail)
+        .map(|finding| {
+            let hint = finding.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+            format!("{}: {}{hint}", finding.name, finding.found)
+        })
+        .collect();
+    if failed.is_empty() { Ok(()) } else { Err(Error::UserNamespaces { found: failed.join("; ") }) }
+}
+
 async fn start_network(options: &Options, launcher: &Arc<Launcher>) -> Result<Network, Error> {
     let maker = match options.ids {
         None => None,
@@ -353,6 +387,14 @@ impl Driver for ContainerDriver {
 
     fn features(&self) -> Features {
         Features { user_namespace: self.options.ids.is_some(), capabilities: true, requests: true }
+    }
+
+    fn doctor(&self) -> Vec<Finding> {
+        user_namespaces(self.options.ids, &self.launcher, self.disk.root())
+    }
+
+    fn tasks(&self) -> Vec<TaskStatus> {
+        vec![self.reaper.status()]
     }
 
     fn shutdown(&self) -> BoxFuture<'_, ()> {
@@ -528,6 +570,10 @@ impl Machine for Container {
 
     fn disk_full(&self) -> BoxFuture<'_, bool> {
         async move {
+            let limits = &self.limits;
+            if limits.storage_bytes.is_none() && limits.storage_inodes.is_none() {
+                return false;
+            }
             let held = self.held();
             tokio::task::spawn_blocking(move || held.disk_full()).await.unwrap_or_default()
         }

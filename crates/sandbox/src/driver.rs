@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use berth_jail::doctor::Finding;
 use berth_types::sandbox::{Capabilities, StartPhases, Usage};
 use berth_types::system::TaskStatus;
 use futures_util::FutureExt;
@@ -86,6 +87,11 @@ pub trait Driver: Send + Sync + 'static {
     /// What it can do beyond the least.
     fn features(&self) -> Features {
         Features::default()
+    }
+
+    /// What it finds of the machine besides what [`berth_jail::doctor()`] does. Tries things, so it blocks for milliseconds.
+    fn doctor(&self) -> Vec<Finding> {
+        Vec::new()
     }
 
     /// What it does in the background, and how that went.

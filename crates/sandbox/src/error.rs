@@ -21,6 +21,12 @@ pub enum Error {
     /// There are no ids for users inside.
     #[error("cannot set ids aside for users inside of sandboxes")]
     Ids(#[source] crate::ids::Error),
+    /// Sandboxes are to have user namespaces, and this machine cannot make such.
+    #[error("sandboxes cannot have user namespaces of their own on this machine: {found}")]
+    UserNamespaces {
+        /// What the doctor says of each thing that is missing, and what to do.
+        found: String,
+    },
     /// A capability has no meaning.
     #[error("cannot tell which capabilities the sandbox is to have")]
     Capability(#[source] berth_jail::capability::UnknownCapability),

@@ -3,12 +3,23 @@
 //! Removing control groups and files takes longer than a caller should wait, and must happen even when the
 //! caller's future is dropped. So it is done here, on blocking threads, and [`Reaper::settled`] says when it is over.
 
-use std::sync::Arc;
+use std::error::Error as StdError;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use berth_types::system::TaskStatus;
+use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::container::Parts;
+use crate::container::{Parts, SandboxDisk};
+
+/// What the node lists this under.
+const NAME: &str = "reaper";
+
+/// Waits in milliseconds before another try where a disk could not be taken away: a pool that is full has room again when the kernel has
+/// cleaned up what was removed before.
+const TRY_AGAIN_MS: [u64; 6] = [50, 100, 200, 500, 1000, 3000];
 
 /// Takes [`Parts`] and gives back what they hold. Clones are the same reaper.
 #[derive(Clone)]
@@ -16,6 +27,8 @@ pub(crate) struct Reaper {
     runtime: Handle,
     /// How many parts are not given back yet.
     pending: Arc<watch::Sender<usize>>,
+    /// How the last of it went.
+    status: Arc<Mutex<TaskStatus>>,
 }
 
 /// Parts that are given back when dropped.
@@ -27,7 +40,12 @@ pub(crate) struct Guard {
 impl Reaper {
     /// A reaper that works on the current runtime.
     pub(crate) fn start() -> Reaper {
-        Reaper { runtime: Handle::current(), pending: Arc::new(watch::Sender::new(0)) }
+        let status = TaskStatus { name: NAME.to_owned(), ..TaskStatus::default() };
+        Reaper {
+            runtime: Handle::current(),
+            pending: Arc::new(watch::Sender::new(0)),
+            status: Arc::new(Mutex::new(status)),
+        }
     }
 
     /// Empty parts, to be filled while a sandbox is made.
@@ -46,6 +64,23 @@ impl Reaper {
         let mut pending = self.pending.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
         let _ = pending.wait_for(|pending| *pending == 0).await;
+    }
+
+    /// What it did last, for people.
+    pub(crate) fn status(&self) -> TaskStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn ran(&self, began: Instant, failures: &[String]) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.runs += 1;
+        status.last_run_at = Some(Timestamp::now().to_string());
+        status.last_duration_ms = Some((began.elapsed().as_secs_f64() * 1e6).round() / 1e3);
+        status.failed = !failures.is_empty();
+        status.last_result = Some(match failures {
+            [] => "gave back what a sandbox held".to_owned(),
+            failures => failures.join("; "),
+        });
     }
 
     fn done(&self) {
@@ -73,7 +108,9 @@ impl Drop for Guard {
             Some(parts) => {
                 // Not `tokio::spawn`: a future that is dropped at the runtime's end may run this outside of it.
                 drop(self.reaper.runtime.spawn_blocking(move || {
-                    give_back(parts);
+                    let began = Instant::now();
+                    let failures = give_back(parts);
+                    reaper.ran(began, &failures);
                     reaper.done();
                 }));
             }
@@ -81,19 +118,67 @@ impl Drop for Guard {
     }
 }
 
-/// In the order of dependence: processes, their groups, their network, their files.
-fn give_back(parts: Parts) {
+/// In the order of dependence: processes, their groups, their network, their files. Tells what stays behind.
+fn give_back(parts: Parts) -> Vec<String> {
+    let mut failures = Vec::new();
     let Parts { process, cgroup, slot, disk } = parts;
     drop(process);
     if let Some(cgroup) = cgroup
         && let Err(error) = cgroup.kill_all().and_then(|()| cgroup.remove())
     {
-        tracing::warn!(%error, "control groups of a sandbox stay behind until the next start");
+        let error = chain(&error);
+        tracing::warn!(error, "control groups of a sandbox stay behind until the next start");
+        failures.push(format!("control groups stay behind: {error}"));
     }
     drop(slot);
     if let Some(disk) = disk
-        && let Err(error) = disk.engine.remove(&disk.id).and_then(|()| disk.engine.reap_trash().map(drop))
+        && let Err(error) = remove(&disk)
     {
-        tracing::warn!(id = disk.id, %error, "files of a sandbox stay behind until the next start");
+        let error = chain(&error);
+        tracing::warn!(id = disk.id, error, "files of a sandbox stay behind until the next start");
+        failures.push(format!("files of {} stay behind: {error}", disk.id));
+    }
+    failures
+}
+
+fn remove(disk: &SandboxDisk) -> Result<(), berth_disk::Error> {
+    let SandboxDisk { engine, id, .. } = disk;
+    for wait in TRY_AGAIN_MS {
+        match engine.remove(id).and_then(|()| engine.reap_trash()) {
+            Ok(_) => return Ok(()),
+            Err(error) => tracing::debug!(id, error = chain(&error), "a disk is not gone yet; trying again"),
+        }
+        std::thread::sleep(Duration::from_millis(wait));
+    }
+    engine.remove(id).and_then(|()| engine.reap_trash()).map(drop)
+}
+
+/// The error and its causes in one line.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_given_back_last_is_told() {
+        let reaper = Reaper::start();
+        assert_eq!(reaper.status(), TaskStatus { name: NAME.to_owned(), ..TaskStatus::default() });
+        drop(reaper.guard());
+        reaper.settled().await;
+        let status = reaper.status();
+        assert_eq!((status.runs, status.failed), (1, false));
+        assert!(status.last_run_at.is_some() && status.last_duration_ms.is_some());
+        reaper.ran(Instant::now(), &["files of a stay behind: no".to_owned()]);
+        assert!(reaper.status().failed);
+        assert_eq!(reaper.status().last_result.as_deref(), Some("files of a stay behind: no"));
     }
 }

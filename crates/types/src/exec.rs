@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use crate::sandbox::Limit;
+use crate::unique;
 
 /// Media type of the response to an exec: a run of frames, each one kind byte ([`frame`]), four bytes of
 /// big-endian length, and that many bytes. The last frame is always an [`frame::EVENT`] that holds
@@ -47,7 +48,7 @@ pub struct ExecRequest {
     /// What to run.
     pub command: Command,
     /// Added to, and winning over, the sandbox's environment.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "unique::map")]
     pub env: BTreeMap<String, String>,
     /// Working directory; the sandbox's when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -347,7 +347,8 @@ pub struct Usage {
     /// Limit of them, as the disk engine has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_inodes_limit: Option<u64>,
-    /// Limits that it met so far: the kernel or the disk engine refused or killed something for each.
+    /// Limits that it met so far, those that its execs met included: the kernel or the disk engine refused or killed
+    /// something for each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limits_hit: Vec<Limit>,
 }
