@@ -403,3 +403,60 @@ fn room_of_removed_sandboxes_comes_before_growth() {
     let size = fs::metadata(dir.path().join("pool.btrfs")).unwrap().len();
     assert!(size <= 768 * MIB, "it grew to {size} for 48 MiB at a time");
 }
+
+/// Writes until not even a name more has room, neither now nor after all is on disk.
+fn cram(upper: &Path) {
+    let mut n = 0;
+    loop {
+        let before = n;
+        for block in [1 << 20, 64 << 10, 4 << 10, 512, 0] {
+            let content = vec![1; block];
+            while File::create(upper.join(n.to_string())).and_then(|mut f| f.write_all(&content)).is_ok() {
+                n += 1;
+            }
+            n += 1;
+        }
+        // Where there is no room left to write out, it says so.
+        let _ = rustix::fs::syncfs(File::open(upper).unwrap());
+        if n == before + 5 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn sandboxes_go_from_a_full_pool_and_others_come() {
+    let dir = on_disk();
+    let Some(Opened { engine, .. }) = pool(dir.path(), &options()) else { return };
+    let ids = ["a", "b", "c", "d"];
+    let made = ids.map(|id| engine.create(id, &bytes(if id == "d" { 1024 } else { 64 } * MIB)).unwrap());
+    let overlay = Overlay::mount(dir.path(), &made[3]);
+    for _ in 0..2 {
+        made.iter().for_each(|writable| cram(&writable.upper));
+    }
+    let full = engine.limit_hit("d").unwrap();
+    assert!(matches!(full, Some(Full::Pool { .. })), "{full:?}");
+    // Inside there is a way out, too.
+    fs::remove_file(overlay.path().join("0")).unwrap();
+    drop(overlay);
+    cram(&made[3].upper);
+
+    for id in &ids[..3] {
+        engine.remove(id).unwrap();
+        engine.remove(id).unwrap();
+    }
+    assert_eq!(engine.list().unwrap(), ["d"]);
+    engine.reap_trash().unwrap();
+    // The kernel takes its time to clean up.
+    let until = Instant::now() + Duration::from_secs(120);
+    while let Err(error) = engine.create("a", &bytes(64 * MIB)) {
+        assert!(Instant::now() < until, "{error:?}");
+        engine.reap_trash().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    fs::write(engine.root().join("sandboxes/a/upper/f"), vec![1; 32 << 20]).unwrap();
+    engine.remove("d").unwrap();
+    engine.remove("a").unwrap();
+    engine.reap_trash().unwrap();
+    assert_eq!(engine.list().unwrap(), [""; 0]);
+}
