@@ -17,6 +17,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a group is made again that another instance removes.
 const MAKE_TRIES: usize = 10;
+/// Passes over a group whose processes are moved: each but the last meets only what was forked during the one before.
+const MOVE_TRIES: usize = 100;
 /// The group that the guest makes for entering a sandbox whose memory is full.
 const RESCUE: &str = "rescue";
 /// Between two looks.
@@ -154,9 +156,13 @@ fn make_new(path: &Path, made: &mut Vec<PathBuf>) -> Result<(), Error> {
 }
 
 fn move_processes(from: &Path, to: &Path) -> Result<(), Error> {
-    // Twice at most: what was forked meanwhile is in the group of its parent.
-    for _ in 0..2 {
-        for pid in pids_of(from)? {
+    // Until it is seen empty: what was forked meanwhile is in the group of its parent, and in an empty one nothing forks.
+    for _ in 0..MOVE_TRIES {
+        let pids = pids_of(from)?;
+        if pids.is_empty() {
+            break;
+        }
+        for pid in pids {
             match write(&to.join("cgroup.procs"), &pid.to_string()) {
                 Err(Error::Write { source, .. }) if is(&source, rustix::io::Errno::SRCH) => {}
                 answer => answer?,
