@@ -19,10 +19,11 @@
 //! A limit that an engine cannot hold is refused ([`Error::NotEnforced`]), never dropped. An engine asked for by name
 //! that cannot be had is an error ([`Error::Unavailable`]), never replaced by another.
 //!
-//! Removing is a rename, so that it takes no time and cannot half happen; [`Engine::reap_trash`] deletes later, at the
-//! caller's leisure, and at the next start what a crash left. Deletion works on descriptors and never follows a path
-//! made of names from inside a sandbox; it needs two descriptors at a time and constant stack, however deep a sandbox
-//! nested its directories.
+//! Removing is a rename, so that it takes no time and cannot half happen (on a full btrfs, which has no room for a
+//! rename, it is the end of the subvolume: the same holds); [`Engine::reap_trash`] deletes later, at the caller's
+//! leisure, and at the next start what a crash left. Deletion works on descriptors and never follows a path made of
+//! names from inside a sandbox; it needs two descriptors at a time and constant stack, however deep a sandbox nested
+//! its directories.
 //!
 //! It refuses ids that are not plain names ([`Error::BadId`]). It fails with an [`Error`] that names operation and
 //! path. All calls block.
