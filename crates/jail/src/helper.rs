@@ -13,6 +13,7 @@ use berth_sys::namespace::Namespaces;
 use berth_sys::process::{Clone, clone_sibling, end_now};
 use berth_sys::program::{Program, become_program};
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::ids::IdRange;
 use crate::maker;
@@ -43,6 +44,7 @@ fn serve() -> io::Result<()> {
     // process leads a group already, and then there is nothing to leave.
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;
+    contain_core_dumps()?;
     let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(null(OFlags::RDONLY)?)?;
     // Compiled once here, for all children. An error is every child's own, when it comes to need it.
@@ -64,6 +66,22 @@ fn serve() -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             answered => answered?,
         }
+    }
+    Ok(())
+}
+
+/// A core dump stays in the sandbox where the host's pattern is a plain name. One for a program or a socket of the host,
+/// or for a path (which a set-uid program's dump takes from the host's root with `fs.suid_dumpable` 2), would leave it: a
+/// hard limit of one byte is too little for any file, and what the kernel takes as a no to the others. core(5),
+/// `fs/coredump.c`.
+fn contain_core_dumps() -> io::Result<()> {
+    let pattern = match std::fs::read("/proc/sys/kernel/core_pattern") {
+        Ok(pattern) => pattern,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if pattern.first().is_some_and(|first| b"|/@".contains(first)) {
+        setrlimit(Resource::Core, Rlimit { current: Some(1), maximum: Some(1) })?;
     }
     Ok(())
 }
