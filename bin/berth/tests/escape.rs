@@ -5,11 +5,11 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -18,7 +18,11 @@ use support::{Daemon, compiled, eventually, text, write_tree};
 
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
+const ESRCH: i32 = 3;
 const EACCES: i32 = 13;
+const EXDEV: i32 = 18;
+const EINVAL: i32 = 22;
+const ENOTTY: i32 = 25;
 const EROFS: i32 = 30;
 const ENOSYS: i32 = 38;
 const ENODATA: i32 = 61;
@@ -75,11 +79,11 @@ const ESCAPES: &[(&str, i32)] = &[
     ("pin_init", EPERM),
     ("renice_init", EPERM),
     ("renice_user", EPERM),
-    ("core_pattern", EROFS),
-    ("modprobe", EROFS),
-    ("drop_caches", EROFS),
-    ("sysrq", EROFS),
-    ("kmsg_proc", EPERM),
+    ("core_pattern", EACCES),
+    ("modprobe", EACCES),
+    ("drop_caches", EACCES),
+    ("sysrq", EACCES),
+    ("kmsg_proc", EACCES),
     ("kmsg_dev", ENOENT),
     ("uevent_helper", EROFS),
     ("sys_bus", EROFS),
@@ -91,15 +95,89 @@ const ESCAPES: &[(&str, i32)] = &[
     ("init_root", EACCES),
     ("init_descriptors", EACCES),
     ("kcore", ENODATA),
-    ("character_node", EACCES),
-    ("memory_node", EACCES),
+    ("character_node", EPERM),
+    ("memory_node", EPERM),
     ("unknown_call", ENOSYS),
     ("x32_call", ENOSYS),
     ("compat_call", KILLED),
+    ("init_namespaces", EACCES),
+    ("enter_own_user", EPERM),
+    ("enter_by_pidfd", EPERM),
+    ("parent_of_user", EPERM),
+    ("owner_of_mounts", EPERM),
+    ("owner_of_processes", EPERM),
+    ("parent_of_processes", EPERM),
+    ("user_map", EPERM),
+    ("group_map", EPERM),
+    ("init_user_map", EROFS),
+    ("set_groups", EACCES),
+    ("chown_behind", EINVAL),
+    ("chown_stranger", EINVAL),
+    ("chown_last", EINVAL),
+    ("become_stranger", EINVAL),
+    ("join_strangers", EINVAL),
+    ("project_id", EPERM),
+    ("project_by_call", EPERM),
+    ("immutable", EPERM),
+    ("append_only", EPERM),
+    ("freeze", EPERM),
+    ("subvolume", EPERM),
+    ("snapshot", EPERM),
+    ("subvolume_delete", ENOTTY),
+    ("subvolume_flags", ENOTTY),
+    ("quota_off", ENOTTY),
+    ("quota_group", ENOTTY),
+    ("quota_limit", ENOTTY),
+    ("tree_search", ENOTTY),
+    ("ino_paths", ENOTTY),
+    ("send_subvolume", ENOTTY),
+    ("receive", ENOTTY),
+    ("device_add", ENOTTY),
+    ("resize", ENOTTY),
+    ("encoded_read", ENOTTY),
+    ("clone_proc", EXDEV),
+    ("clone_hosts", EXDEV),
+    ("quota_call", EPERM),
+    ("quota_fd", EPERM),
+    ("init_descriptor", EPERM),
+    ("trace_views", EPERM),
+    ("limit_views", EPERM),
+    ("schedule_views", EPERM),
+    ("renice_views", EPERM),
+    ("pin_views", EPERM),
+    ("views_memory", EROFS),
+    ("fuse_open", EPERM),
+    ("fuse_control", EPERM),
+    ("fuse_device", ENOENT),
+    ("fuse_abort", ENOENT),
+    ("loop_control", ENOENT),
+    ("debug_files", ENOENT),
+    ("move_mounts", EPERM),
+    ("key_request", EPERM),
+    ("key_list", ENODATA),
+];
+
+/// What is otherwise for root in a sandbox without a user namespace of its own. Where nothing is refused (0), that
+/// is what it lacks: it is the host's root, to whom every id is its own to give, if in its own tree alone.
+const AS_ROOT_OF_HOST: &[(&str, i32)] = &[
+    ("core_pattern", EROFS),
+    ("modprobe", EROFS),
+    ("drop_caches", EROFS),
+    ("sysrq", EROFS),
+    ("kmsg_proc", EPERM),
+    ("character_node", EACCES),
+    ("memory_node", EACCES),
+    ("owner_of_mounts", 0),
+    ("owner_of_processes", 0),
+    ("chown_behind", 0),
+    ("chown_stranger", 0),
+    ("chown_last", 0),
+    ("become_stranger", 0),
+    ("join_strangers", 0),
 ];
 
 /// Whose control depends on what the machine's own kernel and container have.
-const CONTROL_MAY_AGREE: [&str; 12] = [
+const CONTROL_MAY_AGREE: [&str; 23] = [
     "vsock",
     "alg",
     "kcore",
@@ -112,6 +190,17 @@ const CONTROL_MAY_AGREE: [&str; 12] = [
     "init_root",
     "kmsg_dev",
     "init_descriptors",
+    "init_namespaces",
+    "enter_by_pidfd",
+    "parent_of_user",
+    "parent_of_processes",
+    "subvolume_flags",
+    "tree_search",
+    "ino_paths",
+    "send_subvolume",
+    "encoded_read",
+    "clone_proc",
+    "debug_files",
 ];
 
 macro_rules! require {
@@ -147,28 +236,41 @@ fn results(lines: &str) -> BTreeMap<&str, i32> {
     lines.lines().map(parse).collect()
 }
 
+/// Limits of all kinds, so that all that serves them is there to be attacked: views, notifications, quota.
+const LIMITED: [&str; 10] =
+    ["--network", "no-network", "--memory-mb", "256", "--cpus", "1", "--storage-mb", "100", "--pids", "200"];
+
 #[test]
 fn known_escapes_fail() {
     let program = require!();
     let daemon = daemon(&program);
-    daemon.sandbox("box", &["--network", "no-network"]);
-
     let control = Command::new(on_host(&daemon, &program)).arg("escapes").env("HOST", "1").output().unwrap();
     let control = text(&control.stdout);
     let control = results(&control);
     // A file that this machine's kernel does not have cannot be refused either.
-    let is_file = |result| result == EROFS || result == ENODATA;
-    let absent = |name, result| is_file(result) && control.get(name) == Some(&ENOENT);
-    let expected: BTreeMap<&str, i32> = ESCAPES
-        .iter()
-        .map(|(name, result)| (*name, if absent(*name, *result) { ENOENT } else { *result }))
-        .collect();
+    let is_file = |result| [EROFS, EACCES, ENODATA].contains(&result);
+    let absent = |name: &str, result| is_file(result) && control.get(name) == Some(&ENOENT);
+    let expect = |table: &'static [(&str, i32)]| {
+        table.iter().map(|(name, result)| (*name, if absent(name, *result) { ENOENT } else { *result }))
+    };
+    let expected: BTreeMap<&str, i32> = expect(ESCAPES).collect();
+    let as_root_of_host: BTreeMap<&str, i32> = expect(ESCAPES).chain(expect(AS_ROOT_OF_HOST)).collect();
 
-    let (_, as_root, _) = daemon.sh("box", "/attempts escapes");
-    assert_eq!(results(&as_root), expected);
-    let as_user = daemon.ok(&["sandbox", "exec", "box", "--user", "alice", "--", "/attempts", "escapes"]);
-    for (name, result) in results(&as_user) {
-        assert_ne!(result, 0, "{name} works for a user");
+    for (name, namespace, expected) in [("box", "true", &expected), ("bare", "false", &as_root_of_host)] {
+        let namespace = format!("--user-namespace={namespace}");
+        daemon.sandbox(name, &[&LIMITED[..], &[&namespace]].concat());
+        let (_, as_root, _) = daemon.sh(name, "/attempts escapes");
+        assert_eq!(differences(&results(&as_root), expected), Vec::<String>::new(), "{namespace}");
+        let as_user = daemon.ok(&["sandbox", "exec", name, "--user", "alice", "--", "/attempts", "escapes"]);
+        for (name, result) in results(&as_user) {
+            // Who owns a namespace is no secret, and gives no hold on it.
+            let harmless = name.starts_with("owner_of_") && expected[name] == 0;
+            assert!(result != 0 || harmless, "{name} works for a user, {namespace}");
+        }
+        let mounts = daemon.sh(name, "cat /proc/self/mountinfo").1;
+        assert!(!mounts.contains("shared:") && !mounts.contains("master:"), "mounts spread: {mounts}");
+        assert!(!mounts.contains("cgroup2 ") && !mounts.contains("- cgroup "), "control groups: {mounts}");
+        assert_eq!(daemon.sh(name, "cat /proc/1/comm").1, "berth-guest\n");
     }
 
     for (name, result) in &control {
@@ -177,10 +279,155 @@ fn known_escapes_fail() {
             println!("NOTE: {name} fails outside as well");
         }
     }
+}
 
-    let mounts = daemon.sh("box", "cat /proc/self/mountinfo").1;
-    assert!(!mounts.contains("shared:") && !mounts.contains("master:"), "mounts spread: {mounts}");
-    assert_eq!(daemon.sh("box", "cat /proc/1/comm").1, "berth-guest\n");
+fn differences(found: &BTreeMap<&str, i32>, expected: &BTreeMap<&str, i32>) -> Vec<String> {
+    let names: BTreeSet<_> = found.keys().chain(expected.keys()).collect();
+    let differs = names.into_iter().filter(|name| found.get(*name) != expected.get(*name));
+    differs.map(|name| format!("{name}: {:?} and not {:?}", found.get(name), expected.get(name))).collect()
+}
+
+#[test]
+fn an_image_without_layers_has_no_disk_of_its_own_either() {
+    let program = require!();
+    let daemon = daemon(&program);
+    let context = daemon.path().join("context");
+    write_tree(&context, &[("Dockerfile", 0o644, "FROM scratch\nENV A=b\n")]);
+    daemon.ok(&["image", "build", context.to_str().unwrap(), "-t", "empty:test"]);
+    daemon.ok(&[&["sandbox", "create", "empty:test", "--name", "box"], &LIMITED[..]].concat());
+    // Its root is a directory of the disk engine itself, with no overlay before it.
+    let program = on_host(&daemon, &program);
+    daemon.ok(&["sandbox", "cp", program.to_str().unwrap(), "box:/tmp/attempts"]);
+    let output = daemon.ok(&["sandbox", "exec", "box", "--", "/tmp/attempts", "escapes"]);
+    let results = results(&output);
+    assert_eq!(results.len(), ESCAPES.len());
+    for (name, result) in &results {
+        // Here both ends are the sandbox's own files on one disk.
+        assert!(*result != 0 || *name == "clone_hosts", "{name} works");
+    }
+    for name in ["subvolume", "snapshot", "project_id", "project_by_call"] {
+        assert_eq!(results[name], EPERM, "{name}");
+    }
+    daemon.ok(&["sandbox", "rm", "box"]);
+}
+
+#[test]
+fn no_switch_of_the_kernel_can_be_opened_for_writing() {
+    let program = require!();
+    let daemon = daemon(&program);
+    daemon.sandbox("box", &LIMITED);
+    // Whoever may read pressure may ask to be woken by it: a matter of the asker alone.
+    let switches = |output: &str| -> Vec<String> {
+        output.lines().filter(|path| !path.starts_with("/proc/pressure/")).map(str::to_owned).collect()
+    };
+    assert_eq!(switches(&daemon.ok(&["sandbox", "exec", "box", "--", "/attempts", "writable"])), [""; 0]);
+    daemon.sandbox("bare", &[&LIMITED[..], &["--user-namespace=false"]].concat());
+    let found = daemon.ok(&["sandbox", "exec", "bare", "--", "/attempts", "writable"]);
+    // The host's root may open what it owns; what takes no writing at all stays as it is.
+    let found: Vec<_> = switches(&found).into_iter().filter(|path| !only_read(path)).collect();
+    assert_eq!(found, [""; 0]);
+    let outside = Command::new(on_host(&daemon, &program)).arg("writable").output().unwrap();
+    assert!(text(&outside.stdout).contains("/proc/sys/vm/drop_caches"), "the control finds nothing");
+}
+
+/// Whether a file of /proc has nobody's leave to be written in its mode, on this machine.
+fn only_read(path: &str) -> bool {
+    path.starts_with("/proc/")
+        && std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o222 == 0)
+}
+
+#[test]
+fn processes_of_others_do_not_exist() {
+    let program = require!();
+    let daemon = daemon(&program);
+    for (name, namespace) in [("box", "true"), ("bare", "false")] {
+        daemon.sandbox(name, &["--network", "no-network", &format!("--user-namespace={namespace}")]);
+    }
+    daemon.sandbox("neighbour", &["--network", "no-network"]);
+    let sleep = daemon.command(&["sandbox", "exec", "neighbour", "--", "sleep", "6060606"]).spawn().unwrap();
+    let _sleep = Running(sleep);
+    eventually("the neighbour", || host_pid(b"sleep\x006060606\x00").is_some());
+    let neighbour = host_pid(b"sleep\x006060606\x00").unwrap();
+    // Higher than any number inside, so that it can mean nothing there by chance.
+    assert!(neighbour > 100);
+    for pid in [neighbour, daemon.pid()] {
+        let pid = pid.to_string();
+        for name in ["box", "bare"] {
+            let output = daemon.ok(&["sandbox", "exec", name, "--", "/attempts", "poke", &pid]);
+            for (attempt, result) in results(&output) {
+                let expected = if attempt == "proc" { ENOENT } else { ESRCH };
+                assert_eq!(result, expected, "{attempt} of {pid} from {name}");
+            }
+        }
+    }
+    let output =
+        Command::new(on_host(&daemon, &program)).args(["poke", &neighbour.to_string()]).output().unwrap();
+    assert_eq!(results(&text(&output.stdout))["kill"], 0, "the control");
+}
+
+fn host_pid(cmdline: &[u8]) -> Option<u32> {
+    std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let found = std::fs::read(entry.path().join("cmdline")).ok()?;
+        (found == cmdline).then(|| entry.file_name().to_str()?.parse().ok()).flatten()
+    })
+}
+
+#[test]
+fn set_uid_programs_made_inside_are_nobodys_outside() {
+    let program = require!();
+    let daemon = daemon(&program);
+    daemon.sandbox("box", &["--network", "no-network"]);
+    daemon.sandbox("other", &["--network", "no-network"]);
+    let line = "cp /attempts /made && chown 5:7 /made && chmod 6755 /made && cp /attempts /roots && chmod 4755 /roots && \
+                exec sleep 7070707";
+    for name in ["box", "other"] {
+        let inside = daemon.command(&["sandbox", "exec", name, "--", "/bin/sh", "-c", line]).spawn().unwrap();
+        let _inside = Running(inside);
+        eventually("the program", || host_pid(b"sleep\x007070707\x00").is_some());
+        let pid = host_pid(b"sleep\x007070707\x00").unwrap();
+        // As the kernel has it for whoever comes by that process: an id of the range, never a user of the host.
+        let owner = |path: &str| std::fs::metadata(format!("/proc/{pid}/root/{path}")).unwrap().uid();
+        let first = first_id(pid);
+        assert!(first >= 1 << 30, "{first}");
+        assert_eq!((owner("made"), owner("roots")), (first + 5, first));
+    }
+    // On disk names are neutral, and no user of the host comes to them: the pool is the daemon's own mount, and its
+    // directory is root's.
+    let shown = std::fs::read_dir(daemon.path().join("data/pool")).map_or(0, Iterator::count);
+    assert_eq!(shown, 0, "the pool is mounted for all of the host");
+    let data = std::fs::metadata(daemon.path().join("data")).unwrap();
+    assert_eq!(
+        (data.uid(), data.permissions().mode() & 0o077),
+        (0, 0),
+        "others may enter the data directory"
+    );
+}
+
+/// The first id of a process's range, as /proc tells it.
+fn first_id(pid: u32) -> u32 {
+    let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
+    map.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn what_crashes_leaves_nothing_outside() {
+    let program = require!();
+    let daemon = daemon(&program);
+    daemon.sandbox("box", &["--network", "no-network"]);
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    assert_eq!(daemon.sh("box", "cd /tmp && /attempts crash").0, 134);
+    let written = daemon.sh("box", "ls /tmp").1;
+    println!("NOTE: the pattern is {pattern:?}, and the crash left {written:?}");
+    if pattern.starts_with(['|', '/', '@']) {
+        // One byte: too little for a file, and what the kernel takes as no to a program of the host.
+        assert_eq!(
+            daemon.sh("box", "ulimit -H -c; cat /proc/self/limits | grep core").1.contains(" 1 "),
+            true
+        );
+        assert_eq!(written, "");
+    } else {
+        assert!(written.contains("core"), "a core that may be written is the sandbox's own file");
+    }
 }
 
 #[test]
@@ -323,7 +570,8 @@ fn a_fork_bomb_is_contained_and_can_be_deleted() {
     };
     eventually("a full sandbox", || processes() >= 50);
     std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(processes() < 60, "{} processes", processes());
+    // The limit counts commands: the guest is outside of it.
+    assert!(processes() <= 60, "{} processes", processes());
     assert_eq!(daemon.sh("neighbour", "echo unharmed").1, "unharmed\n");
     daemon.ok(&["sandbox", "rm", "box"]);
     eventually("the end of the bomb", || processes() == 0);

@@ -3,10 +3,14 @@
 // mount namespace of its own, or arguments that stop at the check behind the permission.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/btrfs.h>
+#include <linux/fs.h>
 #include <linux/keyctl.h>
+#include <linux/nsfs.h>
 #include <linux/perf_event.h>
 #include <pthread.h>
 #include <sched.h>
@@ -142,6 +146,160 @@ static int kcore(void) {
     if (fd < 0) return errno;
     return read(fd, &byte, 1) == 1 ? 0 : ENODATA;
 }
+// --- the namespaces and what they are made of
+
+// All that are there: success of one is success.
+static int init_namespaces(void) {
+    static const char *const kinds[] = {"user", "pid", "pid_for_children", "net", "cgroup", "ipc", "uts", "time"};
+    char path[64];
+    int answer = ENOENT;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        snprintf(path, sizeof path, "/proc/1/ns/%s", kinds[i]);
+        if (!(answer = open_for(path, O_RDONLY))) return 0;
+    }
+    return answer;
+}
+static int enter_own_user(void) { return of(setns(open("/proc/self/ns/user", O_RDONLY), CLONE_NEWUSER)); }
+static int enter_by_pidfd(void) { return of(setns(syscall(434, 1, 0), CLONE_NEWNS)); }
+static int parent_of_user(void) { return of(ioctl(open("/proc/self/ns/user", O_RDONLY), NS_GET_PARENT)); }
+static int owner_of_mounts(void) { return of(ioctl(open("/proc/self/ns/mnt", O_RDONLY), NS_GET_USERNS)); }
+static int owner_of_processes(void) { return of(ioctl(open("/proc/self/ns/pid", O_RDONLY), NS_GET_USERNS)); }
+static int parent_of_processes(void) { return of(ioctl(open("/proc/self/ns/pid", O_RDONLY), NS_GET_PARENT)); }
+static int write_to(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY);
+    return fd < 0 ? errno : of(write(fd, text, strlen(text)));
+}
+static int user_map(void) { return write_to("/proc/self/uid_map", "0 0 4294967295"); }
+static int group_map(void) { return write_to("/proc/self/gid_map", "0 0 4294967295"); }
+static int init_user_map(void) { return write_to("/proc/1/uid_map", "0 0 4294967295"); }
+static int set_groups(void) { return write_to("/proc/self/setgroups", "deny"); }
+static const char *scratch(void) {
+    static char path[64];
+    snprintf(path, sizeof path, "/var/tmp/berth-escape-%d", getpid());
+    if (!on_host()) memmove(path, path + 4, strlen(path + 4) + 1);
+    close(open(path, O_RDWR | O_CREAT, 0600));
+    return path;
+}
+static int give_to(uid_t uid) {
+    const char *path = scratch();
+    int answer = of(chown(path, uid, -1));
+    unlink(path);
+    return answer;
+}
+// The first id behind the range, one of another sandbox's, one that all hosts have.
+static int chown_behind(void) { return give_to(262144); }
+static int chown_stranger(void) { return give_to(1073741824); }
+static int chown_last(void) { return give_to(4294967294u); }
+static int become_stranger(void) { return of(setresuid(1073741824, -1, -1)); }
+static int join_strangers(void) { gid_t all[] = {0, 1073741824}; return of(setgroups(2, all)); }
+
+// --- the disk behind the root
+
+static int on_scratch(unsigned long request, void *argument) {
+    const char *path = scratch();
+    int fd = open(path, O_RDWR), answer = of(ioctl(fd, request, argument));
+    unlink(path);
+    return answer;
+}
+static int project_id(void) { struct fsxattr attr = {.fsx_projid = 4242}; return on_scratch(FS_IOC_FSSETXATTR, &attr); }
+static int project_by_call(void) {
+    uint64_t attr[3] = {0, 0, 4242};
+    const char *path = scratch();
+    int answer = of(syscall(469, AT_FDCWD, path, attr, 24, 0));
+    unlink(path);
+    return answer;
+}
+static int immutable(void) { int flags = FS_IMMUTABLE_FL; return on_scratch(FS_IOC_SETFLAGS, &flags); }
+static int append_only(void) { int flags = FS_APPEND_FL; return on_scratch(FS_IOC_SETFLAGS, &flags); }
+static int freeze(void) { return of(ioctl(open("/", O_RDONLY), FIFREEZE, 0)); }
+// On the root, and on a file that is mounted from the same disk without an overlay between.
+static int on_disk(unsigned long request, void *argument) {
+    static char given[4096], copy[4096];
+    memcpy(given, argument, 4096);
+    memcpy(copy, argument, 4096);
+    int first = of(ioctl(open("/", O_RDONLY), request, given));
+    int second = of(ioctl(open("/etc/hosts", O_RDONLY), request, copy));
+    return first && second ? first : 0;
+}
+static char page[4096];
+static int subvolume(void) { strcpy(((struct btrfs_ioctl_vol_args *)page)->name, "berth-escape"); return on_disk(BTRFS_IOC_SUBVOL_CREATE, page); }
+static int snapshot(void) {
+    struct btrfs_ioctl_vol_args *args = (void *)page;
+    args->fd = open("/", O_RDONLY);
+    strcpy(args->name, "berth-escape");
+    return on_disk(BTRFS_IOC_SNAP_CREATE, page);
+}
+static int subvolume_delete(void) { strcpy(((struct btrfs_ioctl_vol_args *)page)->name, "etc"); return on_disk(BTRFS_IOC_SNAP_DESTROY, page); }
+static int subvolume_flags(void) { return on_disk(BTRFS_IOC_SUBVOL_SETFLAGS, page); }
+static int quota_off(void) { ((struct btrfs_ioctl_quota_ctl_args *)page)->cmd = BTRFS_QUOTA_CTL_DISABLE; return on_disk(BTRFS_IOC_QUOTA_CTL, page); }
+static int quota_group(void) { struct btrfs_ioctl_qgroup_create_args *args = (void *)page; args->create = 1; args->qgroupid = 1ull << 48 | 1; return on_disk(BTRFS_IOC_QGROUP_CREATE, page); }
+static int quota_limit(void) { ((struct btrfs_ioctl_qgroup_limit_args *)page)->lim.flags = BTRFS_QGROUP_LIMIT_MAX_RFER; return on_disk(BTRFS_IOC_QGROUP_LIMIT, page); }
+static int tree_search(void) {
+    struct btrfs_ioctl_search_args *args = (void *)page;
+    args->key = (struct btrfs_ioctl_search_key){.tree_id = 1, .max_objectid = -1, .max_offset = -1, .max_transid = -1, .max_type = 255, .nr_items = 1};
+    return on_disk(BTRFS_IOC_TREE_SEARCH, page);
+}
+static int ino_paths(void) { struct btrfs_ioctl_ino_path_args *args = (void *)page; args->inum = 256; return on_disk(BTRFS_IOC_INO_PATHS, page); }
+static int send_subvolume(void) { return on_disk(BTRFS_IOC_SEND, page); }
+static int receive(void) { return on_disk(BTRFS_IOC_SET_RECEIVED_SUBVOL, page); }
+static int device_add(void) { strcpy(((struct btrfs_ioctl_vol_args *)page)->name, "/dev/null"); return on_disk(BTRFS_IOC_ADD_DEV, page); }
+static int resize(void) { strcpy(((struct btrfs_ioctl_vol_args *)page)->name, "1:max"); return on_disk(BTRFS_IOC_RESIZE, page); }
+static int encoded_read(void) { return on_disk(_IOR(0x94, 64, char[128]), page); }
+static int clone_of(const char *source) {
+    int from = open(source, O_RDONLY);
+    return from < 0 ? 249 : on_scratch(FICLONE, (void *)(long)from);
+}
+static int clone_proc(void) { return clone_of("/proc/version"); }
+static int clone_hosts(void) { return clone_of("/etc/hosts"); }
+static int quota_call(void) { return of(syscall(SYS_quotactl, 0x800003 << 8, "/dev/loop0", 0, 0)); }
+static int quota_fd(void) { return of(syscall(443, open("/", O_RDONLY), 0x800003 << 8, 0, 0)); }
+
+// --- what the guest holds
+
+static int init_descriptor(void) {
+    int pidfd = syscall(434, 1, 0), answer = EBADF;
+    if (pidfd < 0) return errno;
+    for (int fd = 0; fd < 64; fd++) {
+        long copy = syscall(438, pidfd, fd, 0);
+        if (copy >= 0) return 0;
+        answer = errno;
+    }
+    return answer;
+}
+// Of every thread of the guest, that of the views included; success with one is success.
+static int init_threads(int (*attempt)(int thread)) {
+    DIR *all = opendir("/proc/1/task");
+    int answer = ENOENT;
+    for (struct dirent *entry; all && (entry = readdir(all));)
+        if (atoi(entry->d_name) > 0 && !(answer = attempt(atoi(entry->d_name)))) return 0;
+    return answer;
+}
+static int trace_one(int thread) { return of(ptrace(PTRACE_SEIZE, thread, 0, 0)); }
+static int limit_one(int thread) { struct rlimit none = {0, 0}; return of(syscall(SYS_prlimit64, thread, RLIMIT_CPU, &none, 0)); }
+static int schedule_one(int thread) { struct sched_param p = {0}; return of(sched_setscheduler(thread, SCHED_IDLE, &p)); }
+static int renice_one(int thread) { return of(setpriority(PRIO_PROCESS, thread, 19)); }
+static int pin_one(int thread) { cpu_set_t set; CPU_ZERO(&set); CPU_SET(0, &set); return of(sched_setaffinity(thread, sizeof set, &set)); }
+static int memory_of_one(int thread) { char path[64]; snprintf(path, sizeof path, "/proc/1/task/%d/mem", thread); return open_for(path, O_RDWR); }
+static int trace_views(void) { return init_threads(trace_one); }
+static int limit_views(void) { return init_threads(limit_one); }
+static int schedule_views(void) { return init_threads(schedule_one); }
+static int renice_views(void) { return init_threads(renice_one); }
+static int pin_views(void) { return init_threads(pin_one); }
+static int views_memory(void) { return init_threads(memory_of_one); }
+static int fuse_open(void) { own_mounts(); return of(syscall(430, "fuse", 0)); }
+static int fuse_control(void) { own_mounts(); return of(syscall(430, "fusectl", 0)); }
+static int fuse_device(void) { return open_for("/dev/fuse", O_RDWR); }
+static int fuse_abort(void) { return open_for("/sys/fs/fuse/connections/1/abort", O_WRONLY); }
+static int loop_control(void) { return open_for("/dev/loop-control", O_RDWR); }
+static int debug_files(void) { return open_for("/sys/kernel/debug/tracing", O_RDONLY | O_DIRECTORY); }
+static int move_mounts(void) { own_mounts(); return of(syscall(429, -1, "", AT_FDCWD, "/tmp", 4)); }
+static int key_request(void) { return of(syscall(SYS_request_key, "user", "berth-escape", 0, 0)); }
+static int key_list(void) {
+    char byte; int fd = open("/proc/keys", O_RDONLY);
+    if (fd < 0) return errno;
+    return read(fd, &byte, 1) == 1 ? 0 : ENODATA;
+}
+
 static int node(mode_t kind, int major, int minor) {
     char path[64];
     // Outside, /tmp is often a mount without devices itself.
@@ -186,11 +344,22 @@ static const struct attempt { const char *name; int (*run)(void); } escapes[] = 
     TRY(core_pattern), TRY(modprobe), TRY(drop_caches), TRY(sysrq), TRY(kmsg_proc), TRY(kmsg_dev), TRY(uevent_helper),
     TRY(sys_bus), TRY(init_memory), TRY(init_program), TRY(init_score), TRY(init_thread_score), TRY(init_namespace),
     TRY(init_root), TRY(init_descriptors), TRY(kcore), TRY(character_node), TRY(memory_node), TRY(unknown_call), TRY(x32_call), TRY(compat_call),
+    TRY(init_namespaces), TRY(enter_own_user), TRY(enter_by_pidfd), TRY(parent_of_user), TRY(owner_of_mounts), TRY(owner_of_processes),
+    TRY(parent_of_processes), TRY(user_map), TRY(group_map), TRY(init_user_map), TRY(set_groups), TRY(chown_behind), TRY(chown_stranger),
+    TRY(chown_last), TRY(become_stranger), TRY(join_strangers), TRY(project_id), TRY(project_by_call), TRY(immutable), TRY(append_only),
+    TRY(freeze), TRY(subvolume), TRY(snapshot), TRY(subvolume_delete), TRY(subvolume_flags), TRY(quota_off), TRY(quota_group), TRY(quota_limit),
+    TRY(tree_search), TRY(ino_paths), TRY(send_subvolume), TRY(receive), TRY(device_add), TRY(resize), TRY(encoded_read), TRY(clone_proc), TRY(clone_hosts),
+    TRY(quota_call), TRY(quota_fd), TRY(init_descriptor), TRY(trace_views), TRY(limit_views), TRY(schedule_views), TRY(renice_views), TRY(pin_views),
+    TRY(views_memory), TRY(fuse_open), TRY(fuse_control), TRY(fuse_device), TRY(fuse_abort), TRY(loop_control), TRY(debug_files), TRY(move_mounts),
+    TRY(key_request), TRY(key_list),
 };
 // Not outside: they would be done to the machine's own first process, or make user namespaces.
 static const char *const never_on_host[] = {
     "unshare_user", "clone_user", "trace_init", "read_init", "schedule_init", "pin_init", "renice_init", "renice_user",
     "init_memory", "init_score", "init_thread_score",
+    "user_map", "group_map", "init_user_map", "set_groups", "freeze", "subvolume", "snapshot", "subvolume_delete", "quota_off", "quota_group",
+    "quota_limit", "receive", "device_add", "resize", "trace_views", "limit_views", "schedule_views", "renice_views", "pin_views", "views_memory",
+    "fuse_abort", "init_descriptor",
 };
 
 static void run(const struct attempt *attempt) {
@@ -289,6 +458,36 @@ static int hunt(int seconds) {
     return 0;
 }
 
+// A process by its number: that of another sandbox on the host means nothing inside.
+static int poke(int pid) {
+    cpu_set_t set; CPU_ZERO(&set); CPU_SET(0, &set);
+    char byte, path[64]; struct iovec here = {&byte, 1}, there = {(void *)0x400000, 1};
+    snprintf(path, sizeof path, "/proc/%d", pid);
+    printf("kill: %d\n", of(kill(pid, 0)));
+    printf("getpriority: %d\n", (errno = 0, getpriority(PRIO_PROCESS, pid), errno));
+    printf("affinity: %d\n", of(sched_getaffinity(pid, sizeof set, &set)));
+    printf("limits: %d\n", of(syscall(SYS_prlimit64, pid, RLIMIT_CPU, 0, &(struct rlimit){0})));
+    printf("memory: %d\n", of(process_vm_readv(pid, &here, 1, &there, 1, 0)));
+    printf("pidfd: %d\n", of(syscall(434, pid, 0)));
+    printf("proc: %d\n", of(access(path, F_OK)));
+    return 0;
+}
+// Every file below that can be opened for writing; processes' own are another matter.
+static void writable(const char *path, int depth) {
+    DIR *all = depth < 16 ? opendir(path) : 0;
+    for (struct dirent *entry; all && (entry = readdir(all));) {
+        if (entry->d_name[0] == '.' || (!strcmp(path, "/proc") && atoi(entry->d_name))) continue;
+        char below[4096];
+        struct stat file;
+        snprintf(below, sizeof below, "%s/%s", path, entry->d_name);
+        if (lstat(below, &file)) continue;
+        if (S_ISDIR(file.st_mode)) writable(below, depth + 1);
+        else if (S_ISREG(file.st_mode) && !of(open(below, O_WRONLY | O_NONBLOCK))) puts(below);
+    }
+    if (all) closedir(all);
+}
+static int crash(void) { struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY}, most; getrlimit(RLIMIT_CORE, &most); all.rlim_max = all.rlim_cur = most.rlim_max; setrlimit(RLIMIT_CORE, &all); abort(); }
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (!strcmp(what, "escapes")) for (size_t i = 0; i < sizeof escapes / sizeof *escapes; i++) run(&escapes[i]);
@@ -299,6 +498,9 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "reach-unix")) return reach_unix(argv[2]);
     else if (!strcmp(what, "swap")) return swap_forever(argv[2], argv[3]);
     else if (!strcmp(what, "hunt")) return hunt(atoi(argv[2]));
+    else if (!strcmp(what, "poke")) return poke(atoi(argv[2]));
+    else if (!strcmp(what, "writable")) { writable("/proc", 0); writable("/sys", 0); }
+    else if (!strcmp(what, "crash")) return crash();
     else if (!strcmp(what, "bomb")) for (;;) fork();
     else return 255;
     return 0;

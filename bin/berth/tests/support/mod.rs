@@ -24,6 +24,13 @@ macro_rules! require_busybox {
     };
 }
 
+/// The engine of the machine's choice, with a pool file so small that dozens of daemons fit side by side; it grows as
+/// a test fills it.
+pub(crate) const SMALL_POOL: &str = "[disk]\npool_size_mb = 256\nreserve_mb = 64\n";
+
+/// For disks that have no room for a pool.
+pub(crate) const PLAIN: &str = "[disk]\nengine = \"plain\"\nreserve_mb = 0\n";
+
 pub(crate) struct Daemon {
     dir: TempDir,
     child: Option<Child>,
@@ -31,10 +38,27 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start() -> Daemon {
-        let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in(test_root()).unwrap();
-        let mut daemon = Daemon { dir, child: None };
+        Self::configured(SMALL_POOL)
+    }
+
+    /// A daemon with a configuration file of that content.
+    pub(crate) fn configured(config: &str) -> Daemon {
+        let mut daemon = Self::in_new_directory(config);
         daemon.restart(&[]);
         daemon
+    }
+
+    /// The same, with the image `busybox` in its store.
+    pub(crate) fn configured_with_busybox(config: &str) -> Daemon {
+        let daemon = Self::configured(config);
+        daemon.import_busybox(&[]);
+        daemon
+    }
+
+    fn in_new_directory(config: &str) -> Daemon {
+        let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in(test_root()).unwrap();
+        std::fs::write(dir.path().join("berth.toml"), config).unwrap();
+        Daemon { dir, child: None }
     }
 
     /// A daemon with the image `busybox` in its store.
@@ -84,6 +108,8 @@ impl Daemon {
         let child = Command::new(env!("CARGO_BIN_EXE_berth"))
             .args(["serve", "--host", &self.host(), "--data-dir"])
             .arg(self.path().join("data"))
+            .arg("--config")
+            .arg(self.path().join("berth.toml"))
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -101,16 +127,15 @@ impl Daemon {
             println!("SKIP: no unshare (util-linux), or no right to mount namespaces");
             return None;
         }
-        let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in(test_root()).unwrap();
-        let mut daemon = Daemon { dir, child: None };
+        let mut daemon = Self::in_new_directory(PLAIN);
         let data = daemon.path().join("data");
         std::fs::create_dir(&data).unwrap();
-        let line =
-            "mount -t tmpfs -o \"size=$1m\" none \"$2\" && exec \"$3\" serve --host \"$4\" --data-dir \"$2\"";
+        let line = "mount -t tmpfs -o \"size=$1m\" none \"$2\" && exec \"$3\" serve --host \"$4\" --config \"$5\" --data-dir \"$2\"";
         let child = Command::new("unshare")
             .args(["-m", "--propagation", "private", "sh", "-c", line, "sh", &mib.to_string()])
             .arg(&data)
             .args([env!("CARGO_BIN_EXE_berth"), &daemon.host()])
+            .arg(daemon.path().join("berth.toml"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(daemon.path().join("daemon.log")).unwrap())
