@@ -63,7 +63,7 @@ pub(crate) struct DiskConfig {
     pub(crate) pool_max_mb: u64,
     /// Whether quotas may be switched on on the btrfs that the data directory is on; other programs notice.
     pub(crate) enable_native_quota: bool,
-    /// Disk in MB that is kept free for the machine; a twentieth, at least 1024, when absent.
+    /// Disk in MB that is kept free for the machine; a twentieth, from 1024 to 4096, when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reserve_mb: Option<u64>,
 }

@@ -74,7 +74,8 @@ pub struct Options {
     /// Whether quotas may be turned on on the btrfs that the data directory is on. It is the owner's file system, and
     /// other programs notice, so by default Berth asks for it to be done.
     pub enable_native_quota: bool,
-    /// Bytes to be left free on the file system of the data directory; `None` is a twentieth of it, but at least 1 GiB.
+    /// Bytes to be left free on the file system of the data directory; `None` is a twentieth of it, but
+    /// at least 1 GiB and at most 4.
     pub reserve: Option<u64>,
     /// Of the pool in a file.
     pub pool: PoolOptions,
@@ -172,7 +173,7 @@ pub fn open(data_dir: &Path, options: &Options) -> Result<Opened, Error> {
 fn open_kind(kind: Kind, data_dir: &Path, options: &Options) -> Result<Box<dyn Engine>, Unavailable> {
     let reserve = match options.reserve {
         Some(reserve) => reserve,
-        None => (layout::space(data_dir).map_err(Box::new)?.0 / 20).max(GIB),
+        None => (layout::space(data_dir).map_err(Box::new)?.0 / 20).clamp(GIB, 4 * GIB),
     };
     Ok(match kind {
         Kind::Btrfs => Box::new(Btrfs::native(data_dir, options.enable_native_quota, reserve)?),

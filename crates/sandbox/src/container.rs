@@ -312,7 +312,7 @@ async fn start_network(options: &Options, launcher: &Arc<Launcher>) -> Result<Ne
         None => None,
         Some(ids) => {
             let subordinate = ids::subordinate_of_host().map_err(Error::Ids)?;
-            let ids = IdRanges::new(ids, &subordinate).map_err(Error::Ids)?;
+            let ids = IdRanges::new(ids, &subordinate).map_err(Error::Ids)?.begin_at(seed(&options.instance));
             let maker: Arc<dyn berth_net::NamespaceMaker> =
                 Arc::new(Maker { launcher: launcher.clone(), ids });
             Some(maker)
@@ -320,6 +320,14 @@ async fn start_network(options: &Options, launcher: &Arc<Launcher>) -> Result<Ne
     };
     let network = berth_net::Options { instance: options.instance.clone(), maker, ..options.network.clone() };
     Network::start(network).await.map_err(Error::Network)
+}
+
+/// A number that is another one for each instance, mostly.
+fn seed(instance: &str) -> u64 {
+    // FNV-1a: the same at every start, and good enough to tell names apart.
+    instance.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// A disk that nobody holds yet: removed again unless `kept`.

@@ -10,7 +10,8 @@
 //! are left to the engines that they are meant for. Users of the host above 65535 that come from a directory service
 //! are not looked for: whoever has such configures `isolation.first_id` and `isolation.last_id` around them.
 //!
-//! Ranges are this daemon's alone to hand out: two daemons on one machine are to be configured apart.
+//! Ranges are this daemon's alone to hand out. Each daemon begins at another place ([`IdRanges::begin_at`]), so that two on
+//! one machine seldom have the same range at a time; who wants to be sure configures them apart.
 
 use std::collections::VecDeque;
 use std::io;
@@ -197,6 +198,15 @@ impl IdRanges {
         let start = taken.ok_or(Error::Exhausted { total: self.total, first, last })?;
         let range = Range { first: start, count: per_sandbox };
         Ok(IdLease { range, free: Arc::clone(&self.free) })
+    }
+
+    /// Hands out the ranges from another place on: `seed` says which, and may be any number.
+    #[must_use]
+    pub fn begin_at(self, seed: u64) -> IdRanges {
+        let place = seed % self.total as u64;
+        // Below the length, which is a usize.
+        lock(&self.free).rotate_left(place as usize);
+        self
     }
 
     /// How many ranges there are, free or not.
@@ -397,5 +407,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn daemons_begin_apart_and_lose_no_range() {
+        let options = Options { first: 100_000, last: 100_000 + 10 * 65_536, per_sandbox: 65_536 };
+        let first = |seed| IdRanges::new(options, &[]).unwrap().begin_at(seed).take().unwrap().range().first;
+        assert_eq!(first(0), 100_000);
+        assert_eq!(first(3), 100_000 + 3 * 65_536);
+        assert_eq!(first(13), first(3));
+        assert_eq!(IdRanges::new(options, &[]).unwrap().begin_at(7).free(), 10);
     }
 }
