@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs test_embedded.py where no daemon runs: embedded.sh DATA_DIR REFERENCE WORK SUITE
 #
-# A daemon cannot run in a Berth sandbox. So the root file system of the image REFERENCE is put together from the layers in a
-# daemon's data directory, writable under WORK, and entered with all of root's privileges: to Berth's packaged binary it is a
+# A daemon cannot run in a Berth sandbox. So the root file system of the image REFERENCE is put together from the layers in
+# DATA_DIR, a daemon's data directory or pool, writable under WORK, and entered with all of root's privileges: to Berth's packaged binary it is a
 # machine of its own, with its own /run and /var/lib, on this kernel. Processes and mounts end with this script.
 set -euo pipefail
 
@@ -41,6 +41,9 @@ mkdir -p "$root/var/lib/berth" "$root/suite" "$root/.outside"
 mount --bind "$work/data" "$root/var/lib/berth"
 mount --bind "$suite" "$root/suite"
 cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+# The image has no mkfs.btrfs, so storage cannot be limited there, and the task asks for some.
+mkdir -p "$root/etc/berth"
+printf '[limits]\nallow_unenforced_storage = true\n' >"$root/etc/berth/berth.toml"
 cd "$root"
 pivot_root . .outside
 umount -l /.outside
