@@ -3,9 +3,10 @@
 //! Nothing here may allocate, lock or panic: the process was forked from one with threads. rustix makes its calls
 //! directly, without the C library, and passes `CStr`s on as they are.
 
+use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::CapabilitySet;
@@ -78,7 +79,7 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     reset(plan).map_err(|errno| (Step::Prepare, errno))?;
     // First with the rights of this process, as container runtimes do: a command may start in a directory that its
     // user could not have entered. Where this process lacks the right (FUSE, NFS), the user may still have it.
-    let entered = match rustix::process::chdir(plan.spec.cwd) {
+    let entered = match change_directory(plan.spec.cwd) {
         Ok(()) => true,
         Err(Errno::ACCESS | Errno::PERM) => false,
         Err(errno) => return Err((Step::Cwd, errno)),
@@ -88,12 +89,20 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
     }
     become_user(plan).map_err(|errno| (Step::Ids, errno))?;
     if !entered {
-        rustix::process::chdir(plan.spec.cwd).map_err(|errno| (Step::Cwd, errno))?;
+        change_directory(plan.spec.cwd).map_err(|errno| (Step::Cwd, errno))?;
     }
     if plan.spec.no_new_privs {
         rustix::thread::set_no_new_privs(true).map_err(|errno| (Step::Prepare, errno))?;
     }
     Ok(())
+}
+
+/// The descriptors of this process are still open, and some are directories of the host: `/proc/self/fd/4`, in the
+/// path or behind a symlink in it, would be a way out. So links that are no paths are not followed (`ELOOP`).
+fn change_directory(path: &CStr) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    rustix::process::fchdir(dir)
 }
 
 /// cgroups(7): writing "0" moves the writer.

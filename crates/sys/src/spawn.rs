@@ -224,7 +224,7 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, AsRawFd};
 
     use rustix::process::{WaitOptions, waitpid};
 
@@ -288,6 +288,23 @@ mod tests {
         assert_eq!(progress, Progress::Failed { step: Step::Exec, errno: libc::EACCES, program: 1 });
         let (progress, _, _) = run(&["/bin/sh"], &["sh"], "/nowhere");
         assert_eq!(progress, Progress::Failed { step: Step::Cwd, errno: libc::ENOENT, program: 0 });
+    }
+
+    #[test]
+    fn a_command_never_starts_in_a_directory_that_only_a_descriptor_leads_to() {
+        let dir = std::fs::File::open("/usr").unwrap();
+        let link = std::env::temp_dir().join(format!("berth-spawn-{}", std::process::id()));
+        let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for cwd in [path.as_str(), "/proc/self/root", link.to_str().unwrap()] {
+            let (progress, _, _) = run(&["/bin/sh"], &["sh"], cwd);
+            assert_eq!(
+                progress,
+                Progress::Failed { step: Step::Cwd, errno: libc::ELOOP, program: 0 },
+                "{cwd}"
+            );
+        }
+        std::fs::remove_file(link).unwrap();
     }
 
     #[test]
