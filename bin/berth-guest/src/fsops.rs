@@ -52,7 +52,7 @@ fn stat(path: &[u8], user: Option<&str>) -> Result<Option<FileStat>> {
             failure::because(FailureCode::Permission, format!("look as user {spec}: {error}"), None)
         })?;
     }
-    match rustix::fs::statat(CWD, path, AtFlags::empty()) {
+    match places::open(CWD, path, places::PLACE).and_then(rustix::fs::fstat) {
         Ok(stat) => Ok(Some(facts(&stat))),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
         Err(errno) => Err(failure::at("look at", path, errno)),
@@ -119,7 +119,7 @@ fn remove(path: &[u8]) -> Result<()> {
         ));
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let parent = match rustix::fs::open(parent, flags, Mode::empty()) {
+    let parent = match places::open(CWD, parent, flags) {
         Ok(parent) => parent,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
         Err(errno) => return Err(fail(errno)),

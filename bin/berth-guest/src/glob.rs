@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use berth_wire::{FailureCode, Glob, Outcome};
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Dir, OFlags};
 use rustix::io::Errno;
 
 use crate::failure::{self, Result};
@@ -53,12 +53,11 @@ fn descend(base: &[u8], components: &[Component], found: &mut Vec<Vec<u8>>) -> R
 fn names(base: &[u8], component: &Component) -> Result<Vec<Vec<u8>>> {
     let path = if base.is_empty() { b"/" } else { base };
     let fail = |errno| failure::at("read directory", path, errno);
-    let dir =
-        match rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(dir) => dir,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
-            Err(errno) => return Err(fail(errno)),
-        };
+    let dir = match crate::places::open(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
+        Err(errno) => return Err(fail(errno)),
+    };
     let mut names = Vec::new();
     for entry in Dir::new(dir).map_err(fail)? {
         let name = entry.map_err(fail)?.file_name().to_bytes().to_vec();

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use berth_wire::{FailureCode, MAX_LISTED, Notice, Outcome, Pack, PackReport};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
 
@@ -163,7 +163,7 @@ impl<W: Write> Packer<'_, W> {
         // Not blocking, should a FIFO have taken its place.
         let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         flags.set(OFlags::NOFOLLOW, !follow);
-        let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        let file = match places::open(dir, name, flags) {
             Ok(file) => file,
             Err(errno) => {
                 self.seen.remove(&identity(stat));
@@ -355,7 +355,7 @@ fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
 fn open_dir(parent: impl rustix::fd::AsFd, name: &[u8], follow: bool) -> std::result::Result<OwnedFd, Errno> {
     let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !follow);
-    rustix::fs::openat(parent, name, flags, Mode::empty())
+    places::open(parent, name, flags)
 }
 
 fn is_mount_point(dir: &OwnedFd, name: &[u8]) -> bool {

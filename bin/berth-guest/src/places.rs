@@ -1,10 +1,11 @@
 //! Directories by path, made on the way where they are missing.
 //!
-//! The guest has its root in the sandbox, so a path means what it means to the programs in it, symlinks included.
+//! The guest has its root in the sandbox, so a path means what it means to the programs in it, symlinks included. But
+//! not links that are no paths: `/proc/1/fd/4` is the guest's own, and leads out of the sandbox.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use crate::failure::{self, Result};
@@ -33,12 +34,17 @@ pub(crate) fn make(path: &[u8], owner: Option<(u32, u32)>) -> Result<Place> {
     Ok(place)
 }
 
+/// Opens what is there; links that are no paths are `ELOOP`.
+pub(crate) fn open(dir: impl AsFd, path: &[u8], flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
+    rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
+}
+
 fn step(
     dir: &OwnedFd,
     name: &[u8],
     owner: Option<(u32, u32)>,
 ) -> std::result::Result<Place, (&'static str, Errno)> {
-    let open = || rustix::fs::openat(dir, name, PLACE | OFlags::DIRECTORY, Mode::empty());
+    let open = || open(dir, name, PLACE | OFlags::DIRECTORY);
     match open() {
         Ok(dir) => return Ok(Place { dir, is_new: false }),
         Err(Errno::NOENT) => {}
@@ -94,6 +100,20 @@ pub(crate) fn identity(stat: &rustix::fs::Stat) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_guest_s_own_descriptors_lead_nowhere() {
+        let dir = std::fs::File::open("/usr").unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&dir);
+        for path in [
+            format!("/proc/self/fd/{number}"),
+            format!("/proc/self/fd/{number}/bin"),
+            "/proc/self/root".into(),
+        ] {
+            assert!(make(path.as_bytes(), None).is_err(), "{path}");
+            assert_eq!(open(CWD, path.as_bytes(), PLACE).unwrap_err(), Errno::LOOP);
+        }
+    }
 
     #[test]
     fn paths_split_at_their_last_name() {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 
 use berth_sys::spawn::Ids;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// Longest account file that is read; a longer one is an error, not half an answer.
@@ -43,7 +43,7 @@ pub(crate) fn lookup(spec: Option<&str>) -> Result<User, Error> {
 fn read(path: &'static str) -> Result<String, Error> {
     let fail = |error: std::io::Error| Error::Read(path, error.to_string());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+    let file = match crate::places::open(rustix::fs::CWD, path.as_bytes(), flags) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(String::new()),
         Err(errno) => return Err(fail(errno.into())),
