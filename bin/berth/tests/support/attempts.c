@@ -22,8 +22,10 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
+#include <sys/ipc.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -488,6 +490,14 @@ static void writable(const char *path, int depth) {
 }
 static int crash(void) { struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY}, most; getrlimit(RLIMIT_CORE, &most); all.rlim_max = all.rlim_cur = most.rlim_max; setrlimit(RLIMIT_CORE, &all); abort(); }
 
+// Shared memory that outlives its maker, filled page by page.
+static int segment(int megabytes) {
+    char *memory = shmat(shmget(0x62657274, (size_t)megabytes << 20, IPC_CREAT | 0600), 0, 0);
+    if (memory == (void *)-1) return errno;
+    memset(memory, 1, (size_t)megabytes << 20);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (!strcmp(what, "escapes")) for (size_t i = 0; i < sizeof escapes / sizeof *escapes; i++) run(&escapes[i]);
@@ -501,6 +511,8 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "poke")) return poke(atoi(argv[2]));
     else if (!strcmp(what, "writable")) { writable("/proc", 0); writable("/sys", 0); }
     else if (!strcmp(what, "crash")) return crash();
+    else if (!strcmp(what, "segment")) return segment(atoi(argv[2]));
+    else if (!strcmp(what, "no-segment")) return of(shmctl(shmget(0x62657274, 0, 0), IPC_RMID, 0));
     else if (!strcmp(what, "bomb")) for (;;) fork();
     else return 255;
     return 0;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// A static busybox, the smallest real userland there is.
@@ -92,14 +93,55 @@ impl Daemon {
         stream
     }
 
-    /// Status and everything after the head of the answer, chunks as they come.
+    /// Status and body of the answer.
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let (status, body) = self.whole_answer(method, path, body);
+        (status, text(&body))
+    }
+
+    /// The same, the body as JSON; nothing where it is empty.
+    #[track_caller]
+    pub(crate) fn json(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (status, answer) = self.whole_answer(method, path, &body);
+        let answer = if answer.is_empty() { Value::Null } else { serde_json::from_slice(&answer).unwrap() };
+        (status, answer)
+    }
+
+    /// By a version of HTTP that knows no chunks.
+    fn whole_answer(&self, method: &str, path: &str, body: &str) -> (u16, Vec<u8>) {
         use std::io::Read;
+        let mut stream = std::os::unix::net::UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        let length = body.len();
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: berth\r\nContent-Length: {length}\r\n\r\n{body}")
+            .unwrap();
         let mut answer = Vec::new();
-        self.send(method, path, body).read_to_end(&mut answer).unwrap();
-        let answer = text(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+        stream.read_to_end(&mut answer).unwrap();
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+        let status = text(&answer[..end]).split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_off(end + 4))
+    }
+
+    /// What the API says of a sandbox.
+    #[track_caller]
+    pub(crate) fn show(&self, sandbox: &str) -> Value {
+        let (status, answer) = self.json("GET", &format!("/v1/sandboxes/{sandbox}"), &Value::Null);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
+    /// Runs a command, or a line where there is no `command` in the request, and gives all that the API says of it.
+    #[track_caller]
+    pub(crate) fn exec(&self, sandbox: &str, request: &Value) -> Outcome {
+        let request = match request {
+            Value::String(line) => serde_json::json!({ "command": { "shell": line } }),
+            request => request.clone(),
+        };
+        let (status, body) =
+            self.whole_answer("POST", &format!("/v1/sandboxes/{sandbox}/exec"), &request.to_string());
+        assert_eq!(status, 200, "{}", text(&body));
+        Outcome::parse(&body)
     }
 
     pub(crate) fn restart(&mut self, args: &[&str]) {
@@ -261,6 +303,49 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    /// Its `exited` event.
+    pub(crate) status: Value,
+}
+
+impl Outcome {
+    /// Frames: a byte of kind, four of length, the rest.
+    #[track_caller]
+    fn parse(mut body: &[u8]) -> Outcome {
+        let (mut stdout, mut stderr, mut status) = (Vec::new(), Vec::new(), Value::Null);
+        while let Some((head, rest)) = body.split_at_checked(5) {
+            let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize;
+            let (payload, rest) = rest.split_at(length);
+            match head[0] {
+                1 => stdout.extend_from_slice(payload),
+                2 => stderr.extend_from_slice(payload),
+                3 => status = serde_json::from_slice(payload).unwrap(),
+                kind => panic!("frame {kind}: {}", text(payload)),
+            }
+            body = rest;
+        }
+        assert_eq!(status["event"], "exited");
+        Outcome { stdout: text(&stdout), stderr: text(&stderr), status }
+    }
+
+    pub(crate) fn code(&self) -> i64 {
+        self.status["exit_code"].as_i64().unwrap()
+    }
+
+    pub(crate) fn met(&self, limit: &str) -> bool {
+        meets(&self.status, limit)
+    }
+}
+
+/// Whether an exec's status or a sandbox's usage has that limit among those that were met.
+pub(crate) fn meets(status: &Value, limit: &str) -> bool {
+    status["limits_hit"].as_array().is_some_and(|all| all.iter().any(|met| met == limit))
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {
