@@ -48,7 +48,7 @@ fn serve() -> io::Result<()> {
     let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(null(OFlags::RDONLY)?)?;
     // Compiled once here, for all children. An error is every child's own, when it comes to need it.
-    let _ = crate::seccomp::programs();
+    let _ = (crate::seccomp::programs(), crate::seccomp::programs_without_user_namespace());
     while let Some((request, fds)) = message::receive::<Request>(&socket)? {
         let answered = match request {
             Request::Launch { network, user } => match Descriptors::take(network, user, fds) {

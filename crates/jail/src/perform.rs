@@ -143,7 +143,7 @@ impl Performed {
             Op::RaiseOpenFiles => raise_open_files(),
             Op::RaiseProcesses => raise_processes(),
             Op::EnterUserNamespace => enter_user_namespace(given.user),
-            Op::FilterSystemCalls(profile) => filter_system_calls(*profile),
+            Op::FilterSystemCalls(profile) => filter_system_calls(*profile, given.user.is_some()),
             Op::Capabilities { keep, guest, last } => keep_capabilities(keep, guest, *last),
             Op::NoNewPrivileges => {
                 rustix::thread::set_no_new_privs(true).at("give up new privileges of", "the guest")
@@ -346,16 +346,21 @@ fn raise_open_files() -> Result<(), Failure> {
     setrlimit(Resource::Nofile, limit).at("raise the limit of", "open files")
 }
 
-fn filter_system_calls(profile: Profile) -> Result<(), Failure> {
-    let programs = match profile {
-        Profile::Unconfined => return Ok(()),
-        Profile::Default => seccomp::programs(),
-    };
+fn filter_system_calls(profile: Profile, in_user_namespace: bool) -> Result<(), Failure> {
+    if profile == Profile::Unconfined {
+        return Ok(());
+    }
     // Only an architecture that nobody has ported has none; doctor says so in full.
-    let programs = programs.map_err(|_| {
-        Failure::new("compile the system call filter for", std::env::consts::ARCH, Errno::OPNOTSUPP)
-    })?;
-    programs.iter().try_for_each(|program| {
+    let compiled = |programs: Result<&'static [Vec<_>], _>| {
+        programs.map_err(|_| {
+            Failure::new("compile the system call filter for", std::env::consts::ARCH, Errno::OPNOTSUPP)
+        })
+    };
+    let more = match in_user_namespace {
+        true => &[],
+        false => compiled(seccomp::programs_without_user_namespace())?,
+    };
+    more.iter().chain(compiled(seccomp::programs())?).try_for_each(|program| {
         berth_sys::seccomp::install_filter(program).at("install the system call filter of", "the guest")
     })
 }

@@ -107,11 +107,19 @@ pub(crate) fn programs() -> Result<&'static [Vec<Instruction>], &'static Error> 
     PROGRAMS.get_or_init(compile).as_deref()
 }
 
-fn compile() -> Result<Vec<Vec<Instruction>>, Error> {
+/// What comes before them for a sandbox without a user namespace of its own.
+pub(crate) fn programs_without_user_namespace() -> Result<&'static [Vec<Instruction>], &'static Error> {
+    static PROGRAMS: OnceLock<Result<Vec<Vec<Instruction>>, Error>> = OnceLock::new();
+    PROGRAMS.get_or_init(|| by_argument(target()?, table::WITHOUT_USER_NAMESPACE)).as_deref()
+}
+
+fn target() -> Result<TargetArch, Error> {
     let architecture = std::env::consts::ARCH;
-    let target =
-        TargetArch::try_from(architecture).map_err(|source| Error::Architecture { architecture, source })?;
-    let mut programs = by_argument(target).map_err(Error::Arguments)?;
+    TargetArch::try_from(architecture).map_err(|source| Error::Architecture { architecture, source })
+}
+
+fn compile() -> Result<Vec<Vec<Instruction>>, Error> {
+    let mut programs = by_argument(target()?, table::ARGUMENTS)?;
     // Last, so that it is asked first, and its answer stands where both refuse.
     programs.push(by_number(&ranges()));
     Ok(programs)
@@ -212,11 +220,12 @@ fn search(ranges: &[Range]) -> Vec<Instruction> {
 }
 
 /// One program an errno.
-fn by_argument(target: TargetArch) -> Result<Vec<Vec<Instruction>>, seccompiler::BackendError> {
+fn by_argument(target: TargetArch, arguments: &[Argument]) -> Result<Vec<Vec<Instruction>>, Error> {
     let mut by_errno: BTreeMap<u32, BTreeMap<i64, Vec<SeccompRule>>> = BTreeMap::new();
-    for argument in table::ARGUMENTS {
+    for argument in arguments {
         let calls = by_errno.entry(argument.errno).or_default();
-        calls.entry(argument.call.into()).or_default().extend(rules(argument)?);
+        let rules = rules(argument).map_err(Error::Arguments)?;
+        calls.entry(argument.call.into()).or_default().extend(rules);
     }
     let program = |(errno, rules): (u32, BTreeMap<i64, Vec<SeccompRule>>)| {
         let calls: Vec<u32> = rules.keys().filter_map(|number| u32::try_from(*number).ok()).collect();
@@ -225,7 +234,7 @@ fn by_argument(target: TargetArch) -> Result<Vec<Vec<Instruction>>, seccompiler:
         let steps = program.iter().map(|step| Instruction::jump(step.code, step.k, step.jt, step.jf));
         Ok(gate(&calls).into_iter().chain(steps).collect())
     };
-    by_errno.into_iter().map(program).collect()
+    by_errno.into_iter().map(program).collect::<Result<_, _>>().map_err(Error::Arguments)
 }
 
 /// Allows all but these calls, in order, which go on to the program behind it. Other architectures' calls are not told
@@ -338,7 +347,7 @@ mod tests {
             let names: Vec<_> = calls.map(|call| call.constant.trim_start_matches("__NR_")).collect();
             writeln!(text, "{:?}: {}\n  {}", group.verdict, group.why, names.join(" ")).unwrap();
         }
-        for argument in table::ARGUMENTS {
+        for argument in table::ARGUMENTS.iter().chain(table::WITHOUT_USER_NAMESPACE) {
             let Argument { why, call, index, errno, .. } = argument;
             let refused = match argument.refused {
                 Condition::AnyBit(mask) => format!("any bit of {mask:#x}"),
@@ -418,6 +427,19 @@ mod tests {
             assert_eq!(call(__NR_socket, &[family]), "EAFNOSUPPORT");
             assert_eq!(call(__NR_socketpair, &[family]), "EAFNOSUPPORT");
         }
+    }
+
+    #[test]
+    fn without_a_user_namespace_flags_of_files_stay() {
+        let ioctl = linux_raw_sys::general::__NR_ioctl;
+        let answer = |request| {
+            let programs = programs_without_user_namespace().unwrap();
+            name(run(&programs[0], ARCHITECTURE, ioctl, [0, request, 0, 0, 0, 0]))
+        };
+        assert_eq!(programs_without_user_namespace().unwrap().len(), 1);
+        assert_eq!(answer(0x4008_6602), "EPERM");
+        assert_eq!(answer(0x8008_6601), "allow", "to ask for them is harmless");
+        assert_eq!(by_arguments(ioctl, &[0, 0x4008_6602]), "allow", "the kernel knows user namespaces");
     }
 
     #[test]

@@ -413,6 +413,16 @@ pub(super) const ARGUMENTS: &[Argument] = &[
     },
 ];
 
+/// The same, where the sandbox has no user namespace of its own.
+pub(super) const WITHOUT_USER_NAMESPACE: &[Argument] = &[Argument {
+    why: "takes a directory's flag away by which what is made in it belongs to the sandbox's project, and so to its \
+          limit of disk; in a user namespace the kernel refuses that itself",
+    call: __NR_ioctl,
+    index: 1,
+    refused: Condition::OneOf(&[FS_IOC_SETFLAGS]),
+    errno: EPERM,
+}];
+
 /// The guest: no other process can be number 1, since there are no new pid namespaces. Root in a sandbox is its user, so
 /// nothing else is in the way.
 const GUEST: Condition = Condition::OneOf(&[1]);
@@ -438,6 +448,7 @@ const BTRFS_IOC_SNAP_CREATE_V2: u32 = 0x5000_9417;
 const BTRFS_IOC_SUBVOL_CREATE_V2: u32 = 0x5000_9418;
 /// `linux/fs.h`; the same on all architectures here.
 const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
+const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
 
 /// `linux/personality.h`: Linux itself, `PER_LINUX32`, `UNAME26`, both, `ADDR_NO_RANDOMIZE` (gdb, `setarch -R`) with
 /// either, and the question for the current one.
