@@ -397,7 +397,7 @@ mod tests {
             Op::MountOverlay(overlay) => Some(overlay),
             _ => None,
         });
-        insta::assert_snapshot!(overlay.unwrap().options("/proc/self/fd/8", "/proc/self/fd/9"), @"lowerdir=bbbb:aaaa,upperdir=/proc/self/fd/8,workdir=/proc/self/fd/9,index=off,redirect_dir=off,metacopy=off");
+        insta::assert_snapshot!(overlay.unwrap().options("/proc/self/fd/8", "/proc/self/fd/9"), @"lowerdir=bbbb:aaaa,upperdir=/proc/self/fd/8,workdir=/proc/self/fd/9,index=off,redirect_dir=off,metacopy=off,volatile");
     }
 
     #[test]

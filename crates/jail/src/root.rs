@@ -8,7 +8,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, move_mount, open_tree, unmount,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, open_tree,
+    unmount,
 };
 use rustix::process::{chdir, pivot_root};
 
@@ -39,6 +40,7 @@ fn mount_one_by_one(overlay: &Overlay, upper: &str, work: &str) -> Result<(), Er
     set("upperdir", upper)?;
     set("workdir", work)?;
     Overlay::SWITCHES.iter().try_for_each(|(name, value)| set(name, value))?;
+    fsconfig_set_flag(&context, Overlay::VOLATILE)?;
     fsconfig_create(&context)?;
     let mounted = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?;
     move_mount(&mounted, "", CWD, &overlay.upper, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)

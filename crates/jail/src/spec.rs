@@ -91,7 +91,7 @@ pub struct Root {
     pub lowers: Vec<String>,
     /// Host directory that takes the changes.
     pub upper: PathBuf,
-    /// Empty host directory on the same file system as `upper`, for the kernel's use.
+    /// Empty host directory on the same file system as `upper`, for the kernel's use, and of use for one container.
     pub work: PathBuf,
 }
 

@@ -607,8 +607,12 @@ impl Machine for Container {
             let guard = self.reaper.guard_of(parts);
             stubs::remove_empty(&upper, &stubs).map_err(Error::Stubs)?;
             etc::remove(&upper).map_err(Error::EtcFiles)?;
-            let released = tokio::task::spawn_blocking(move || engine.release_tree(&id)).await;
-            let tree = released.map_err(|_| Error::Cancelled)?.map_err(Error::Disk)?;
+            let released = tokio::task::spawn_blocking(move || {
+                let tree = engine.release_tree(&id).map_err(Error::Disk)?;
+                write_out(&tree).map_err(|source| Error::WriteOut { path: tree.clone(), source })?;
+                Ok(tree)
+            });
+            let tree = released.await.map_err(|_| Error::Cancelled)??;
             Ok(Disk::new(tree, Box::new(guard)))
         }
         .boxed()
@@ -620,6 +624,11 @@ impl Drop for Container {
         let parts = lock(&self.parts).take();
         drop(parts.map(|parts| self.reaper.guard_of(parts)));
     }
+}
+
+/// Nothing that a sandbox writes is on its disk by then: see [`berth_jail::plan::Overlay::VOLATILE`]. A layer must be.
+fn write_out(tree: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(std::fs::File::open(tree)?)?)
 }
 
 fn lock(parts: &Mutex<Option<Parts>>) -> MutexGuard<'_, Option<Parts>> {

@@ -1,6 +1,7 @@
 //! Why a sandbox could not be made or ended.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Every one of these is a failure of the infrastructure.
@@ -22,7 +23,7 @@ pub enum Error {
     #[error("cannot set ids aside for users inside of sandboxes")]
     Ids(#[source] crate::ids::Error),
     /// Sandboxes are to have user namespaces, and this machine cannot make such.
-    #[error("sandboxes cannot have user namespaces of their own on this machine: {found}")]
+    #[error("sandboxes cannot have user namespaces of their own: {found}")]
     UserNamespaces {
         /// What the doctor says of each thing that is missing, and what to do.
         found: String,
@@ -66,6 +67,15 @@ pub enum Error {
     /// Mount points of the container could not be taken out of a layer.
     #[error("cannot clear mount points out of the layer")]
     Stubs(#[source] io::Error),
+    /// What it wrote cannot be made to last.
+    #[error("cannot write out {}", path.display())]
+    WriteOut {
+        /// Its upper directory.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// The sandbox was ended while this was asked of it.
     #[error("the sandbox has ended")]
     Ended,

@@ -178,9 +178,19 @@ impl Overlay {
     /// configuration has as default differs.
     pub const SWITCHES: [(&str, &str); 3] = [("index", "off"), ("redirect_dir", "off"), ("metacopy", "off")];
 
+    /// Takes no value. Without it the kernel writes out the whole file system that the upper directory is on whenever an
+    /// overlay goes, and whoever asks for a sandbox's end waits for that; nor could any of them then ask, by sync(2), for
+    /// the same at the cost of all. So nothing in a container is safe from a crash of the machine, which no container
+    /// outlives: whoever wants to keep the upper directory has it written out first.
+    pub const VOLATILE: &str = "volatile";
+
     /// The options as one string, given the two directories, which are known by descriptor when it comes to it.
     pub fn options(&self, upper: &str, work: &str) -> String {
         let switches = Self::SWITCHES.map(|(name, value)| format!("{name}={value}")).join(",");
-        format!("lowerdir={},upperdir={upper},workdir={work},{switches}", self.lowers.join(":"))
+        format!(
+            "lowerdir={},upperdir={upper},workdir={work},{switches},{}",
+            self.lowers.join(":"),
+            Self::VOLATILE
+        )
     }
 }

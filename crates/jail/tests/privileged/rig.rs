@@ -150,6 +150,9 @@ impl Rig {
         netns: Option<BorrowedFd<'_>>,
         user_namespace: Option<BorrowedFd<'_>>,
     ) -> Result<Sandbox, Error> {
+        // The kernel takes none that a volatile overlay has used.
+        let work = &self.spec.root.work;
+        fs::remove_dir_all(work).and_then(|()| fs::create_dir(work)).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let control = theirs.into();
         let request = LaunchRequest { plan, netns, user_namespace, control, guest: guest(), stderr: None };
