@@ -38,7 +38,7 @@ fn wrong_lines_name_what_would_be_right() {
         "sandbox creat x",
         "sandbox create x --network privat",
         "sandbox create x --cpus 0",
-        "sandbox create x --memory-mb 5",
+        "sandbox create x --memory-mb 3",
         "sandbox create x --mount src=/a",
         "sandbox create x --env A",
         "sandbox exec box",

@@ -26,6 +26,7 @@ mod files;
 mod host;
 mod images;
 mod lease;
+pub mod limits;
 mod progress;
 mod sandboxes;
 pub mod start;

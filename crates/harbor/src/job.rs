@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use berth_client::Client;
 use berth_types::error::Kind;
+use berth_types::exec::{ExecStatus, ExitReason};
 use futures_util::StreamExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -329,9 +330,8 @@ fn trial_result<P: Platform>(
     facts: &Facts,
 ) -> TrialResult {
     let task = &plan.task.task;
-    let metadata = facts.agent_exit.as_ref().filter(|_| matches!(context.agent, Agent::Command(_)));
-    let metadata =
-        metadata.map(|exit| BTreeMap::from([("exit_code".to_owned(), Value::from(exit.exit_code))]));
+    let metadata = facts.agent_exit.as_ref().map(|exit| agent_metadata(&context.agent, exit));
+    let metadata = metadata.filter(|metadata| !metadata.is_empty());
     TrialResult {
         id: plan.id,
         task_name: task.name.clone(),
@@ -358,6 +358,21 @@ fn trial_result<P: Platform>(
         verifier: facts.verifier,
         step_results: None,
     }
+}
+
+/// What Harbor has no field for: the exit code of a command, and which of the sandbox's limits the agent met.
+fn agent_metadata(agent: &Agent, exit: &ExecStatus) -> BTreeMap<String, Value> {
+    let mut metadata = BTreeMap::new();
+    if matches!(agent, Agent::Command(_)) {
+        metadata.insert("exit_code".to_owned(), Value::from(exit.exit_code));
+    }
+    if exit.reason == ExitReason::OutOfMemory {
+        metadata.insert("reason".to_owned(), json!(exit.reason));
+    }
+    if !exit.limits_hit.is_empty() {
+        metadata.insert("limits_hit".to_owned(), json!(exit.limits_hit));
+    }
+    metadata
 }
 
 fn outcome(plan: &TrialPlan<'_>, facts: Facts) -> TrialOutcome {

@@ -330,7 +330,7 @@ impl<P: Platform> Trial<'_, P> {
         };
         match self.exec(run, &mut |_| {}).await? {
             Ended::Exited(status) => {
-                self.log.line(&format!("healthcheck: exit code {}", status.exit_code));
+                self.log.line(&format!("healthcheck: {}", self.describe(&status)));
                 Ok(status.exit_code == 0)
             }
             Ended::TimedOut => {

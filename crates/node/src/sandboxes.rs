@@ -520,6 +520,10 @@ fn code_of(death: &Death) -> ReasonCode {
 /// Waits for a sandbox's end and, when nobody asked for it, says so.
 async fn watch(node: Node, id: String, machine: Arc<dyn Machine>, met: Met) {
     let death = machine.died().await;
+    let runs = |entry: &Entry| entry.sandbox().state == SandboxState::Running;
+    if !node.0.sandboxes.find(&id).is_ok_and(|entry| runs(&entry)) {
+        return;
+    }
     // Before it is cleaned up: afterwards nobody knows any more what it was that it ran into.
     let usage = met.usage_of(machine.as_ref()).await;
     let mut grant = None;

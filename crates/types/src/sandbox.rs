@@ -78,7 +78,8 @@ pub struct Resources {
     /// the sandbox's weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_request: Option<f64>,
-    /// Limit of memory, in MB of 2^20 bytes, swap included; at least 6.
+    /// Limit of memory, in MB of 2^20 bytes, swap included; at least 4, in which a shell and
+    /// small programs run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
     /// Memory that is set aside, in MB of 2^20 bytes; at most `memory_mb`. Where it is absent a share of the limit is.

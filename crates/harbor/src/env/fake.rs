@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use berth_client::Error;
 use berth_types::error::{ApiError, Kind};
-use berth_types::exec::{Command, ExecRequest, ExecStatus, ExitReason};
+use berth_types::exec::{Command, ExecRequest, ExecStatus, ExitReason, Limit};
 use berth_types::files::{ArchiveOut, ArchiveReport, FileKind, FileStat, FsRequest, FsResponse};
 use berth_types::image::{BuildImage, Image, ImageConfig, PullImage};
 use berth_types::progress::Progress;
@@ -24,6 +24,8 @@ type Shell = dyn Fn(&ExecRequest, &mut Files) -> Reply + Send + Sync;
 /// What a command does in the end.
 pub(crate) enum Reply {
     Exit(i32, &'static str),
+    /// Ends with this code, having met limits.
+    Met(i32, ExitReason, &'static [Limit]),
     /// Runs until its limit.
     Hang,
     NotStarted(&'static str),
@@ -190,6 +192,9 @@ impl Platform for Fake {
             Reply::Exit(code, text) => {
                 output(text.as_bytes());
                 status(code, ExitReason::Exited, None)
+            }
+            Reply::Met(code, reason, limits) => {
+                ExecStatus { limits_hit: limits.to_vec(), ..status(code, reason, None) }
             }
             Reply::NotStarted(why) => status(127, ExitReason::NotStarted, Some(why)),
             Reply::Hang => {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_types::error::{ApiError, Kind};
+use berth_types::exec::Limit;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -279,6 +280,30 @@ async fn a_failing_agent_command_is_recorded_and_verified() {
         .filter(|name| name.starts_with('.'))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn limits_that_agent_and_verifier_meet_are_recorded_as_the_tasks_failure() {
+    let fake = Fake::new(|request: &_, _: &mut Files| {
+        let request: &berth_types::exec::ExecRequest = request;
+        if request.id.as_deref() == Some("agent") {
+            return Reply::Met(137, ExitReason::OutOfMemory, &[Limit::Memory]);
+        }
+        Reply::Met(1, ExitReason::Exited, &[Limit::Disk])
+    });
+    let bench = Bench::new();
+    let outcome = bench.run(&fake, Agent::Oracle).await;
+    assert_eq!(outcome.verdict, Verdict::TaskFailed(Failure::RewardFileNotFound));
+    let result = read_json(&outcome.dir.join("result.json"));
+    let metadata = &result["agent_result"]["metadata"];
+    assert_eq!(
+        (&metadata["reason"], &metadata["limits_hit"][0]),
+        (&json!("out_of_memory"), &json!("memory"))
+    );
+    let message = result["exception_info"]["exception_message"].as_str().unwrap();
+    assert!(message.contains("the sandbox's disk was full"), "{message}");
+    let log = fs::read_to_string(outcome.dir.join("trial.log")).unwrap();
+    assert!(log.contains("agent: exit code 137, out of memory; the command was killed"), "{log}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use berth_client::limits;
 use berth_types::exec::{ExecStatus, ExitReason};
 use tokio::time::{Instant, timeout};
 
@@ -49,7 +50,7 @@ impl<P: Platform> Trial<'_, P> {
         match ended? {
             None => Ok(()),
             Some(Ended::Exited(status)) => {
-                self.log.line(&format!("agent: {}", describe(&status)));
+                self.log.line(&format!("agent: {}", self.describe(&status)));
                 self.facts.agent_exit = Some(status);
                 Ok(())
             }
@@ -122,15 +123,27 @@ impl<P: Platform> Trial<'_, P> {
         let sandbox = self.sandbox_id()?;
         let what = format!("cannot upload {}", dir.display());
         let uploaded = self.job.platform.upload_dir(sandbox, dir, target).await;
-        let report = uploaded.map_err(|error| Exception::caused(failure, what.as_str(), &error))?;
+        let report = uploaded.map_err(|error| not_uploaded(failure, what.as_str(), &error))?;
         self.check_upload(report, failure, target)?;
         let unreadable = |error: io::Error| Exception::caused(failure, what.as_str(), &error);
         if let Some(tar) = executable_copy(&dir.join(name), name).map_err(unreadable)? {
             let uploaded = self.job.platform.upload_tar(sandbox, tar, target).await;
-            let report = uploaded.map_err(|error| Exception::caused(failure, what.as_str(), &error))?;
+            let report = uploaded.map_err(|error| not_uploaded(failure, what.as_str(), &error))?;
             self.check_upload(report, failure, target)?;
         }
         Ok(())
+    }
+
+    /// How a command ended, and which limits of the sandbox it met: whoever gave it too little is to see that.
+    pub(super) fn describe(&self, status: &ExecStatus) -> String {
+        let mut text = describe(status);
+        if let Some(met) =
+            self.sandbox.as_ref().and_then(|sandbox| limits::met(status, Some(&sandbox.resources)))
+        {
+            text.push_str("; ");
+            text.push_str(&met);
+        }
+        text
     }
 
     /// Put what this side knows of the agent beside its logs, here and in the sandbox (the verifier may look at it).
@@ -161,6 +174,19 @@ impl<P: Platform> Trial<'_, P> {
     }
 }
 
+/// An agent that has filled the disk so that the tests have no room on it has earned nothing. Taken for a failure of the
+/// machine it would not be graded, and an agent that cannot solve its task could choose that.
+fn not_uploaded(failure: Failure, what: &str, error: &berth_client::Error) -> Exception {
+    let full = error.api().is_some_and(|answer| answer.code == "sandbox_disk_full");
+    match failure {
+        Failure::AddTestsDir if full => {
+            let what = format!("the sandbox's disk is full at its limit, so no test could run: {what}");
+            Exception::caused(Failure::RewardFileNotFound, what, error)
+        }
+        _ => Exception::caused(failure, what, error),
+    }
+}
+
 /// A tar with the script alone, made executable; nothing when it is so already.
 ///
 /// In place of a `chmod` in the sandbox, which the image may not have.
@@ -179,7 +205,7 @@ fn executable_copy(path: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// How a command ended, for the log.
-pub(super) fn describe(status: &ExecStatus) -> String {
+fn describe(status: &ExecStatus) -> String {
     let mut text = format!("exit code {}", status.exit_code);
     match (status.reason, status.signal) {
         (ExitReason::Signaled, Some(signal)) => text.push_str(&format!(", by signal {signal}")),
@@ -193,4 +219,25 @@ pub(super) fn describe(status: &ExecStatus) -> String {
         text.push_str(message);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_types::error::{ApiError, Kind};
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_failure_of_the_machine() {
+        let told = |failure, code: &str| {
+            let source = Box::new(ApiError::new(Kind::Capacity, code, "x: no room"));
+            let error = berth_client::Error::Api { operation: "copy".into(), source };
+            not_uploaded(failure, "cannot upload tests", &error)
+        };
+        let full = told(Failure::AddTestsDir, "sandbox_disk_full");
+        assert_eq!(full.failure, Failure::RewardFileNotFound);
+        assert!(full.message.contains("disk is full at its limit"), "{}", full.message);
+        assert_eq!(told(Failure::AddTestsDir, "disk_full").failure, Failure::AddTestsDir);
+        assert_eq!(told(Failure::RuntimeRequest, "sandbox_disk_full").failure, Failure::RuntimeRequest);
+    }
 }

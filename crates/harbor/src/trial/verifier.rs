@@ -5,7 +5,7 @@ use berth_types::exec::ExitReason;
 use berth_types::files::FsRequest;
 use tokio::time::{Instant, timeout};
 
-use super::agent::{describe, script};
+use super::agent::script;
 use super::{Ended, GRACE, RECOVERY, Run, Trial, VERIFIER_LOGS, close, duration};
 use crate::env::Platform;
 use crate::observer::Phase;
@@ -51,11 +51,15 @@ impl<P: Platform> Trial<'_, P> {
         };
         // Like Harbor: the reward counts, not the exit code.
         let says = String::from_utf8_lossy(&shell_says);
-        self.log.line(&format!("verifier: {} {}", describe(&status), says.trim()));
+        self.log.line(&format!("verifier: {} {}", self.describe(&status), says.trim()));
         self.download(VERIFIER_LOGS, &target).await.map_err(|error| no_directory(&error))?;
         let note = match status.reason {
-            ExitReason::NotStarted => Some(format!("the test script did not start: {}", describe(&status))),
-            _ if status.exit_code != 0 => Some(format!("the test script ended with {}", describe(&status))),
+            ExitReason::NotStarted => {
+                Some(format!("the test script did not start: {}", self.describe(&status)))
+            }
+            _ if status.exit_code != 0 => {
+                Some(format!("the test script ended with {}", self.describe(&status)))
+            }
             _ => None,
         };
         reward::read(&target, note.as_deref())

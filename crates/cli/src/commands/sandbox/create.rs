@@ -21,8 +21,8 @@ pub struct Create {
     /// Processor time that is set aside, in cores; at most --cpus
     #[arg(long, value_name = "CPUS", value_parser = cpus)]
     cpu_request: Option<f64>,
-    /// Limit of memory, in MB of 2^20 bytes
-    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(6..))]
+    /// Limit of memory, in MB of 2^20 bytes; at least 4
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(4..))]
     memory_mb: Option<u64>,
     /// Memory that is set aside, in MB of 2^20 bytes; at most --memory-mb, a share of it by default
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use berth_client::{Error, ExecOutput, ExecStream};
-use berth_types::exec::{Command, ExecRequest, ExecStatus};
+use berth_client::{Client, Error, ExecOutput, ExecStream, limits};
+use berth_types::exec::{Command, ExecRequest, ExecStatus, ExitReason};
 use clap::Args;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
@@ -25,7 +25,8 @@ pub(crate) const EXEC_FAILURE: u8 = 125;
   128+N  signal N ended it
 
 Output is passed on as it comes, byte by byte. The command reads nothing: its stdin is /dev/null. When this program is \
-interrupted, the command and all that it started are killed.")]
+interrupted, the command and all that it started are killed. A limit of the sandbox that the command met is told on \
+stderr, unless --quiet is given.")]
 pub struct Exec {
     /// Id or name
     sandbox: String,
@@ -58,6 +59,7 @@ impl Exec {
         if let Some(message) = &status.message {
             session.output.note(&format!("berth: {message}"));
         }
+        note_limits(session, &client, &sandbox, &status).await;
         exit_code(&sandbox, &status)
     }
 
@@ -74,6 +76,19 @@ impl Exec {
             user: self.user,
             timeout_seconds: self.timeout,
         }
+    }
+}
+
+/// Tells which of the sandbox's limits the command met; who pipes its stderr on can have it quiet.
+async fn note_limits(session: &Session, client: &Client, sandbox: &str, status: &ExecStatus) {
+    let is_news = status.reason == ExitReason::OutOfMemory || !status.limits_hit.is_empty();
+    if session.output.is_quiet() || session.output.is_json() || !is_news {
+        return;
+    }
+    // For the numbers alone: without them the note still says what there is to say.
+    let resources = client.sandbox(sandbox).await.ok().map(|sandbox| sandbox.resources);
+    if let Some(met) = limits::met(status, resources.as_ref()) {
+        session.output.note(&format!("berth: {met}"));
     }
 }
 

@@ -56,7 +56,8 @@ fn render(sandboxes: &[Sandbox], now: Timestamp) -> String {
     table(&["ID", "NAME", "IMAGE", "STATE", "AGE", "LABELS"], rows)
 }
 
-fn state(sandbox: &Sandbox) -> String {
+/// Its state, with why it is gone or what it waits for.
+pub(super) fn state(sandbox: &Sandbox) -> String {
     let state = match sandbox.state {
         SandboxState::Queued => "queued",
         SandboxState::Starting => "starting",

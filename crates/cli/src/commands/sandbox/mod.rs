@@ -3,6 +3,7 @@
 mod cp;
 mod create;
 mod exec;
+mod inspect;
 mod ls;
 mod rm;
 
@@ -20,9 +21,11 @@ pub(crate) use ls::waits_for;
 #[derive(Debug, Subcommand)]
 pub enum SandboxCommand {
     /// Make a sandbox of an image and print its id
-    Create(create::Create),
+    Create(Box<create::Create>),
     /// List sandboxes
     Ls(ls::Ls),
+    /// Show one sandbox: state, limits, what it uses and which limits it met
+    Inspect(inspect::Inspect),
     /// Run a command in a sandbox and exit as it does
     Exec(exec::Exec),
     /// Copy files into or out of a sandbox
@@ -42,6 +45,7 @@ impl SandboxCommand {
             SandboxCommand::Exec(command) => return command.run(session).await,
             SandboxCommand::Create(command) => command.run(session).await,
             SandboxCommand::Ls(command) => command.run(session).await,
+            SandboxCommand::Inspect(command) => command.run(session).await,
             SandboxCommand::Cp(command) => command.run(session).await,
             SandboxCommand::Rm(command) => command.run(session).await,
         }?;
