@@ -404,15 +404,21 @@ fn room_of_removed_sandboxes_comes_before_growth() {
     assert!(size <= 768 * MIB, "it grew to {size} for 48 MiB at a time");
 }
 
-/// Writes until not even a name more has room, neither now nor after all is on disk.
-fn cram(upper: &Path) {
+/// Writes until not even a name more has room, neither now nor after all is on disk; or until it is late: the last files
+/// on a full file system take some kernels seconds each, and where data has no room those are extras.
+fn cram(upper: &Path, late: Instant) {
     let mut n = 0;
     loop {
         let before = n;
-        for block in [1 << 20, 64 << 10, 4 << 10, 512, 0] {
+        // The last two take metadata alone.
+        for block in [1 << 20, 64 << 10, 4 << 10, 2000, 0] {
             let content = vec![1; block];
-            while File::create(upper.join(n.to_string())).and_then(|mut f| f.write_all(&content)).is_ok() {
+            let write = |mut file: File| file.write_all(&content);
+            while File::create(upper.join(n.to_string())).and_then(write).is_ok() {
                 n += 1;
+                if Instant::now() > late && block < 4 << 10 {
+                    return;
+                }
             }
             n += 1;
         }
@@ -427,19 +433,22 @@ fn cram(upper: &Path) {
 #[test]
 fn sandboxes_go_from_a_full_pool_and_others_come() {
     let dir = on_disk();
-    let Some(Opened { engine, .. }) = pool(dir.path(), &options()) else { return };
+    let mut options = options();
+    options.pool = PoolOptions { initial: 128 * MIB, max: Some(128 * MIB), ..options.pool };
+    let Some(Opened { engine, .. }) = pool(dir.path(), &options) else { return };
     let ids = ["a", "b", "c", "d"];
-    let made = ids.map(|id| engine.create(id, &bytes(if id == "d" { 1024 } else { 64 } * MIB)).unwrap());
+    let made = ids.map(|id| engine.create(id, &bytes(if id == "d" { 1024 } else { 24 } * MIB)).unwrap());
     let overlay = Overlay::mount(dir.path(), &made[3]);
+    let late = Instant::now() + Duration::from_secs(30);
     for _ in 0..2 {
-        made.iter().for_each(|writable| cram(&writable.upper));
+        made.iter().for_each(|writable| cram(&writable.upper, late));
     }
     let full = engine.limit_hit("d").unwrap();
     assert!(matches!(full, Some(Full::Pool { .. })), "{full:?}");
     // Inside there is a way out, too.
     fs::remove_file(overlay.path().join("0")).unwrap();
     drop(overlay);
-    cram(&made[3].upper);
+    cram(&made[3].upper, late);
 
     for id in &ids[..3] {
         engine.remove(id).unwrap();
@@ -449,12 +458,12 @@ fn sandboxes_go_from_a_full_pool_and_others_come() {
     engine.reap_trash().unwrap();
     // The kernel takes its time to clean up.
     let until = Instant::now() + Duration::from_secs(120);
-    while let Err(error) = engine.create("a", &bytes(64 * MIB)) {
+    while let Err(error) = engine.create("a", &bytes(32 * MIB)) {
         assert!(Instant::now() < until, "{error:?}");
         engine.reap_trash().unwrap();
         std::thread::sleep(Duration::from_millis(100));
     }
-    fs::write(engine.root().join("sandboxes/a/upper/f"), vec![1; 32 << 20]).unwrap();
+    fs::write(engine.root().join("sandboxes/a/upper/f"), vec![1; 16 << 20]).unwrap();
     engine.remove("d").unwrap();
     engine.remove("a").unwrap();
     engine.reap_trash().unwrap();
