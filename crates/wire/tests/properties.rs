@@ -125,6 +125,49 @@ proptest! {
     }
 
     #[test]
+    fn a_stream_that_is_cut_short_gives_what_was_whole_and_no_more(frames in vec(frame(), 1..8), cut in any::<prop::sample::Index>()) {
+        let mut bytes = Vec::new();
+        let mut ends = Vec::new();
+        for frame in &frames {
+            frame.encode(&mut bytes).unwrap();
+            ends.push(bytes.len());
+        }
+        let cut = cut.index(bytes.len() + 1);
+        let whole = ends.iter().filter(|end| **end <= cut).count();
+        let mut decoder = Decoder::new();
+        decoder.feed(&bytes[..cut]);
+        let mut decoded = Vec::new();
+        decode_all(&mut decoder, &mut decoded).unwrap();
+        prop_assert_eq!(&decoded[..], &frames[..whole]);
+        // Whoever reads the end of the stream here knows that something is missing.
+        prop_assert_eq!(decoder.is_mid_frame(), cut > 0 && !ends.contains(&cut));
+    }
+
+    #[test]
+    fn a_frame_of_which_bytes_were_changed_is_another_one_or_a_mistake(frames in vec(frame(), 1..4),
+                                                                     changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let mut bytes = Vec::new();
+        frames.iter().for_each(|frame| frame.encode(&mut bytes).unwrap());
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let mut decoder = Decoder::new();
+        decoder.feed(&bytes);
+        let _ = decode_all(&mut decoder, &mut Vec::new());
+    }
+
+    #[test]
+    fn lengths_that_nobody_sends_are_refused_by_the_header_alone(kind in 1_u8..=8, len in (16_u32 << 20) + 1..) {
+        let mut bytes = vec![kind, 0, 0, 0, 0, 0, 0, u8::from(kind != 1)];
+        bytes.extend_from_slice(&len.to_be_bytes());
+        let mut decoder = Decoder::new();
+        decoder.feed(&bytes);
+        // Before a byte of the body has come, and so before anything was set aside for it.
+        prop_assert!(decoder.next_frame().is_err());
+    }
+
+    #[test]
     fn no_bytes_make_the_decoder_panic(bytes in vec(any::<u8>(), 0..400), piece in 1_usize..50) {
         let mut decoder = Decoder::new();
         let mut decoded = Vec::new();

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use proptest::prelude::*;
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
@@ -224,4 +225,68 @@ async fn a_reader_that_goes_away_stops_the_packing() {
     tar.read_exact(&mut [0; 10]).await.unwrap();
     drop(tar);
     // The runtime waits for its blocking threads at its end: this test would hang, were one left behind.
+}
+
+/// A small archive with one of most kinds of entries.
+fn honest() -> Vec<u8> {
+    let mut tar = Builder::new(Vec::new());
+    raw(&mut tar, EntryType::Directory, b"d", b"", b"");
+    raw(&mut tar, EntryType::Regular, b"d/f", b"", b"data");
+    raw(&mut tar, EntryType::Symlink, b"l", b"d/f", b"");
+    raw(&mut tar, EntryType::Link, b"h", b"d/f", b"");
+    raw(&mut tar, EntryType::XHeader, b"x", b"", b"12 path=ab\n\n");
+    raw(&mut tar, EntryType::Regular, b"g", b"", b"more");
+    tar.into_inner().unwrap()
+}
+
+/// Unpacks below a directory of its own, beside which nothing may come to be.
+fn unpack_anything(bytes: Vec<u8>) {
+    let top = TempDir::new().unwrap();
+    let target = top.path().join("target");
+    fs::create_dir(&target).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    drop(runtime.block_on(unpack_into(io::Cursor::new(bytes), &target)));
+    let beside: Vec<_> = fs::read_dir(top.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(beside, ["target"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_bytes_make_unpacking_panic_or_leave_its_directory(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        unpack_anything(bytes);
+    }
+
+    #[test]
+    fn no_change_of_an_archive_makes_unpacking_panic_or_leave_its_directory(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+        mend in any::<bool>(),
+    ) {
+        let mut bytes = honest();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if mend {
+            mend_checksums(&mut bytes);
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        unpack_anything(bytes);
+    }
+}
+
+/// Makes every block's checksum right, as if it were a header: else a changed header is refused for its checksum alone.
+fn mend_checksums(bytes: &mut [u8]) {
+    for block in bytes.chunks_exact_mut(512) {
+        if block.iter().all(|byte| *byte == 0) || block[257..262] != *b"ustar" {
+            continue;
+        }
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
 }

@@ -112,6 +112,23 @@ const NAMES: &[&str] = &[
     "",
     "\u{0}",
     "memroy_mb",
+    "memory_request_mb",
+    "cpu_request",
+    "storage_inodes",
+    "idempotency_key",
+    "no_new_privileges",
+    "limits",
+    "ttl",
+    "dockerfile",
+    "build_args",
+    "no_cache",
+    "format",
+    "username",
+    "password",
+    "suite",
+    "mirror",
+    "keep_ids",
+    "exclude",
 ];
 
 fn any_json() -> impl Strategy<Value = Value> {
