@@ -45,13 +45,14 @@ one() { # SUITE GROUP DIRECTORY PROGRAM TEST
         return
     fi
     log=$(mktemp "$results/log.XXXXXX")
-    if [ "$2" = unit ]; then
+    if [ "$2" != root ]; then
         group="$unified/system.slice/test-${log##*.}.service"
         mkdir "$group" && setfattr -n trusted.delegate -v 1 "$group"
     fi
     # The shell, and with it all it starts, is put into the group first.
     (
         [ -z "$group" ] || echo "$BASHPID" >"$group/cgroup.procs"
+        [ "$2" != unit-xfs ] || export BERTH_TEST_DIR="$BERTH_TEST_XFS"
         cd "$3" && exec timeout -k 5 "$limit" "$4" --exact "$5" --nocapture
     ) >"$log" 2>&1 </dev/null
     status=$?

@@ -41,6 +41,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 limit=${BERTH_VM_LIMIT:-$limit}
+prepare_limit=300
 kernel=${KERNEL:-linux-image-cloud-amd64}
 case $kernel in [0-9]*) kernel=linux-image-$kernel-cloud-amd64 ;; esac
 cache=${BERTH_CACHE:-$HOME/.cache/berth}/vm
@@ -85,7 +86,8 @@ disk() { # SERIAL FILE OPTIONS
     printf '%s\n' -drive "if=none,id=$1,format=raw,file=$2,$3" -device "virtio-blk-pci,drive=$1,serial=$1"
 }
 
-# Becomes QEMU, that of the tree, in namespaces which end with it, as does what is mounted there for it.
+# Becomes QEMU, that of the tree, in namespaces which end with it, as does what is mounted there for it. All of it ends
+# with this script, even if that is killed.
 machine() {
     local disks
     mapfile -t disks < <(
@@ -95,7 +97,7 @@ machine() {
         disk xfs /mnt/tree/xfs.img snapshot=on,cache=unsafe
     )
     # shellcheck disable=SC2046 # words
-    exec unshare --mount --pid --fork --kill-child bash -euc '
+    exec setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child bash -euc '
         root=$1/root limit=$4
         mount -t tmpfs tmpfs "$root/mnt"
         mkdir "$root"/mnt/{tree,kernel,work}
@@ -148,7 +150,11 @@ work=$(mktemp -d "${TMPDIR:-/var/tmp}/berth-vm.XXXXXX")
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
 [ -z "$fresh" ] || rm -rf "$cache"
-made=$(scripts/vm/prepare.sh "$cache" "$kernel") || unable "there is nothing to boot, see above"
+# A mirror that does not answer must not hold up other tests.
+patience=()
+[ "$ring" != smoke ] || patience=(timeout -k 5 "$prepare_limit")
+made=$("${patience[@]}" scripts/vm/prepare.sh "$cache" "$kernel") ||
+    unable "there is nothing to boot (exit code $?; 124: not made within $prepare_limit s), see above"
 { read -r tree && read -r kernel_dir; } <<<"$made"
 pack "$@"
 echo "vm: $(sed -n 's/^Package: //p' "$kernel_dir/package") $(sed -n 's/^Version: //p' "$kernel_dir/package")," \
