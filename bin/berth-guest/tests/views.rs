@@ -35,7 +35,7 @@ impl View {
             }
         };
         let fd = connection.as_raw_fd();
-        let options = format!("fd={fd},rootmode=100444,user_id=0,group_id=0,allow_other");
+        let options = format!("fd={fd},rootmode=100444,user_id=0,group_id=0,allow_other,default_permissions");
         let options = std::ffi::CString::new(options).unwrap();
         if let Err(error) =
             rustix::mount::mount("berth", path.path(), "fuse", MountFlags::RDONLY, options.as_c_str())
@@ -176,6 +176,17 @@ async fn memory_is_that_of_the_group_and_follows_its_use() {
         asking.user = Some("65534:65534".into());
         let ran = rig.run(asking).await;
         assert_eq!(ran.out(), format!("{LIMIT}\n"), "{ran:?}");
+    }
+    // By sendfile(2), as busybox has it: whole, and anew each time. No stat(2) has to come first.
+    if has("python3") {
+        let script = format!(
+            "import os\nfor _ in range(3):\n f = os.open(\"{path}\", 0)\n while os.sendfile(1, f, None, 1000): pass"
+        );
+        let ran = rig.sh(&format!("python3 -c '{script}'; stat -c %s {path}")).await.out();
+        let (texts, size) = ran.trim_end().rsplit_once('\n').unwrap();
+        assert_eq!(texts.matches("MemTotal:").count(), 3, "{ran}");
+        assert_eq!(texts.len() + 1, 3 * size.parse::<usize>().unwrap(), "{ran}");
+        assert!(!texts.contains('\0'));
     }
     // In parts, from one moment.
     let ran = rig

@@ -270,7 +270,8 @@ pub(crate) fn connect() -> Result<std::os::fd::OwnedFd, Failure> {
 pub(crate) fn mount_view(target: &Path, connection: &std::os::fd::OwnedFd) -> Result<(), Failure> {
     use std::os::fd::AsRawFd;
     let fd = connection.as_raw_fd();
-    let options = format!("fd={fd},rootmode=100444,user_id=0,group_id=0,allow_other");
+    // With default_permissions the kernel asks for the attributes, and so the size, before the first open.
+    let options = format!("fd={fd},rootmode=100444,user_id=0,group_id=0,allow_other,default_permissions");
     let options = crate::perform::c_string(&options, target)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("berth", target, "fuse", flags, options.as_c_str()).at("mount a view at", target)

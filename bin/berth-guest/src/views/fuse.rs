@@ -131,11 +131,14 @@ impl Reply {
     }
 
     /// To `GetAttributes`; the owner as the mount's own user namespace numbers it.
-    pub(crate) fn attributes(uid: u32, gid: u32) -> Self {
+    ///
+    /// With a size of 0, as files in /proc have it, sendfile(2) and splice(2) would find nothing: they read through the
+    /// kernel's cache (from Linux 6.5), and that ends at the size.
+    pub(crate) fn attributes(uid: u32, gid: u32, size: usize) -> Self {
         let mut body = Body::default();
         body.u64(VALID_SECONDS).u32(0).u32(0);
-        // Inode, then size, blocks and three times: none, as in /proc.
-        body.u64(1).zeros(5 * 8 + 3 * 4);
+        // Inode and size, then blocks and three times: none, as in /proc.
+        body.u64(1).u64(size as u64).zeros(4 * 8 + 3 * 4);
         body.u32(MODE).u32(1).u32(uid).u32(gid).u32(0).u32(4096).u32(0);
         Self::Body(body.0)
     }
@@ -229,7 +232,7 @@ mod tests {
     fn bodies_have_the_lengths_that_the_kernel_wants() {
         let len = |reply: Reply| reply.encode(1).len() - HEADER_OUT;
         assert_eq!(len(Reply::init(45)), 64);
-        assert_eq!(len(Reply::attributes(0, 0)), 104);
+        assert_eq!(len(Reply::attributes(0, 0, 7)), 104);
         assert_eq!(len(Reply::opened(1)), 16);
         assert_eq!(len(Reply::file_system()), 80);
     }

@@ -11,11 +11,16 @@ use super::fuse::{EACCES, Operation, REQUEST_MAX, Reply, Request};
 /// for every part, in place of the guest's memory.
 const TEXTS_KEPT: usize = 16;
 
+/// Blanks that a text is given at least when its size is settled, so that its numbers may grow.
+const ROOM: usize = 64;
+
 /// A connection, and what was read through it.
 pub(crate) struct Server {
     connection: OwnedFd,
     owner: (u32, u32),
     next_handle: u64,
+    /// What the kernel was told that the file has, once it asked: every text is made as long.
+    size: usize,
     texts: VecDeque<(u64, Vec<u8>)>,
     request: Box<[u8]>,
 }
@@ -31,7 +36,7 @@ impl Server {
     /// `owner` is who the file belongs to, as the mount's own user namespace numbers it.
     pub(crate) fn new(connection: OwnedFd, owner: (u32, u32)) -> Self {
         let request = vec![0; REQUEST_MAX].into_boxed_slice();
-        Self { connection, owner, next_handle: 0, texts: VecDeque::new(), request }
+        Self { connection, owner, next_handle: 0, size: 0, texts: VecDeque::new(), request }
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -58,7 +63,10 @@ impl Server {
     fn reply(&mut self, operation: Operation, make: impl Fn() -> Result<Vec<u8>, Errno>) -> Option<Reply> {
         Some(match operation {
             Operation::Init { minor, .. } => Reply::init(minor),
-            Operation::GetAttributes => Reply::attributes(self.owner.0, self.owner.1),
+            Operation::GetAttributes => match self.settle_size(make) {
+                Ok(size) => Reply::attributes(self.owner.0, self.owner.1, size),
+                Err(errno) => Reply::Error(errno.raw_os_error()),
+            },
             Operation::Open { write: true } => Reply::Error(EACCES),
             Operation::Open { write: false } => {
                 self.next_handle += 1;
@@ -78,6 +86,14 @@ impl Server {
         })
     }
 
+    /// The kernel keeps the size for ever, and shortens it itself when it meets a shorter text.
+    fn settle_size(&mut self, make: impl Fn() -> Result<Vec<u8>, Errno>) -> Result<usize, Errno> {
+        if self.size == 0 {
+            self.size = (make()?.len() + ROOM).next_multiple_of(ROOM);
+        }
+        Ok(self.size)
+    }
+
     /// The text made when this handle was last read from the beginning, as files in /proc have it.
     fn text(
         &mut self,
@@ -95,12 +111,22 @@ impl Server {
                 if self.texts.len() >= TEXTS_KEPT {
                     self.texts.pop_front();
                 }
-                self.texts.push_back((handle, make()?));
+                self.texts.push_back((handle, filled(make()?, self.size)));
                 self.texts.len() - 1
             }
         };
         Ok(&self.texts[index].1)
     }
+}
+
+/// Blanks before the last line's end: programs split lines at them. A text that has outgrown the size is cut for
+/// sendfile(2) alone.
+fn filled(mut text: Vec<u8>, size: usize) -> Vec<u8> {
+    if text.len() < size && text.pop_if(|last| *last == b'\n').is_some() {
+        text.resize(size - 1, b' ');
+        text.push(b'\n');
+    }
+    text
 }
 
 #[cfg(test)]
@@ -123,6 +149,16 @@ mod tests {
             Some(Reply::Body(body)) => body,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn texts_are_as_long_as_the_kernel_was_told() {
+        assert_eq!(filled(b"a 1\nb 2\n".to_vec(), 12), b"a 1\nb 2    \n");
+        assert_eq!(filled(b"a 1\n".to_vec(), 2), b"a 1\n");
+        let mut server = server();
+        assert_eq!(server.settle_size(|| Ok(vec![b'\n'; 10])), Ok(128));
+        assert_eq!(server.settle_size(|| Ok(vec![b'\n'; 1000])), Ok(128));
+        assert_eq!(server.text(1, 0, || Ok(b"a 1\n".to_vec())).unwrap().len(), 128);
     }
 
     #[test]
