@@ -523,9 +523,7 @@ impl Held {
         if !engine.enforces_storage() {
             return None;
         }
-        let usage = engine.usage(id).inspect_err(|error| {
-            tracing::warn!(id, %error, "cannot read what a sandbox has on disk");
-        });
+        let usage = engine.usage(id).inspect_err(|error| unread(id, error, "what a sandbox has on disk"));
         usage.ok().filter(|usage| usage.counted != Counted::Walked)
     }
 
@@ -536,7 +534,7 @@ impl Held {
                 matches!(full, Some(berth_disk::Full::Bytes { .. } | berth_disk::Full::Inodes { .. }))
             }
             Err(error) => {
-                tracing::warn!(id, %error, "cannot read whether a sandbox's disk is full");
+                unread(id, &error, "whether a sandbox's disk is full");
                 false
             }
         }
@@ -623,6 +621,14 @@ impl Drop for Container {
     fn drop(&mut self) {
         let parts = lock(&self.parts).take();
         drop(parts.map(|parts| self.reaper.guard_of(parts)));
+    }
+}
+
+/// A disk that is gone went with its sandbox while somebody asked.
+fn unread(id: &str, error: &berth_disk::Error, what: &str) {
+    match error {
+        berth_disk::Error::Missing { .. } => tracing::debug!(id, %error, "cannot read {what}"),
+        error => tracing::warn!(id, %error, "cannot read {what}"),
     }
 }
 

@@ -139,6 +139,10 @@ fn change(reserve: &Reserve, by: impl Fn(u64) -> u64) -> Result<(), Error> {
 
 /// Tries again when `berth` vanishes between being made and being filled: another instance, ending, found it empty.
 fn make(path: &Path) -> Result<(), Error> {
+    // There for all but the first sandbox: to try to make it would wait for what is made and removed beside it.
+    if path.is_dir() {
+        return Ok(());
+    }
     let mut made = std::fs::create_dir_all(path);
     for _ in 0..MAKE_TRIES {
         match &made {
