@@ -373,6 +373,9 @@ class BerthEnvironment(BaseEnvironment):
                 timeout=timeout_sec,
                 on_output=self._output_callback(),
             )
+        if met := _limits_met(result):
+            # The task's own doing, and no error: but whoever reads the trial is to see that it had too little.
+            self.logger.warning(f"berth: a command that ended with exit code {result.exit_code} met {met}")
         return _exec_result(result, timeout_sec)
 
     def _user(self, user: str | int | None) -> str | None:
@@ -552,12 +555,25 @@ def _exec_result(result: models.ExecResult, timeout_sec: float | None) -> ExecRe
     notes = []
     if result.reason == "timed_out":
         notes.append(f"command timed out after {timeout_sec} seconds; everything it started was killed")
+    elif result.reason == "out_of_memory":
+        notes.append("command killed: the sandbox was out of memory")
     elif result.message:
         notes.append(result.message)
     stderr = result.stderr
     for note in notes:
         stderr += f"{'' if not stderr or stderr.endswith('\n') else '\n'}{note}\n"
     return ExecResult(stdout=result.stdout, stderr=stderr, return_code=result.exit_code)
+
+
+def _limits_met(result: models.ExecResult) -> str | None:
+    """The sandbox's limits that a command met, in words."""
+    hit = set(result.limits_hit) | ({"memory"} if result.reason == "out_of_memory" else set())
+    if not hit:
+        return None
+    names = {"memory": "the limit of memory", "pids": "the limit of processes", "disk": "the limit of storage"}
+    text = ", ".join(names.get(limit, limit) for limit in sorted(hit))
+    kills = result.oom_kills or 0
+    return text + (f" ({kills} process{'es' if kills > 1 else ''} killed)" if kills else "")
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ class Script:
     create_error: dict[str, Any] | None = None
     create_delay: float = 0.0
     drop_exec: bool = False
+    exec_end: dict[str, Any] = field(default_factory=dict)
+    """Fields of an exec's end that are to be others."""
     storage_enforced: bool = True
     queued_for: float = 0.0
     """Seconds that a sandbox is queued before it is made."""
@@ -283,11 +285,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         code = process.wait()
         reason = "timed_out" if timed_out else "killed" if request["id"] in self.state.kills else "exited"
-        self._exited(
-            exit_code=124 if timed_out else code if code >= 0 else 128 - code,
-            reason=reason,
-            duration_ms=int(1000 * (time.monotonic() - began)),
-        )
+        end = {
+            "exit_code": 124 if timed_out else code if code >= 0 else 128 - code,
+            "reason": reason,
+            "duration_ms": int(1000 * (time.monotonic() - began)),
+        }
+        self._exited(**{**end, **self.state.script.exec_end})
 
     def _pump(self, process: subprocess.Popen[bytes], timeout: float | None) -> bool:
         timed_out = threading.Event()

@@ -335,6 +335,23 @@ async def test_exec(env: BerthEnvironment, daemon: FakeDaemon) -> None:
     assert "/no such dir" in (result.stderr or "")
 
 
+async def test_exec_tells_limits(env: BerthEnvironment, daemon: FakeDaemon, caplog: pytest.LogCaptureFixture) -> None:
+    daemon.script.exec_end = {"exit_code": 1, "limits_hit": ["disk", "pids"]}
+    with caplog.at_level(logging.WARNING):
+        assert (await env.exec("true")).return_code == 1
+    assert "exit code 1 met the limit of storage, the limit of processes" in caplog.text
+    daemon.script.exec_end = {"exit_code": 137, "reason": "out_of_memory", "signal": 9, "oom_kills": 1}
+    with caplog.at_level(logging.WARNING):
+        result = await env.exec("true")
+    assert "exit code 137 met the limit of memory (1 process killed)" in caplog.text
+    assert "out of memory" in (result.stderr or "")
+    caplog.clear()
+    daemon.script.exec_end = {}
+    with caplog.at_level(logging.WARNING):
+        await env.exec("false")
+    assert not caplog.text
+
+
 async def test_exec_scopes(env: BerthEnvironment, daemon: FakeDaemon) -> None:
     chunks: list[tuple[str, str]] = []
 

@@ -356,7 +356,8 @@ impl<R: Read> TarReader<R> {
     }
 
     fn skip_rest(&mut self) -> Result<(), TarError> {
-        let mut left = self.data_left + self.padding;
+        // A size that an archive claims may be the largest number that there is.
+        let mut left = self.data_left.saturating_add(self.padding);
         let mut scrap = [0u8; 16 * 1024];
         while left > 0 {
             let want = left.min(scrap.len() as u64) as usize;
