@@ -20,6 +20,8 @@ const MIN_MEMORY_MB: u64 = 4;
 
 /// Fewest processes: the guest, its worker threads and one command.
 const MIN_PIDS: u64 = 8;
+/// `PID_MAX_LIMIT`: the kernel takes no larger limit.
+const MAX_PIDS: u64 = 4 << 20;
 
 /// Fewest files: Berth's own (mount points, `/etc/hosts` and the like) and some to work with.
 const MIN_INODES: u64 = 64;
@@ -82,6 +84,12 @@ fn check_resources(resources: &Resources) -> Result<(), Error> {
     at_least("resources.storage_mb", resources.storage_mb, 1)?;
     at_least("resources.storage_inodes", resources.storage_inodes, MIN_INODES)?;
     at_least("resources.pids", resources.pids, MIN_PIDS)?;
+    if let Some(pids) = resources.pids.filter(|pids| *pids > MAX_PIDS) {
+        return Err(bad(
+            "resources.pids",
+            format!("{pids} is more than {MAX_PIDS}, which is what a kernel has"),
+        ));
+    }
     if let (Some(request), Some(limit)) = (resources.cpu_request, resources.cpus)
         && request > limit
     {
@@ -193,8 +201,8 @@ fn check_mount_target(target: &str) -> Result<(), Error> {
 }
 
 fn check_mount_source(source: &str) -> Result<(), Error> {
-    if !source.starts_with('/') {
-        return Err(bad("mounts.source", format!("{source:?} is not an absolute path")));
+    if !source.starts_with('/') || Path::new(source).components().any(|part| part == Component::ParentDir) {
+        return Err(bad("mounts.source", format!("{source:?} is not an absolute path without \"..\"")));
     }
     match std::fs::metadata(source) {
         Ok(_) => Ok(()),
@@ -232,6 +240,7 @@ mod tests {
             ("resources.memory_mb", |r| r.resources.memory_mb = Some(1)),
             ("resources.memory_mb", |r| r.resources.memory_mb = Some(u64::MAX)),
             ("resources.pids", |r| r.resources.pids = Some(1)),
+            ("resources.pids", |r| r.resources.pids = Some(MAX_PIDS + 1)),
             ("resources.storage_mb", |r| r.resources.storage_mb = Some(0)),
             ("resources.storage_inodes", |r| r.resources.storage_inodes = Some(63)),
             ("resources.cpu_request", |r| r.resources.cpu_request = Some(-1.0)),
@@ -255,6 +264,7 @@ mod tests {
             ("env", |r| drop(r.env.insert("A=B".into(), String::new()))),
             ("mounts.source", |r| r.mounts = vec![mount("/does/not/exist", "/x")]),
             ("mounts.source", |r| r.mounts = vec![mount("relative", "/x")]),
+            ("mounts.source", |r| r.mounts = vec![mount("/etc/../etc", "/x")]),
             ("mounts.target", |r| r.mounts = vec![mount("/etc", "/proc/1")]),
             ("mounts.target", |r| r.mounts = vec![mount("/etc", "/a/../../b")]),
             ("mounts.target", |r| r.mounts = vec![mount("/etc", "/")]),
