@@ -437,7 +437,7 @@ pub(crate) fn write_tree(dir: &Path, files: &[(&str, u32, &str)]) {
     }
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` holds: far longer than anything takes, for machines that are busy with other things.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
