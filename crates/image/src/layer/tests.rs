@@ -213,7 +213,8 @@ fn capabilities_survive_with_any_bytes() {
 fn a_size_that_nothing_has_is_only_cut_off() {
     let bytes = Tar::default().pax(&[("size", b"18446744073709551615")]).file("f", "x").end();
     assert!(try_unpack(&bytes).is_err());
-    let skipped = Tar::default().pax(&[("size", b"18446744073709551615")]).raw(b'2', b"l", b"x", |_| (), b"").end();
+    let skipped =
+        Tar::default().pax(&[("size", b"18446744073709551615")]).raw(b'2', b"l", b"x", |_| (), b"").end();
     drop(try_unpack(&skipped));
 }
 

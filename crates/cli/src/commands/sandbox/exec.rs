@@ -56,7 +56,9 @@ impl Exec {
         let sandbox = self.sandbox.clone();
         let stream = client.exec(&sandbox, &self.into_request()).await?;
         let status = pass_on(stream, &sandbox, &mut tokio::io::stdout(), &mut tokio::io::stderr()).await?;
-        if let Some(message) = &status.message {
+        // Of a command that ran out of memory the note on limits says more, where there is one.
+        let says_less = status.reason == ExitReason::OutOfMemory && !session.output.is_json();
+        if let Some(message) = status.message.as_ref().filter(|_| !says_less) {
             session.output.note(&format!("berth: {message}"));
         }
         note_limits(session, &client, &sandbox, &status).await;
