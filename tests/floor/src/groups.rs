@@ -58,7 +58,9 @@ impl Hierarchies {
                 let file = dir.join(file);
                 fs::write(&file, value).with_context(|| format!("writing {}", file.display()))?;
             }
-            let procs = dir.join("cgroup.procs");
+            // A thread moves without the lock that keeps every process of the machine from starting threads, and whoever
+            // enters has one. Version 2 does not let threads of ordinary groups move.
+            let procs = dir.join(if *limits == V2 { "cgroup.procs" } else { "tasks" });
             let open = OpenOptions::new().write(true).open(&procs);
             group.procs.push(open.with_context(|| format!("opening {}", procs.display()))?);
         }
@@ -108,7 +110,7 @@ fn v1() -> Vec<(PathBuf, Limits)> {
 #[derive(Debug)]
 pub(crate) struct Group {
     dirs: Vec<PathBuf>,
-    /// `cgroup.procs` of each, open for writing.
+    /// The file of each by which one enters, open for writing.
     procs: Vec<File>,
 }
 

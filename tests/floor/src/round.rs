@@ -158,7 +158,8 @@ impl Floor {
     /// Mounts the root and makes it this process's own.
     fn mount_overlay(&self, layer: &Path) -> anyhow::Result<()> {
         let options = format!(
-            "lowerdir={},upperdir={},workdir={}",
+            // Volatile, or its end would write out the whole file system below.
+            "lowerdir={},upperdir={},workdir={},volatile",
             self.rootfs.display(),
             layer.join("upper").display(),
             layer.join("work").display()
