@@ -199,7 +199,9 @@ static int join_strangers(void) { gid_t all[] = {0, 1073741824}; return of(setgr
 
 static int on_scratch(unsigned long request, void *argument) {
     const char *path = scratch();
-    int fd = open(path, O_RDWR), answer = of(ioctl(fd, request, argument));
+    int fd = open(path, O_RDWR), answer = of(ioctl(fd, request, argument)), none = 0;
+    // What was made immutable outside would stay.
+    ioctl(fd, FS_IOC_SETFLAGS, &none);
     unlink(path);
     return answer;
 }
