@@ -373,6 +373,11 @@ class BerthEnvironment(BaseEnvironment):
                 timeout=timeout_sec,
                 on_output=self._output_callback(),
             )
+        if result.exit_code != 0 and result.machine_disk_full:
+            raise RuntimeRequestError(
+                f"a command failed with exit code {result.exit_code} while the disk of the daemon's machine was full; it may"
+                " not be the command's doing [machine_disk_full]"
+            )
         if met := _limits_met(result):
             # The task's own doing, and no error: but whoever reads the trial is to see that it had too little.
             self.logger.warning(f"berth: a command that ended with exit code {result.exit_code} met {met}")

@@ -112,7 +112,10 @@ class Committed(Model):
 
 @dataclass(frozen=True, slots=True)
 class Usage(Model):
-    """What a sandbox uses; ``None`` where the machine cannot tell. ``limits_hit`` holds ``memory``, ``pids``, ``disk``."""
+    """What a sandbox uses; ``None`` where the machine cannot tell. ``limits_hit`` holds ``memory``, ``pids``, ``disk``.
+
+    ``machine_disk_full``: the machine's disk is full, or was when a command failed.
+    """
 
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
@@ -126,6 +129,7 @@ class Usage(Model):
     disk_inodes: int | None = None
     disk_inodes_limit: int | None = None
     limits_hit: list[str] = field(default_factory=list)
+    machine_disk_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,7 @@ class ExecResult(Model):
     cannot be run, 124 at the timeout. ``reason`` is ``exited``, ``signaled``, ``out_of_memory``, ``timed_out``, ``killed``
     or ``not_started``. ``limits_hit`` names the sandbox's limits that were met: ``memory``, ``pids``, ``disk``. What the
     machine does not count by exec is None. ``rescued``: it ran beside the memory limit, as the sandbox's memory was full.
+    ``machine_disk_full``: it failed while the machine's disk was full, so that the failure may be the machine's.
     """
 
     stdout: str
@@ -193,6 +198,7 @@ class ExecResult(Model):
     peak_memory_bytes: int | None = None
     cpu_usec: int | None = None
     rescued: bool = False
+    machine_disk_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)

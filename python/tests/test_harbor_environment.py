@@ -352,6 +352,12 @@ async def test_exec_tells_limits(env: BerthEnvironment, daemon: FakeDaemon, capl
     assert not caplog.text
 
 
+async def test_a_command_that_fails_on_a_full_machine_is_no_result(env: BerthEnvironment, daemon: FakeDaemon) -> None:
+    daemon.script.exec_end = {"exit_code": 1, "machine_disk_full": True}
+    with pytest.raises(RuntimeRequestError, match="machine was full"):
+        await env.exec("true")
+
+
 async def test_exec_scopes(env: BerthEnvironment, daemon: FakeDaemon) -> None:
     chunks: list[tuple[str, str]] = []
 

@@ -41,6 +41,10 @@ use crate::verdict::{Exception, Failure, Rewards};
 use log::TrialLog;
 use queue::Queued;
 
+/// What a trial says whose command failed on a machine without room.
+const MACHINE_DISK_FULL: &str = "a command failed while the disk of the daemon's machine was full; it may not be the \
+     command's doing";
+
 /// How long a sandbox outlives this process when that is killed.
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -361,6 +365,11 @@ impl<P: Platform> Trial<'_, P> {
         // The sandbox enforces the limit itself; this one is for a daemon that answers no more.
         let guard = remaining.map_or(Duration::MAX, |remaining| remaining.saturating_add(GRACE));
         match timeout(guard, running).await {
+            // Whatever it says of itself: with room to write it might have done otherwise.
+            Ok(Ok(status)) if status.machine_disk_full => {
+                self.log.line(&format!("a command failed: {}", self.describe(&status)));
+                Err(Exception::new(Failure::RuntimeRequest, MACHINE_DISK_FULL))
+            }
             Ok(Ok(status)) if status.reason == ExitReason::TimedOut => Ok(Ended::TimedOut),
             Ok(Ok(status)) => Ok(Ended::Exited(status)),
             Ok(Err(error)) => Err(Exception::of_call("a command was lost", &error)),

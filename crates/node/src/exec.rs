@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use berth_sandbox::DiskFull;
 use berth_sandbox::guest::{self, ExecSpec};
 use berth_types::exec::{ExecRequest, ExecStatus, ExitReason};
 use berth_types::sandbox::Limit;
@@ -124,7 +125,7 @@ impl Exec {
             Some(Ok(guest::ExecOutput::Stdout(data))) => Ok(ExecOutput::Stdout(data)),
             Some(Ok(guest::ExecOutput::Stderr(data))) => Ok(ExecOutput::Stderr(data)),
             Some(Ok(guest::ExecOutput::Exited(status))) => {
-                Ok(ExecOutput::Exited(with_limits(&self.live, status).await))
+                Ok(ExecOutput::Exited(with_limits(&self.sandbox, &self.live, status).await))
             }
             Some(Err(source)) => Err(self.node.guest_error(&self.sandbox, source).await),
             None => Err(self.node.guest_error(&self.sandbox, guest::Error::Gone).await),
@@ -133,15 +134,21 @@ impl Exec {
 }
 
 /// With the limits that only the machine knows of, and notes for the sandbox which ones were met.
-async fn with_limits(live: &Live, mut status: ExecStatus) -> ExecStatus {
+async fn with_limits(sandbox: &str, live: &Live, mut status: ExecStatus) -> ExecStatus {
     if status.reason == ExitReason::OutOfMemory {
         status.met(Limit::Memory);
     }
     // A command that has succeeded is not to wait for the answer.
     if status.exit_code != 0 && status.reason != ExitReason::NotStarted {
         match tokio::time::timeout(DISK_LIMIT, live.machine.disk_full()).await {
-            Ok(true) => status.met(Limit::Disk),
-            Ok(false) => {}
+            Ok(Some(DiskFull::Limit)) => status.met(Limit::Disk),
+            Ok(Some(DiskFull::Machine)) => {
+                status.machine_disk_full = true;
+                if live.met.add_machine_disk_full() {
+                    tracing::warn!(id = sandbox, "a command failed while the machine's disk was full");
+                }
+            }
+            Ok(None) => {}
             Err(_) => tracing::debug!("whether a command's disk was full could not be told in time"),
         }
     }
@@ -171,8 +178,6 @@ fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -180,20 +185,41 @@ mod tests {
         let world = crate::fake::World::new().await;
         let made = world.create(|_| ()).await.unwrap();
         let (_, _, live) = world.node.live(&made.id).unwrap();
-        let disk_full = |is| world.controls.machine(&made.id).disk_full.store(is, Ordering::SeqCst);
-        let end = |code, reason| with_limits(&live, ExecStatus::new(code, reason));
-        disk_full(true);
+        let disk_full = |is| *world.controls.machine(&made.id).disk_full.lock().unwrap() = is;
+        let end = |code, reason| with_limits(&made.id, &live, ExecStatus::new(code, reason));
+        disk_full(Some(DiskFull::Limit));
         assert_eq!(end(0, ExitReason::Exited).await.limits_hit, []);
         assert_eq!(end(127, ExitReason::NotStarted).await.limits_hit, []);
         assert_eq!(end(1, ExitReason::Exited).await.limits_hit, [Limit::Disk]);
-        disk_full(false);
+        disk_full(None);
         assert_eq!(end(1, ExitReason::Exited).await.limits_hit, []);
         assert_eq!(end(137, ExitReason::OutOfMemory).await.limits_hit, [Limit::Memory]);
         let mut forked = ExecStatus::new(0, ExitReason::Exited);
         forked.met(Limit::Pids);
-        assert_eq!(with_limits(&live, forked).await.limits_hit, [Limit::Pids]);
+        assert_eq!(with_limits(&made.id, &live, forked).await.limits_hit, [Limit::Pids]);
         let shown = world.node.sandbox(&made.id).await.unwrap().usage.unwrap();
         assert_eq!(shown.limits_hit, [Limit::Memory, Limit::Pids, Limit::Disk]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_full_machine_is_not_the_sandboxes_limit() {
+        let world = crate::fake::World::new().await;
+        let made = world.create(|_| ()).await.unwrap();
+        let (_, _, live) = world.node.live(&made.id).unwrap();
+        let machine = world.controls.machine(&made.id);
+        let end = |code| with_limits(&made.id, &live, ExecStatus::new(code, ExitReason::Exited));
+        *machine.disk_full.lock().unwrap() = Some(DiskFull::Machine);
+        assert!(!end(0).await.machine_disk_full);
+        assert!(!world.node.sandbox(&made.id).await.unwrap().usage.unwrap().machine_disk_full);
+        let failed = end(1).await;
+        assert!(failed.machine_disk_full);
+        assert_eq!(failed.limits_hit, []);
+        *machine.disk_full.lock().unwrap() = None;
+        assert!(!end(1).await.machine_disk_full);
+        // What failed meanwhile stays in doubt.
+        let usage = world.node.sandbox(&made.id).await.unwrap().usage.unwrap();
+        assert!(usage.machine_disk_full);
+        assert_eq!(usage.limits_hit, []);
     }
 
     #[test]

@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use berth_image::Images;
 use berth_sandbox::guest::Guest;
-use berth_sandbox::{Death, Disk, Driver, Error, Features, Machine, StartSpec};
+use berth_sandbox::{Death, Disk, DiskFull, Driver, Error, Features, Machine, StartSpec};
 use berth_store::Store;
 use berth_types::image::{ArchiveFormat, ImportImage};
 use berth_types::sandbox::{CreateSandbox, Sandbox, Usage};
@@ -49,7 +48,7 @@ impl Driver for FakeDriver {
                 guest,
                 death: watch::Sender::new(None),
                 usage: Mutex::default(),
-                disk_full: AtomicBool::new(false),
+                disk_full: Mutex::default(),
             });
             self.0.machines.lock().unwrap().insert(spec.id.clone(), machine.clone());
             self.0.specs.lock().unwrap().push(spec);
@@ -93,7 +92,7 @@ pub(crate) struct FakeMachine {
     guest: Guest,
     death: watch::Sender<Option<Death>>,
     pub(crate) usage: Mutex<Usage>,
-    pub(crate) disk_full: AtomicBool,
+    pub(crate) disk_full: Mutex<Option<DiskFull>>,
 }
 
 impl FakeMachine {
@@ -128,8 +127,8 @@ impl Machine for FakeMachine {
         std::future::ready(self.usage.lock().unwrap().clone()).boxed()
     }
 
-    fn disk_full(&self) -> BoxFuture<'_, bool> {
-        std::future::ready(self.disk_full.load(Ordering::SeqCst)).boxed()
+    fn disk_full(&self) -> BoxFuture<'_, Option<DiskFull>> {
+        std::future::ready(*self.disk_full.lock().unwrap()).boxed()
     }
 
     fn stubs(&self) -> Vec<PathBuf> {

@@ -37,7 +37,13 @@ impl Node {
     pub async fn pack(&self, sandbox: &str, request: ArchiveOut) -> Result<Pack, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
         let exclude = request.exclude.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
-        let spec = PackSpec { path: request.path, exclude, follow: true, ..PackSpec::default() };
+        let spec = PackSpec {
+            path: request.path,
+            exclude,
+            follow: true,
+            ignore_failed_read: true,
+            ..PackSpec::default()
+        };
         match live.machine.guest().pack(spec).await {
             Ok(pack) => Ok(pack),
             Err(source) => Err(self.guest_error(&sandbox, source).await),

@@ -41,19 +41,36 @@ pub(crate) struct Live {
 
 /// Limits that a sandbox's execs have met: not every machine counts all of them for the sandbox as a whole.
 #[derive(Clone, Default)]
-pub(crate) struct Met(Arc<Mutex<BTreeSet<Limit>>>);
+pub(crate) struct Met(Arc<Mutex<Hits>>);
+
+#[derive(Default)]
+struct Hits {
+    limits: BTreeSet<Limit>,
+    machine_disk_full: bool,
+}
 
 impl Met {
     pub(crate) fn add(&self, limits: &[Limit]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(limits);
+        self.lock().limits.extend(limits);
+    }
+
+    /// Notes that the machine's disk was full when an exec failed; tells whether that is news.
+    pub(crate) fn add_machine_disk_full(&self) -> bool {
+        !std::mem::replace(&mut self.lock().machine_disk_full, true)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Hits> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a machine uses, with these among the limits that were met.
     pub(crate) async fn usage_of(&self, machine: &dyn Machine) -> Usage {
         let mut usage = machine.usage().await;
-        let mut met = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        met.extend(&usage.limits_hit);
-        usage.limits_hit = met.into_iter().collect();
+        let met = self.lock();
+        let limits: BTreeSet<Limit> = met.limits.iter().chain(&usage.limits_hit).copied().collect();
+        usage.limits_hit = limits.into_iter().collect();
+        usage.machine_disk_full |= met.machine_disk_full;
+        drop(met);
         usage
     }
 }

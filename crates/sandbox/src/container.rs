@@ -25,7 +25,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::driver::{Death, Disk, Driver, Features, Machine, StartSpec};
+use crate::driver::{Death, Disk, DiskFull, Driver, Features, Machine, StartSpec};
 use crate::guest::Guest;
 use crate::ids::{self, IdRanges};
 use crate::namespaces::Maker;
@@ -495,11 +495,12 @@ impl Held {
         });
         let counted = counted.unwrap_or_default();
         let disk = self.disk_usage();
+        let disk_full = self.disk_full();
         let met = |limit, times: Option<u64>| times.is_some_and(|times| times > 0).then_some(limit);
         let hits = [
             met(Limit::Memory, counted.oom_kills),
             met(Limit::Pids, counted.pids_limit_events),
-            self.disk_full().then_some(Limit::Disk),
+            (disk_full == Some(DiskFull::Limit)).then_some(Limit::Disk),
         ];
         Usage {
             memory_bytes: counted.memory_bytes,
@@ -514,6 +515,7 @@ impl Held {
             disk_inodes: disk.and_then(|disk| disk.inodes),
             disk_inodes_limit: limits.storage_inodes,
             limits_hit: hits.into_iter().flatten().collect(),
+            machine_disk_full: disk_full == Some(DiskFull::Machine),
         }
     }
 
@@ -527,15 +529,13 @@ impl Held {
         usage.ok().filter(|usage| usage.counted != Counted::Walked)
     }
 
-    fn disk_full(&self) -> bool {
-        let Some((engine, id)) = &self.disk else { return false };
+    fn disk_full(&self) -> Option<DiskFull> {
+        let (engine, id) = self.disk.as_ref()?;
         match engine.limit_hit(id) {
-            Ok(full) => {
-                matches!(full, Some(berth_disk::Full::Bytes { .. } | berth_disk::Full::Inodes { .. }))
-            }
+            Ok(full) => full.map(whose),
             Err(error) => {
                 unread(id, &error, "whether a sandbox's disk is full");
-                false
+                None
             }
         }
     }
@@ -574,12 +574,8 @@ impl Machine for Container {
         .boxed()
     }
 
-    fn disk_full(&self) -> BoxFuture<'_, bool> {
+    fn disk_full(&self) -> BoxFuture<'_, Option<DiskFull>> {
         async move {
-            let limits = &self.limits;
-            if limits.storage_bytes.is_none() && limits.storage_inodes.is_none() {
-                return false;
-            }
             let held = self.held();
             tokio::task::spawn_blocking(move || held.disk_full()).await.unwrap_or_default()
         }
@@ -621,6 +617,13 @@ impl Drop for Container {
     fn drop(&mut self) {
         let parts = lock(&self.parts).take();
         drop(parts.map(|parts| self.reaper.guard_of(parts)));
+    }
+}
+
+fn whose(full: berth_disk::Full) -> DiskFull {
+    match full {
+        berth_disk::Full::Bytes { .. } | berth_disk::Full::Inodes { .. } => DiskFull::Limit,
+        berth_disk::Full::Pool { .. } => DiskFull::Machine,
     }
 }
 

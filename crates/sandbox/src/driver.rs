@@ -119,9 +119,9 @@ pub trait Machine: Send + Sync + 'static {
         futures_util::future::ready(Usage::default()).boxed()
     }
 
-    /// Whether it has no room on its disk now, by its own limit. False where that cannot be told.
-    fn disk_full(&self) -> BoxFuture<'_, bool> {
-        futures_util::future::ready(false).boxed()
+    /// Whether it has no room on its disk now, and by whose fault. `None` also where that cannot be told.
+    fn disk_full(&self) -> BoxFuture<'_, Option<DiskFull>> {
+        futures_util::future::ready(None).boxed()
     }
 
     /// Where the time of its start went.
@@ -135,6 +135,15 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Ends it and hands over its writable layer, for a build to keep.
     fn take_disk(&self) -> BoxFuture<'_, Result<Disk, Error>>;
+}
+
+/// Why a sandbox has no room on its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskFull {
+    /// It is at its own limit.
+    Limit,
+    /// The disk below all sandboxes is full: no fault of this one.
+    Machine,
 }
 
 /// Why a sandbox's first process is gone.

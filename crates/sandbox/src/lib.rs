@@ -25,5 +25,5 @@ mod reaper;
 mod stubs;
 
 pub use container::ContainerDriver;
-pub use driver::{Bind, Death, Disk, Driver, Features, Limits, Machine, StartSpec};
+pub use driver::{Bind, Death, Disk, DiskFull, Driver, Features, Limits, Machine, StartSpec};
 pub use error::Error;

@@ -101,6 +101,10 @@ pub struct ExecStatus {
     /// Limits of the sandbox that were met while it ran. Empty: none that is counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits_hit: Vec<Limit>,
+    /// Whether the machine's disk was full when it failed, so that no sandbox could write, whatever its own limit. The
+    /// failure may be the machine's then, not the command's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub machine_disk_full: bool,
     /// The most memory that it and all that it started had at once, in bytes, page cache included. Absent where the
     /// machine does not count memory by exec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,6 +137,7 @@ impl ExecStatus {
             duration_ms: 0,
             oom_kills: None,
             limits_hit: Vec::new(),
+            machine_disk_full: false,
             peak_memory_bytes: None,
             cpu_usec: None,
             rescued: false,

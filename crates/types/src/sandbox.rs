@@ -352,6 +352,10 @@ pub struct Usage {
     /// something for each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limits_hit: Vec<Limit>,
+    /// Whether the machine's disk is full, or was when an exec of it failed: what then failed in it may be the
+    /// machine's fault.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub machine_disk_full: bool,
 }
 
 /// A limit that a sandbox can meet.

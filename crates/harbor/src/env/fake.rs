@@ -29,6 +29,8 @@ pub(crate) enum Reply {
     /// Runs until its limit.
     Hang,
     NotStarted(&'static str),
+    /// Fails while the machine has no room to write.
+    MachineFull(i32),
 }
 
 pub(crate) struct Fake {
@@ -195,6 +197,9 @@ impl Platform for Fake {
             }
             Reply::Met(code, reason, limits) => {
                 ExecStatus { limits_hit: limits.to_vec(), ..status(code, reason, None) }
+            }
+            Reply::MachineFull(code) => {
+                ExecStatus { machine_disk_full: true, ..status(code, ExitReason::Exited, None) }
             }
             Reply::NotStarted(why) => status(127, ExitReason::NotStarted, Some(why)),
             Reply::Hang => {

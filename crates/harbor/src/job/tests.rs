@@ -306,6 +306,26 @@ async fn limits_that_agent_and_verifier_meet_are_recorded_as_the_tasks_failure()
     assert!(log.contains("agent: exit code 137, out of memory; the command was killed"), "{log}");
 }
 
+#[tokio::test]
+async fn what_fails_on_a_full_machine_is_never_the_tasks_failure() {
+    for who in ["agent", "verifier"] {
+        let fake = Fake::new(move |request: &_, files: &mut Files| {
+            let request: &berth_types::exec::ExecRequest = request;
+            if request.id.as_deref() == Some(who) {
+                return Reply::MachineFull(1);
+            }
+            square_2(request, files)
+        });
+        let bench = Bench::new();
+        let outcome = bench.run(&fake, Agent::Oracle).await;
+        assert_eq!(outcome.verdict, Verdict::Infrastructure(Failure::RuntimeRequest), "{who}");
+        let result = read_json(&outcome.dir.join("result.json"));
+        let message = result["exception_info"]["exception_message"].as_str().unwrap();
+        assert!(message.contains("machine was full"), "{message}");
+        assert_eq!(result["verifier_result"], Value::Null, "{who}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_agent_out_of_time_is_killed_and_its_work_is_graded() {
     let fake = Fake::new(|request: &_, files: &mut Files| {

@@ -141,6 +141,8 @@ fn status(exited: berth_wire::Exited) -> ExecStatus {
         peak_memory_bytes: usage.peak_memory_bytes,
         cpu_usec: usage.cpu_usec,
         rescued: usage.rescued,
+        // Only the machine knows.
+        machine_disk_full: false,
     }
 }
 
