@@ -22,6 +22,20 @@ const MAX_NAME: usize = 100;
 const MAX_OCTAL_SIZE: u64 = 0o77_777_777_777;
 /// Largest number that the id fields hold in octal.
 const MAX_OCTAL_ID: u32 = 0o7_777_777;
+/// File systems that show the kernel, not files that anybody keeps, by their numbers in statfs(2): proc, sysfs, cgroup,
+/// cgroup2, devpts, mqueue, securityfs, debugfs, tracefs, bpf.
+const KERNEL_FILE_SYSTEMS: [u32; 10] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x1cd1,
+    0x1980_0202,
+    0x7363_6673,
+    0x6462_6720,
+    0x7472_6163,
+    0xcafe_4a11,
+];
 
 /// Carries out the request.
 pub(crate) fn pack(request: &Pack, output: &mut impl Write) -> Result<Outcome> {
@@ -31,6 +45,7 @@ pub(crate) fn pack(request: &Pack, output: &mut impl Write) -> Result<Outcome> {
         excludes: Excludes::new(&request.exclude),
         xattrs: request.xattrs,
         one_mount: request.one_mount,
+        ignore_failed_read: request.ignore_failed_read,
         seen: HashMap::new(),
         buffer: vec![0; BUFFER],
         report: PackReport::default(),
@@ -46,6 +61,7 @@ struct Packer<'a, W> {
     excludes: Excludes,
     xattrs: bool,
     one_mount: bool,
+    ignore_failed_read: bool,
     /// Names of files with several links.
     seen: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
@@ -55,6 +71,7 @@ struct Packer<'a, W> {
 /// A directory that is being packed.
 struct Level {
     dir: OwnedFd,
+    device: u64,
     /// Its path in the archive, empty or with a slash at the end.
     prefix: Vec<u8>,
     /// Names still to do, the last one first.
@@ -80,8 +97,10 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn tree(&mut self, top: OwnedFd) -> Result<()> {
-        let names = names(&top).map_err(|errno| failure::at("read directory", b".", errno))?;
-        let mut levels = vec![Level { dir: top, prefix: Vec::new(), names }];
+        let fail = |errno| failure::at("read directory", b".", errno);
+        let device = rustix::fs::fstat(&top).map_err(fail)?.st_dev;
+        let names = names(&top).map_err(fail)?;
+        let mut levels = vec![Level { dir: top, device, prefix: Vec::new(), names }];
         while let Some(level) = levels.last_mut() {
             let Some(name) = level.names.pop() else {
                 levels.pop();
@@ -102,22 +121,31 @@ impl<W: Write> Packer<'_, W> {
                 self.mount_point(&level.dir, &path, &stat)?;
             } else if file_type(&stat) != FileType::Directory {
                 self.leaf(&level.dir, &name, path, &stat, false)?;
-            } else if let Some(next) = self.enter(&level.dir, &name, path, &stat)? {
+            } else if let Some(next) = self.enter(level, &name, path, &stat)? {
                 levels.push(next);
             }
         }
         Ok(())
     }
 
-    fn enter(&mut self, parent: &OwnedFd, name: &[u8], path: Vec<u8>, stat: &Stat) -> Result<Option<Level>> {
-        let read = open_dir(parent, name, false).and_then(|dir| names(&dir).map(|names| (dir, names)));
-        let (dir, names) = match read {
-            Ok(read) => read,
+    fn enter(&mut self, parent: &Level, name: &[u8], path: Vec<u8>, stat: &Stat) -> Result<Option<Level>> {
+        let dir = match open_dir(&parent.dir, name, false) {
+            Ok(dir) => dir,
+            Err(errno) => return self.vanished(&path, errno).map(|()| None),
+        };
+        if stat.st_dev != parent.device
+            && let Some(why) = not_for_archives(&dir, stat)
+        {
+            self.skip(&path, why);
+            return self.mount_point(&parent.dir, &path, stat).map(|()| None);
+        }
+        let names = match names(&dir) {
+            Ok(names) => names,
             Err(errno) => return self.vanished(&path, errno).map(|()| None),
         };
         let prefix = [&path[..], b"/"].concat();
         self.entry_dir(&dir, &prefix, stat)?;
-        Ok(Some(Level { dir, prefix, names }))
+        Ok(Some(Level { dir, device: stat.st_dev, prefix, names }))
     }
 
     /// What is mounted is left out. What lies under it cannot be seen: a directory as images have it, without anything
@@ -145,67 +173,88 @@ impl<W: Write> Packer<'_, W> {
                 Err(errno) => self.vanished(&path, errno),
             },
             other => {
-                self.report.skipped_count += 1;
-                list(&mut self.report.skipped, &path, kind_name(other));
+                self.skip(&path, kind_name(other));
                 Ok(())
             }
         }
     }
 
     fn file(&mut self, dir: &OwnedFd, name: &[u8], path: Vec<u8>, stat: &Stat, follow: bool) -> Result<()> {
-        if stat.st_nlink > 1 {
-            if let Some(first) = self.seen.get(&identity(stat)) {
-                let first = first.clone();
-                return self.header(&path, EntryType::Link, stat, 0, &first, Vec::new());
-            }
-            self.seen.insert(identity(stat), path.clone());
+        if stat.st_nlink > 1
+            && let Some(first) = self.seen.get(&identity(stat))
+        {
+            let first = first.clone();
+            return self.header(&path, EntryType::Link, stat, 0, &first, Vec::new());
         }
         // Not blocking, should a FIFO have taken its place.
         let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         flags.set(OFlags::NOFOLLOW, !follow);
         let file = match places::open(dir, name, flags) {
             Ok(file) => file,
-            Err(errno) => {
-                self.seen.remove(&identity(stat));
-                return self.vanished(&path, errno);
-            }
+            Err(errno) => return self.vanished(&path, errno),
         };
         let stat = rustix::fs::fstat(&file).map_err(|errno| failure::at("look at", &path, errno))?;
         if file_type(&stat) != FileType::RegularFile {
             return self.changed(&path, "no longer a file when it was opened");
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
+        if size == 0 && is_the_kernel_s(&file) {
+            self.skip(&path, "a file of the kernel's, which tells no size");
+            return Ok(());
+        }
         let xattrs = self.attributes(&file);
+        let mut file = std::fs::File::from(file);
+        // Before the header: of a file that gives nothing at all, nothing goes into the archive.
+        let first = match self.read(&mut file, size) {
+            Ok(len) => len,
+            Err(errno) => return self.unread("read", &path, errno, "left out"),
+        };
+        if stat.st_nlink > 1 {
+            self.seen.insert(identity(&stat), path.clone());
+        }
         self.header(&path, EntryType::Regular, &stat, size, b"", xattrs)?;
-        self.contents(&path, std::fs::File::from(file), size)
+        self.contents(&path, file, size, first)
     }
 
-    /// Exactly `size` bytes, whatever the file has become.
-    fn contents(&mut self, path: &[u8], mut file: std::fs::File, size: u64) -> Result<()> {
-        let mut left = size;
+    /// Exactly `size` bytes, whatever the file has become; the `first` of them are in the buffer.
+    fn contents(&mut self, path: &[u8], mut file: std::fs::File, size: u64, first: usize) -> Result<()> {
+        let (mut left, mut len) = (size, first);
         while left > 0 {
-            let wanted = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-            match file.read(&mut self.buffer[..wanted]) {
-                Ok(0) => {
+            if len == 0 {
+                self.zeros(left)?;
+                self.changed(path, "shrank while it was read; filled up with zeros")?;
+                break;
+            }
+            self.output.write_all(&self.buffer[..len]).map_err(|_| cancelled())?;
+            left -= len as u64;
+            len = match self.read(&mut file, left) {
+                Ok(len) => len,
+                Err(errno) => {
+                    self.unread("read", path, errno, "filled up with zeros")?;
                     self.zeros(left)?;
-                    self.changed(path, "shrank while it was read; filled up with zeros")?;
                     break;
                 }
-                Ok(len) => {
-                    self.output.write_all(&self.buffer[..len]).map_err(|_| cancelled())?;
-                    left -= len as u64;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    return Err(failure::at("read", path, Errno::from_io_error(&error).unwrap_or(Errno::IO)));
-                }
-            }
+            };
         }
         if left == 0 && file.metadata().is_ok_and(|now| now.len() > size) {
             self.changed(path, "grew while it was read; cut at its size at the start")?;
         }
         self.report.bytes += size;
         self.zeros(size.wrapping_neg() % BLOCK as u64)
+    }
+
+    /// Reads into the buffer, at most `left` bytes; none at the file's end, or where none are wanted.
+    fn read(&mut self, file: &mut std::fs::File, left: u64) -> std::result::Result<usize, Errno> {
+        let wanted = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        loop {
+            match file.read(&mut self.buffer[..wanted]) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                answer => return answer.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            }
+        }
     }
 
     fn zeros(&mut self, mut len: u64) -> Result<()> {
@@ -218,12 +267,28 @@ impl<W: Write> Packer<'_, W> {
         Ok(())
     }
 
-    /// Books what was there when its directory was read and is not any more; any other error is one.
+    /// Books what was there when its directory was read and is not any more, and what cannot be opened.
     fn vanished(&mut self, path: &[u8], errno: Errno) -> Result<()> {
         match errno {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP => self.changed(path, "gone before it could be read"),
-            errno => Err(failure::at("open", path, errno)),
+            errno => self.unread("open", path, errno, "left out"),
         }
+    }
+
+    /// Books what cannot be read, where that is allowed.
+    fn unread(&mut self, operation: &str, path: &[u8], errno: Errno, done: &str) -> Result<()> {
+        let failure = failure::at(operation, path, errno);
+        if !self.ignore_failed_read {
+            return Err(failure);
+        }
+        self.report.unread_count += 1;
+        list(&mut self.report.unread, path, &format!("{}; {done}", failure.message));
+        Ok(())
+    }
+
+    fn skip(&mut self, path: &[u8], why: &str) {
+        self.report.skipped_count += 1;
+        list(&mut self.report.skipped, path, why);
     }
 
     fn changed(&mut self, path: &[u8], why: &str) -> Result<()> {
@@ -361,6 +426,21 @@ fn open_dir(parent: impl rustix::fd::AsFd, name: &[u8], follow: bool) -> std::re
 fn is_mount_point(dir: &OwnedFd, name: &[u8]) -> bool {
     let facts = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
     facts.is_ok_and(|facts| facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Why what is mounted on `dir` is left out below any directory: it is the kernel's view of the machine, which has no
+/// end and no sizes, or the sandbox's own devices.
+fn not_for_archives(dir: &OwnedFd, stat: &Stat) -> Option<&'static str> {
+    if is_the_kernel_s(dir) {
+        return Some("a file system of the kernel's");
+    }
+    let devices = rustix::fs::statat(CWD, "/dev", AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    (identity(&devices) == identity(stat)).then_some("the directory of devices")
+}
+
+fn is_the_kernel_s(file: &OwnedFd) -> bool {
+    // The numbers are of 32 bits; the field is wider.
+    rustix::fs::fstatfs(file).is_ok_and(|facts| KERNEL_FILE_SYSTEMS.contains(&(facts.f_type as u32)))
 }
 
 /// Names in a directory, sorted so that the last comes first.

@@ -18,10 +18,11 @@ use berth_jail::plan::Op;
 use berth_jail::spec::{Bind, CgroupMembership, DEFAULT_SHM_BYTES, EtcFiles, GuestSettings, Root};
 use berth_jail::views::{self, Host, Views};
 use berth_jail::{Capability, Facts, GuestImage, IdRange, LaunchRequest, Launcher, Process, Spec, plan};
-use berth_sandbox::guest::Guest;
+use berth_sandbox::guest::{Guest, PackSpec};
 use libtest_mimic::{Arguments, Trial};
 use rig::{finish, shell};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 512 * MIB;
@@ -32,11 +33,12 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
         ("limits_are_shown_to_root_of_the_host", || shows_limits(false)),
         ("limits_are_shown_in_a_user_namespace", || shows_limits(true)),
         ("a_list_of_users_that_is_a_view_holds_nobody_up", users_in_a_view),
         ("without_fuse_the_machines_files_are_shown", without_fuse),
+        ("all_of_a_container_can_be_packed", packs_everything),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
@@ -289,4 +291,48 @@ fn without_fuse() {
     if host.processors.len() > 1 {
         assert_eq!(jail.sh("nproc; grep -c ^processor /proc/cpuinfo"), "1\n1\n");
     }
+}
+
+fn packs_everything() {
+    let host = Host::detect().unwrap();
+    let Some(jail) = Jail::start(true, &host) else { return };
+    jail.sh("echo kept > /etc/kept");
+    let pack = |path: &str, exclude: &[&str]| {
+        let exclude = exclude.iter().map(|name| (*name).to_owned()).collect();
+        let spec =
+            PackSpec { path: path.to_owned(), exclude, ignore_failed_read: true, ..PackSpec::default() };
+        let all = async {
+            let mut pack = jail.guest.pack(spec).await.unwrap();
+            let mut bytes = Vec::new();
+            pack.read_to_end(&mut bytes).await.unwrap();
+            (bytes, pack.report().unwrap().clone())
+        };
+        let patient = async { tokio::time::timeout(Duration::from_secs(60), all).await };
+        let (bytes, report) = jail.runtime.block_on(patient).expect("packing has no end");
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let entries = archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned());
+        (entries.collect::<Vec<_>>(), report)
+    };
+    let (names, report) = pack("/", &["./usr"]);
+    assert!(names.contains(&"etc/kept".into()), "{names:?}");
+    for left_out in ["proc", "sys", "dev"] {
+        assert!(report.skipped.iter().any(|notice| notice.path == left_out), "{report:?}");
+        let below = names.iter().filter(|name| name.starts_with(left_out)).count();
+        assert_eq!(below, 1, "the empty directory: {names:?}");
+    }
+    assert_eq!((report.unread_count, report.changed_count), (0, 0), "{report:?}");
+
+    // Named outright they are packed, as far as they can be.
+    let (names, report) = pack("/proc", &[]);
+    assert!(names.contains(&"self".into()) && report.skipped_count > 0, "{names:?} {report:?}");
+    let (names, _) = pack("/sys", &[]);
+    assert!(names.len() > 10, "{names:?}");
+    let spec = PackSpec { path: "/proc".to_owned(), ..PackSpec::default() };
+    let failed = jail.runtime.block_on(async {
+        match jail.guest.pack(spec).await {
+            Ok(mut pack) => pack.read_to_end(&mut Vec::new()).await.unwrap_err().to_string(),
+            Err(error) => error.to_string(),
+        }
+    });
+    assert_ne!(failed, "");
 }

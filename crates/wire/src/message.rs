@@ -146,6 +146,9 @@ pub struct Pack {
     /// Whether what is mounted below `path` stays out: an empty directory stands for a tree, nothing for anything else.
     #[serde(default)]
     pub one_mount: bool,
+    /// Whether what cannot be read is listed as unread, rather than failing the whole.
+    #[serde(default)]
+    pub ignore_failed_read: bool,
 }
 
 /// Small file-system operations. Paths are absolute.
@@ -340,10 +343,15 @@ pub struct PackReport {
     pub entries: u64,
     /// Bytes of file contents in the archive.
     pub bytes: u64,
-    /// How many sockets, FIFOs and devices were left out.
+    /// How many sockets, FIFOs and devices, and trees that the kernel makes up, were left out.
     pub skipped_count: u64,
     /// Those.
     pub skipped: Vec<Notice>,
+    /// How many files and directories could not be read, where that does not fail the whole: left out, or filled up
+    /// with zeros.
+    pub unread_count: u64,
+    /// Those.
+    pub unread: Vec<Notice>,
     /// How many files changed while they were read: cut at, or padded with zeros to, the size they had at first; or
     /// gone before they could be opened.
     pub changed_count: u64,

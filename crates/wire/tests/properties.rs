@@ -49,7 +49,8 @@ fn request() -> impl Strategy<Value = Request> {
             follow,
             include_top: !follow,
             xattrs: follow,
-            one_mount: !follow
+            one_mount: !follow,
+            ignore_failed_read: follow
         })),
         (text(), option::of(text())).prop_map(|(path, user)| Request::Fs(Fs::Stat { path, user })),
         (vec(text(), 0..3), option::of(any::<u32>())).prop_map(|(paths, mode)| Request::Fs(Fs::Mkdir {
