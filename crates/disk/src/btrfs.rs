@@ -33,8 +33,8 @@ use crate::layout::{self, Layout};
 use crate::pool::Pool;
 use crate::superblock::uuid_text;
 use crate::{
-    Capacity, Counted, Engine, Error, Full, Limits, Reaped, Resource, Unavailable, Usage, Writable, hoist,
-    tree,
+    Capacity, Counted, Engine, Error, Full, Limits, Reaped, Resource, Unavailable, Usage, Writable, health,
+    hoist, tree,
 };
 
 /// Magic number of statfs(2).
@@ -68,6 +68,8 @@ pub(crate) struct Btrfs {
     /// Left free on the data directory's file system, where that is the file system.
     reserve: u64,
     orphans: Mutex<Orphans>,
+    /// What the devices had counted when this was opened; they never forget.
+    errors_at_start: Option<u64>,
     /// Dropped last: it unmounts the root.
     pool: Option<Pool>,
 }
@@ -120,7 +122,8 @@ impl Btrfs {
 
     fn on(root: &Path, groups: PathBuf, reserve: u64, pool: Option<Pool>) -> Result<Self, Unavailable> {
         let layout = Layout::open(root).map_err(Box::new)?;
-        Ok(Self { layout, groups, reserve, orphans: Mutex::default(), pool })
+        let errors_at_start = groups.parent().and_then(health::device_errors);
+        Ok(Self { layout, groups, reserve, orphans: Mutex::default(), errors_at_start, pool })
     }
 
     /// Groups of subvolumes that a daemon destroyed and did not live to clean up after. Only on a pool: elsewhere
@@ -350,7 +353,11 @@ impl Engine for Btrfs {
         if used.saturating_add(NEARLY) >= limit {
             return Ok(Some(Full::Bytes { used, limit }));
         }
-        let free = self.capacity()?.free;
+        let free = match &self.pool {
+            Some(pool) => pool.capacity()?.free,
+            // The reserve keeps sandboxes from being made, not those that are there from writing.
+            None => layout::space(&self.layout.root)?.1,
+        };
         Ok((free < LEAST_BYTES).then_some(Full::Pool { free }))
     }
 
@@ -361,6 +368,16 @@ impl Engine for Btrfs {
                 let (total, free) = layout::space(&self.layout.root)?;
                 Ok(Capacity::beside(self.reserve, total, free))
             }
+        }
+    }
+
+    fn health(&self) -> Result<(), Error> {
+        self.pool.as_ref().map_or(Ok(()), Pool::health)?;
+        health::writable(&self.layout)?;
+        let errors = self.groups.parent().and_then(health::device_errors).zip(self.errors_at_start);
+        match errors.map(|(now, then)| now.saturating_sub(then)) {
+            None | Some(0) => Ok(()),
+            Some(errors) => Err(Error::DeviceErrors { path: self.layout.root.clone(), errors }),
         }
     }
 

@@ -312,6 +312,10 @@ impl Engine for Locked {
         self.engine.capacity()
     }
 
+    fn health(&self) -> Result<(), Error> {
+        self.engine.health()
+    }
+
     fn describe(&self) -> String {
         self.engine.describe()
     }

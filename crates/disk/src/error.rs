@@ -81,6 +81,38 @@ pub enum Error {
         /// The unit.
         unit: u64,
     },
+    /// The file of the pool was removed or replaced while it was in use.
+    #[error("the pool file {path} is gone: it was removed or replaced")]
+    PoolGone {
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// The file of the pool was cut off while it was in use.
+    #[error("the pool file {path} was cut off: it has {found} bytes, and the file system in it {size}")]
+    PoolCut {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it has.
+        found: u64,
+        /// Bytes that it should have.
+        size: u64,
+    },
+    /// The disk failed while it was in use.
+    #[error(
+        "the disk below {path} failed: btrfs counts {errors} errors of reading or writing since the start"
+    )]
+    DeviceErrors {
+        /// The engine's root.
+        path: PathBuf,
+        /// How many.
+        errors: u64,
+    },
+    /// Nothing can be written.
+    #[error("the file system at {path} is read-only, by command or after an error")]
+    ReadOnly {
+        /// The engine's root.
+        path: PathBuf,
+    },
     /// Making a directory failed.
     #[error("could not make the directory {path}")]
     MakeDir {

@@ -33,6 +33,7 @@
 mod btrfs;
 mod choose;
 mod error;
+mod health;
 mod hoist;
 mod layout;
 mod plain;
@@ -242,6 +243,16 @@ pub trait Engine: Send + Sync {
     fn free_bytes(&self) -> Result<u64, Error> {
         self.capacity().map(|capacity| capacity.free)
     }
+
+    /// Whether what the sandboxes are on is still there, whole, and can be written to; cheap. With a pool: its file is
+    /// the one that was opened and not shorter. On btrfs the devices have no errors that they had not at the start
+    /// (not told by kernels before 5.14).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PoolGone`], [`Error::PoolCut`], [`Error::DeviceErrors`], [`Error::ReadOnly`], [`Error::Open`]: what is on
+    /// it may be lost.
+    fn health(&self) -> Result<(), Error>;
 
     /// One line for people: which engine and where.
     fn describe(&self) -> String;

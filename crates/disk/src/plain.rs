@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::health;
 use crate::layout::{self, Layout};
 use crate::tree;
 use crate::{Capacity, Engine, Error, Full, Limits, Reaped, Resource, Usage, Writable};
@@ -99,6 +100,10 @@ impl Engine for Plain {
     fn capacity(&self) -> Result<Capacity, Error> {
         let (total, free) = layout::space(&self.layout.root)?;
         Ok(Capacity::beside(self.reserve, total, free))
+    }
+
+    fn health(&self) -> Result<(), Error> {
+        health::writable(&self.layout)
     }
 
     fn describe(&self) -> String {

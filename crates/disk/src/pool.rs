@@ -15,7 +15,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -71,6 +71,8 @@ struct Shared {
     options: PoolOptions,
     reserve: u64,
     device: LoopDevice,
+    /// Device and inode number of the file.
+    identity: (u64, u64),
     /// The file's size, and the file system's. Written under `state`; read without, as growing takes its time.
     size: AtomicU64,
     /// Subvolumes were destroyed whose space the kernel may be talked into freeing.
@@ -97,7 +99,8 @@ impl Pool {
         }
         let mut file = open_file(&path)?;
         let found = judge(&mut file, &path)?;
-        let size = file.metadata().map_err(Unavailable::system("look at", &path))?.len();
+        let metadata = file.metadata().map_err(Unavailable::system("look at", &path))?;
+        let (size, identity) = (metadata.len(), (metadata.dev(), metadata.ino()));
         // Somebody may have copied it with holes in it.
         allocate(&file, 0, size).map_err(Unavailable::system("allocate all of", &path))?;
         let device = find_or_attach(&file, &path, options.direct_io)?;
@@ -110,6 +113,7 @@ impl Pool {
             options: options.clone(),
             reserve,
             device,
+            identity,
             size: AtomicU64::new(size),
             reclaimable: AtomicBool::new(false),
             state: Mutex::new(state),
@@ -146,6 +150,20 @@ impl Pool {
         let (total, free) = layout::space(&self.shared.root)?;
         let more = self.shared.room_to_grow()?;
         Ok(Capacity { total: total + more, free: free + more, reserve: self.shared.reserve })
+    }
+
+    /// Whether the file is the one that was opened, and as long as what is in it.
+    pub(crate) fn health(&self) -> Result<(), Error> {
+        let path = file_path(&self.shared.data_dir);
+        // Before the file is looked at: it grows first.
+        let size = self.shared.size();
+        match fs::symlink_metadata(&path) {
+            Ok(found) if (found.dev(), found.ino()) != self.shared.identity => Err(Error::PoolGone { path }),
+            Ok(found) if found.len() < size => Err(Error::PoolCut { path, found: found.len(), size }),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::PoolGone { path }),
+            Err(source) => Err(Error::Open { path, source }),
+        }
     }
 
     pub(crate) fn describe(&self) -> String {

@@ -17,6 +17,7 @@ use std::{fs, io};
 use berth_sys::quota;
 use rustix::fs::statfs;
 
+use crate::health;
 use crate::layout::{self, Layout};
 use crate::{
     Capacity, Counted, Engine, Error, Full, Limits, Reaped, Resource, Unavailable, Usage, Writable, tree,
@@ -202,13 +203,18 @@ impl Engine for Xfs {
         if own.is_some() {
             return Ok(own);
         }
-        let free = self.capacity()?.free;
+        // The reserve keeps sandboxes from being made, not those that are there from writing.
+        let (_, free) = layout::space(&self.layout.root)?;
         Ok((free < UNIT).then_some(Full::Pool { free }))
     }
 
     fn capacity(&self) -> Result<Capacity, Error> {
         let (total, free) = layout::space(&self.layout.root)?;
         Ok(Capacity::beside(self.reserve, total, free))
+    }
+
+    fn health(&self) -> Result<(), Error> {
+        health::writable(&self.layout)
     }
 
     fn describe(&self) -> String {

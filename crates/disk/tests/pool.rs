@@ -431,6 +431,28 @@ fn cram(upper: &Path, late: Instant) {
 }
 
 #[test]
+fn a_pool_file_that_is_cut_off_or_taken_away_is_told() {
+    let dir = on_disk();
+    let Some(Opened { engine, .. }) = pool(dir.path(), &options()) else { return };
+    engine.create("a", &bytes(32 * MIB)).unwrap();
+    engine.health().unwrap();
+    let file = dir.path().join("pool.btrfs");
+    let aside = dir.path().join("aside");
+    fs::rename(&file, &aside).unwrap();
+    assert!(matches!(engine.health(), Err(Error::PoolGone { path }) if path == file));
+    fs::write(&file, "another").unwrap();
+    assert!(matches!(engine.health(), Err(Error::PoolGone { .. })));
+    fs::rename(&aside, &file).unwrap();
+    engine.health().unwrap();
+    File::options().write(true).open(&file).unwrap().set_len(64 * MIB).unwrap();
+    let cut = engine.health().unwrap_err();
+    assert!(
+        matches!(cut, Error::PoolCut { found, size, .. } if (found, size) == (64 * MIB, 256 * MIB)),
+        "{cut}"
+    );
+}
+
+#[test]
 fn sandboxes_go_from_a_full_pool_and_others_come() {
     let dir = on_disk();
     let mut options = options();
