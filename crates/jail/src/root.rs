@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use berth_sys::mount::{Attributes, set_attributes};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, statvfs};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -24,11 +24,23 @@ pub(crate) fn mount_overlay(overlay: &Overlay) -> Result<(), Failure> {
     // container's mount table.
     let (upper, work) = (fd_path(&upper), fd_path(&work));
     if overlay.one_by_one {
-        return mount_one_by_one(overlay, &upper, &work).map_err(|error| blame(overlay, error));
+        mount_one_by_one(overlay, &upper, &work).map_err(|error| blame(overlay, error))?;
+    } else {
+        let options = c_string(&overlay.options(&upper, &work), &overlay.upper)?;
+        mount(overlay.name.as_str(), &overlay.upper, "overlay", MountFlags::NODEV, options.as_c_str())
+            .map_err(|error| blame(overlay, error))?;
     }
-    let options = c_string(&overlay.options(&upper, &work), &overlay.upper)?;
-    mount(overlay.name.as_str(), &overlay.upper, "overlay", MountFlags::NODEV, options.as_c_str())
-        .map_err(|error| blame(overlay, error))
+    refuse_read_only(&overlay.upper)
+}
+
+/// Where overlayfs cannot work in its work directory (a disk without any room left), it mounts all the same, and says
+/// that nothing can be written only in the kernel's log.
+fn refuse_read_only(root: &Path) -> Result<(), Failure> {
+    let mounted = statvfs(root).at("look at the overlay at", root)?;
+    if mounted.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Err(Failure::new("mount the overlay, but for reading only, at", root, Errno::ROFS));
+    }
+    Ok(())
 }
 
 /// The same mount, without a string that all layers must fit.
