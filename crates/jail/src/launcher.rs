@@ -82,8 +82,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// What the request mounts does not fit what the image has at its target: a file where a directory is, a path below
-    /// a file, a name that is too long.
+    /// What the request, or every container, mounts does not fit what the image has at its target: a file where a
+    /// directory is, a path below a file, a name that is too long, a link at /proc.
     #[error("cannot mount at {}", path.display())]
     MountTarget {
         /// The target.

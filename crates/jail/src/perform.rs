@@ -224,7 +224,7 @@ impl Performed {
     fn mount(&mut self, wanted: &Mount) -> Result<(), Failure> {
         let target = &wanted.target;
         let point = mountpoint::open(target, Kind::Directory, Links::Refuse, &mut self.stubs)
-            .at("prepare the mount point", target)?;
+            .map_err(|error| no_mount_point(target, error))?;
         let flags = wanted.flags.iter().fold(MountFlags::NOSUID, |flags, flag| {
             flags
                 | match flag {
@@ -248,14 +248,18 @@ impl Performed {
             FileType::Directory => Kind::Directory,
             _ => Kind::File,
         };
-        let point = mountpoint::open(target, kind, Links::Follow, &mut self.stubs).map_err(|error| {
-            let misfit = matches!(error, Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG | Errno::LOOP);
-            let blame = if misfit { Blame::MountTarget } else { Blame::Machine };
-            Failure { blame, ..Failure::new("prepare the mount point", target, error) }
-        })?;
+        let point = mountpoint::open(target, kind, Links::Follow, &mut self.stubs)
+            .map_err(|error| no_mount_point(target, error))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&tree, "", &point, "", flags).at("mount a bind at", target)
     }
+}
+
+/// What the image has in the way is no fault of the machine's: a symlink at /proc, a file at /dev.
+fn no_mount_point(target: &Path, error: Errno) -> Failure {
+    let misfit = matches!(error, Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG | Errno::LOOP);
+    let blame = if misfit { Blame::MountTarget } else { Blame::Machine };
+    Failure { blame, ..Failure::new("prepare the mount point", target, error) }
 }
 
 /// Says what an error is about.
