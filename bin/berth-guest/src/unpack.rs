@@ -9,7 +9,7 @@ use std::collections::{HashSet, VecDeque};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 
-use berth_wire::{FailureCode, MAX_LISTED, Notice, Outcome, Owner, Unpack, UnpackReport};
+use berth_wire::{Failure, FailureCode, MAX_LISTED, Notice, Outcome, Owner, Unpack, UnpackReport};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -252,7 +252,8 @@ impl Unpacker {
         self.links.insert(identity(&stat));
         let (uid, gid) = self.owner_of(member);
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+        rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| not_owned(member, errno))?;
         rustix::fs::utimensat(parent, name, &times(member.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         Ok(Ok(()))
     }
@@ -342,7 +343,7 @@ impl Unpacker {
     fn set_attributes(&mut self, member: &Member, file: &OwnedFd) -> Result<()> {
         let (uid, gid) = self.owner_of(member);
         rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-            .map_err(|errno| failure::at("change owner", &member.path, errno))?;
+            .map_err(|errno| not_owned(member, errno))?;
         let mode = Mode::from_raw_mode(self.mode.unwrap_or(member.mode));
         rustix::fs::fchmod(file, mode).map_err(|errno| failure::at("change mode", &member.path, errno))?;
         for (name, value) in &member.xattrs {
@@ -463,6 +464,32 @@ fn replacing<T>(
         }
         other => other,
     }
+}
+
+/// An id that a user namespace does not have is the archive's fault: the kernel takes it for no id at all.
+fn not_owned(member: &Member, errno: Errno) -> Failure {
+    if errno != Errno::INVAL {
+        return failure::at("change owner", &member.path, errno);
+    }
+    let message = format!(
+        "change owner: there is no user {} or no group {} in the sandbox, which has ids {}",
+        member.uid,
+        member.gid,
+        own_ids()
+    );
+    failure::because(FailureCode::Invalid, message, Some(&member.path))
+}
+
+/// The ids of this user namespace, user_namespaces(7): lines of first id inside, first outside, count.
+fn own_ids() -> String {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let range = |line: &str| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
+        let (first, _, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
+        Some(format!("{first} to {}", first + count.saturating_sub(1)))
+    };
+    let ranges: Vec<String> = map.lines().filter_map(range).collect();
+    if ranges.is_empty() { "that cannot be read".to_owned() } else { ranges.join(", ") }
 }
 
 /// A new, empty file: the old one is unlinked, so that a running program keeps its own. One that cannot be unlinked is

@@ -1,8 +1,11 @@
 //! Whether this machine is fit, for people.
 
+use std::sync::Arc;
+
 use berth_disk::{Choice, Engine};
 use berth_jail::doctor::{Finding, State};
 use berth_net::Network;
+use berth_types::error::ApiError;
 use berth_types::system::{Check, CheckStatus, DoctorReport};
 
 use crate::Node;
@@ -10,20 +13,19 @@ use crate::Node;
 /// What only a running node knows.
 pub(crate) struct Facts {
     network: Vec<Check>,
-    disk: Check,
+    /// None on a machine that is made up.
+    disk: Option<(Arc<dyn Engine>, Choice)>,
 }
 
 impl Facts {
     /// Of a machine that is made up.
     #[cfg(test)]
     pub(crate) fn none() -> Facts {
-        let disk =
-            Check { name: "disk".into(), status: CheckStatus::Ok, found: "made up".into(), hint: None };
-        Facts { network: Vec::new(), disk }
+        Facts { network: Vec::new(), disk: None }
     }
 
-    pub(crate) fn of(network: &Network, disk: &dyn Engine, choice: &Choice) -> Facts {
-        Facts { network: network_checks(network), disk: disk_check(disk, choice) }
+    pub(crate) fn of(network: &Network, disk: Arc<dyn Engine>, choice: Choice) -> Facts {
+        Facts { network: network_checks(network), disk: Some((disk, choice)) }
     }
 }
 
@@ -37,8 +39,29 @@ impl Node {
             Err(error) => tracing::warn!(%error, "what the driver finds of the machine is not known"),
         }
         report.checks.extend(self.0.facts.network.iter().cloned());
-        report.checks.push(self.0.facts.disk.clone());
+        report.checks.push(self.disk_check().await);
         report
+    }
+
+    /// As the disk is now: a pool grows, and may be lost.
+    async fn disk_check(&self) -> Check {
+        if let Err(error) = self.check_disk().await {
+            return Check {
+                name: "disk".to_owned(),
+                status: CheckStatus::Fail,
+                found: crate::error::chain(&error),
+                hint: ApiError::from(&error).hint,
+            };
+        }
+        match &self.0.facts.disk {
+            Some((disk, choice)) => disk_check(disk.as_ref(), choice),
+            None => Check {
+                name: "disk".to_owned(),
+                status: CheckStatus::Ok,
+                found: "made up".to_owned(),
+                hint: None,
+            },
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 
 use berth_types::error::{ApiError, Kind};
-use berth_types::sandbox::{Resources, SandboxState, WaitsFor};
+use berth_types::sandbox::{ReasonCode, Resources, SandboxState, WaitsFor};
 
 use crate::admission::{Refusal, Shortage};
 
@@ -100,11 +100,29 @@ pub enum Error {
         /// Bytes that the disk engine leaves alone, `[disk] reserve_mb`.
         reserve: u64,
     },
-    /// It was deleted before it could start.
-    #[error("sandbox {id} was deleted while it waited for room")]
+    /// The disk that sandboxes are on is gone or failed.
+    #[error("no sandbox can be made: the disk of sandboxes is lost: {found}")]
+    DiskLost {
+        /// What was found.
+        found: String,
+    },
+    /// It was deleted, or its lease ended, before it could start.
+    #[error("sandbox {id} was deleted while it waited for room{}", if *lease_ended { ": its lease ended" } else { "" })]
     Withdrawn {
         /// Its id.
         id: String,
+        /// Whether that was because its lease ended.
+        lease_ended: bool,
+    },
+    /// The sandbox was ended on purpose while this was under way: what came of it is not known.
+    #[error("sandbox {id} was ended while this was under way: {reason}")]
+    CutOff {
+        /// Its id.
+        id: String,
+        /// What ended it: [`ReasonCode::Ttl`], [`ReasonCode::Deleted`] or [`ReasonCode::LeaseEnded`].
+        code: ReasonCode,
+        /// The same in words.
+        reason: String,
     },
     /// The sandbox is waiting for room.
     #[error("sandbox {id} is waiting for room")]
@@ -218,7 +236,11 @@ impl Error {
             Error::NeverFits { .. } => ("never_fits", Kind::Capacity),
             Error::NoRoom { .. } => ("no_room", Kind::Capacity),
             Error::DiskFull { .. } => ("disk_full", Kind::Capacity),
-            Error::Withdrawn { .. } => ("sandbox_deleted", Kind::Conflict),
+            Error::DiskLost { .. } => ("disk_lost", Kind::Unavailable),
+            Error::CutOff { code: ReasonCode::Ttl, .. } => ("sandbox_ended", Kind::Conflict),
+            Error::CutOff { code: ReasonCode::LeaseEnded, .. }
+            | Error::Withdrawn { lease_ended: true, .. } => ("lease_ended", Kind::Conflict),
+            Error::CutOff { .. } | Error::Withdrawn { .. } => ("sandbox_deleted", Kind::Conflict),
             Error::SandboxQueued { .. } => ("sandbox_queued", Kind::Conflict),
             Error::SandboxBusy { .. } => ("sandbox_starting", Kind::Conflict),
             Error::SandboxNotRunning { state: SandboxState::Ended, .. } => ("sandbox_ended", Kind::Conflict),
@@ -256,26 +278,29 @@ impl Error {
             }
             Error::SandboxNotFound { .. } => Some("`berth sandbox ls` lists them".into()),
             Error::NameTaken { name, .. } => Some(format!("`berth sandbox rm {name}` removes it")),
-            Error::StorageUnenforced { .. } => Some(
-                "put the data directory on btrfs or xfs, or do without the limit: \"storage_unenforced\": \"allow\" in the \
+            Error::StorageUnenforced { resources } => Some(format!(
+                "put the data directory on {}, or do without the limit: \"storage_unenforced\": \"allow\" in the \
                  request, --allow-unenforced-storage for `berth run` and `berth sandbox create`, \
-                 --ek allow_unenforced_storage=true for Harbor, allow_unenforced_storage = true under [limits] for all"
-                    .into(),
-            ),
+                 --ek allow_unenforced_storage=true for Harbor, allow_unenforced_storage = true under [limits] for all",
+                if resources.storage_inodes.is_some() { "xfs with project quotas" } else { "btrfs or xfs" }
+            )),
             Error::OwnersBeyond { highest, .. } => Some(format!(
                 "set ids_per_sandbox under [isolation] above {highest}, or do without a user namespace: \"user_namespace\": false in \
                  the request, --user-namespace=false for `berth sandbox create`, user_namespaces = false under [isolation] for all"
             )),
-            Error::NeverFits { .. } => Some(
-                "ask for less, set memory_request_mb below memory_mb, or raise the overcommitment under [limits]; \
-                 `berth node` shows what there is"
-                    .into(),
+            Error::NeverFits { what, .. } => Some(format!("{}; `berth node` shows what there is", ask_for_less(what))),
+            Error::DiskLost { .. } => Some(
+                "see to the disk or the pool file, then restart the daemon; `berth doctor` says what was found".into(),
             ),
             Error::NoRoom { .. } => Some("wait longer (wait_seconds), or delete sandboxes; `berth node` shows what there is".into()),
             Error::Image(error) => error.hint(),
             Error::Build(error) => error.hint(),
             Error::Start(error) if is_mount_target(error) => {
-                Some("a file is mounted on a file or on nothing, a directory on a directory or on nothing".into())
+                Some(
+                    "a file is mounted on a file or on nothing, a directory on a directory or on nothing; at /proc, \
+                     /sys and /dev the image must have directories, no links"
+                        .into(),
+                )
             }
             Error::Start(_) | Error::Driver(_) => Some("`berth doctor` says what this machine lacks".into()),
             _ => None,
@@ -329,7 +354,7 @@ impl Error {
             Refusal::NeverFits(shortage) => Error::never_fits(&shortage),
             Refusal::NoRoom { waits_for, position } => Error::NoRoom { what: thing(waits_for), position },
             Refusal::DiskFull { free, reserve } => Error::DiskFull { free, reserve },
-            Refusal::Withdrawn => Error::Withdrawn { id: id.to_owned() },
+            Refusal::Withdrawn => Error::Withdrawn { id: id.to_owned(), lease_ended: false },
         }
     }
 
@@ -355,6 +380,17 @@ fn thing(what: WaitsFor) -> &'static str {
         WaitsFor::Cpus => "processor time",
         WaitsFor::Starts => "other starts",
     }
+}
+
+/// What to do about too little of something.
+fn ask_for_less(what: &str) -> &'static str {
+    if what == thing(WaitsFor::Cpus) {
+        return "ask for a smaller cpu_request";
+    }
+    if what == thing(WaitsFor::Disk) {
+        return "ask for less storage_mb, or raise storage_overcommit under [limits]";
+    }
+    "ask for less, set memory_request_mb below memory_mb, or raise memory_overcommit under [limits]"
 }
 
 fn storage(resources: &Resources) -> String {

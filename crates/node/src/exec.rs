@@ -5,11 +5,12 @@ use std::time::Duration;
 use berth_sandbox::DiskFull;
 use berth_sandbox::guest::{self, ExecSpec};
 use berth_types::exec::{ExecRequest, ExecStatus, ExitReason};
-use berth_types::sandbox::Limit;
+use berth_types::sandbox::{Limit, ReasonCode};
+use berth_wire::message::FailureCode;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::registry::Live;
+use crate::registry::{Entry, Live};
 use crate::{Error, Node, files};
 
 /// Longest id of an exec.
@@ -18,6 +19,9 @@ const MAX_ID: usize = 64;
 /// Longest that the end of a command which failed is held up to learn whether its disk was full. It takes less than one
 /// millisecond where nothing else is wrong.
 const DISK_LIMIT: Duration = Duration::from_millis(20);
+
+/// The same for whether the disk is lost; it matters more.
+const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Something that an exec did.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,20 +96,39 @@ impl Node {
 
     /// What a failed call of the guest means: something in the sandbox's files, or the end of the sandbox.
     pub(crate) async fn guest_error(&self, sandbox: &str, source: guest::Error) -> Error {
-        if let Some(error) = files::refusal(&source) {
+        let refusal = source.refusal();
+        // The sandbox's files failed: the disk below may have.
+        let suspect = refusal.is_none_or(|failure| failure.code == FailureCode::Io);
+        let lost = suspect && self.disk_is_lost().await;
+        if let Some(error) = files::refusal(&source).filter(|_| !lost) {
             return error;
         }
-        Error::Guest { reason: self.end_of(sandbox).await, source: Box::new(source) }
+        match self.end_of(sandbox).await {
+            Some((Some(code), reason)) if is_on_purpose(code) => {
+                Error::CutOff { id: sandbox.to_owned(), code, reason }
+            }
+            end => Error::Guest { reason: end.map(|(_, reason)| reason), source: Box::new(source) },
+        }
+    }
+
+    /// Whether the disk is found to be lost now. One that does not answer may only be slow.
+    async fn disk_is_lost(&self) -> bool {
+        match tokio::time::timeout(HEALTH_LIMIT, self.check_disk()).await {
+            Ok(checked) => checked.is_err(),
+            Err(_) => false,
+        }
     }
 
     /// What is known of a sandbox's end. The stream closes a moment before the kernel reports the death.
-    async fn end_of(&self, sandbox: &str) -> Option<String> {
+    async fn end_of(&self, sandbox: &str) -> Option<(Option<ReasonCode>, String)> {
         for _ in 0..20 {
             match self.0.sandboxes.find(sandbox) {
-                Ok(entry) if entry.sandbox().reason.is_some() => return entry.sandbox().reason.clone(),
+                Ok(Entry { row, .. }) if row.sandbox.reason.is_some() => {
+                    return row.sandbox.reason.map(|reason| (row.sandbox.reason_code, reason));
+                }
                 Ok(entry) if entry.live.is_some() => tokio::time::sleep(Duration::from_millis(10)).await,
                 Ok(_) => return None,
-                Err(_) => return Some("it was deleted".to_owned()),
+                Err(_) => return Some((Some(ReasonCode::Deleted), "it was deleted".to_owned())),
             }
         }
         None
@@ -116,7 +139,7 @@ impl Exec {
     /// What happened next; after [`ExecOutput::Exited`] and after an error there is nothing more to ask for.
     ///
     /// # Errors
-    /// The sandbox died or was deleted: how the command ended is not known.
+    /// [`Error::CutOff`], [`Error::Guest`]: the sandbox was ended, or died. How the command ended is not known.
     pub async fn next(&mut self) -> Result<ExecOutput, Error> {
         match self.inner.next().await {
             Some(Ok(guest::ExecOutput::Started { program })) => {
@@ -125,6 +148,10 @@ impl Exec {
             Some(Ok(guest::ExecOutput::Stdout(data))) => Ok(ExecOutput::Stdout(data)),
             Some(Ok(guest::ExecOutput::Stderr(data))) => Ok(ExecOutput::Stderr(data)),
             Some(Ok(guest::ExecOutput::Exited(status))) => {
+                // What a command says that could not read its files is no result.
+                if status.exit_code != 0 && self.node.disk_is_lost().await {
+                    return Err(self.node.guest_error(&self.sandbox, guest::Error::Gone).await);
+                }
                 Ok(ExecOutput::Exited(with_limits(&self.sandbox, &self.live, status).await))
             }
             Some(Err(source)) => Err(self.node.guest_error(&self.sandbox, source).await),
@@ -154,6 +181,11 @@ async fn with_limits(sandbox: &str, live: &Live, mut status: ExecStatus) -> Exec
     }
     live.met.add(&status.limits_hit);
     status
+}
+
+/// Whether a sandbox that ended so was ended by somebody.
+fn is_on_purpose(code: ReasonCode) -> bool {
+    matches!(code, ReasonCode::Ttl | ReasonCode::Deleted | ReasonCode::LeaseEnded)
 }
 
 fn check_id(id: String) -> Result<String, Error> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use berth_image::Images;
@@ -27,6 +28,9 @@ use crate::{LimitPolicy, Node, Parts, doctor};
 pub(crate) struct Controls {
     pub(crate) reading: Mutex<Reading>,
     pub(crate) enforces: bool,
+    /// Limits of files.
+    pub(crate) enforces_inodes: bool,
+    pub(crate) disk_lost: AtomicBool,
     pub(crate) features: Features,
     pub(crate) specs: Mutex<Vec<StartSpec>>,
     pub(crate) machines: Mutex<BTreeMap<String, Arc<FakeMachine>>>,
@@ -59,6 +63,17 @@ impl Driver for FakeDriver {
 
     fn enforces_storage(&self) -> bool {
         self.0.enforces
+    }
+
+    fn enforces_inodes(&self) -> bool {
+        self.0.enforces_inodes
+    }
+
+    fn health(&self) -> Result<(), Error> {
+        if self.0.disk_lost.load(Ordering::SeqCst) {
+            return Err(Error::DiskLost(berth_disk::Error::PoolGone { path: "/pool.btrfs".into() }));
+        }
+        Ok(())
     }
 
     fn features(&self) -> Features {

@@ -26,6 +26,7 @@ mod exec;
 #[cfg(test)]
 mod fake;
 mod files;
+mod health;
 mod images;
 mod leases;
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub use berth_sandbox::ids::Options as IdOptions;
 pub use doctor::local_doctor;
 pub use error::Error;
 pub use exec::{Exec, ExecOutput};
+pub use files::Download;
 pub use images::{Body, Sink};
 pub use registry::Filter;
 pub use resources::LimitPolicy;
@@ -103,6 +105,8 @@ struct Inner {
     /// How many user and group ids a user namespace has.
     ids_per_sandbox: Option<u32>,
     admission: Arc<Admission>,
+    /// What was found when the disk of sandboxes was last looked at, where that is lost.
+    disk_lost: std::sync::Mutex<Option<String>>,
     tasks: Tasks,
     background: std::sync::Mutex<Vec<AbortOnDropHandle<()>>>,
 }
@@ -144,7 +148,7 @@ impl Node {
         let driver = ContainerDriver::start(container, disk.clone())
             .await
             .map_err(|source| Error::Driver(Box::new(source)))?;
-        let facts = doctor::Facts::of(driver.network(), disk.as_ref(), &opened.choice);
+        let facts = doctor::Facts::of(driver.network(), disk, opened.choice);
         let parts = Parts {
             store,
             images,
@@ -176,23 +180,25 @@ impl Node {
             user_namespaces: parts.user_namespaces,
             ids_per_sandbox: parts.ids_per_sandbox,
             admission: Admission::new(Ledger::new(cpus, reserve), parts.meter),
-            tasks: Tasks::new(&[leases::TASK, images::TIDY_TASK, status::QUEUE_TASK]),
+            disk_lost: Default::default(),
+            tasks: Tasks::new(&[leases::TASK, images::TIDY_TASK, status::QUEUE_TASK, health::TASK]),
             background: Default::default(),
         }));
         node.recover().await?;
         node.run_in_background(leases::keep(node.clone()));
         node.run_in_background(images::tidy(node.clone()));
         node.run_in_background(status::keep_queue(node.clone()));
+        node.run_in_background(health::keep(node.clone()));
         Ok(node)
     }
 
-    /// Ends every sandbox and gives back what the node holds on this machine.
+    /// Ends every sandbox and gives back what the node holds on this machine. The next daemon remembers them as lost.
     pub async fn shutdown(&self) {
         self.0.background.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
         let alive = self.0.sandboxes.select(|entry| entry.live.is_some());
         futures_util::future::join_all(alive.iter().map(|entry| async {
             let id = &entry.sandbox().id;
-            if let Err(error) = self.delete_sandbox(id).await {
+            if let Err(error) = self.delete_if(id, sandboxes::Cause::Shutdown).await {
                 tracing::warn!(id, %error, "a sandbox could not be ended");
             }
         }))

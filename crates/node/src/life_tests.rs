@@ -51,7 +51,7 @@ async fn a_sandbox_shows_what_is_in_force_and_what_it_uses() {
     world.node.delete_sandbox(&made.id).await.unwrap();
     let status = world.node.status();
     assert_eq!((status.sandboxes.running, status.memory.committed_bytes), (0, 0));
-    assert_eq!(status.tasks.len(), 3);
+    assert_eq!(status.tasks.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,6 +64,7 @@ async fn what_never_fits_fails_at_once_and_says_what_there_is() {
     assert_eq!(code(&error).1, "never_fits");
     let error = world.create(|r| r.resources.cpu_request = Some(60_000.0)).await.unwrap_err();
     assert_eq!(code(&error).1, "never_fits");
+    assert!(ApiError::from(&error).hint.unwrap().contains("cpu_request"));
     assert_eq!(world.node.sandboxes(&Filter::default()).await.items, []);
 }
 
@@ -124,7 +125,59 @@ async fn a_lease_that_ends_takes_its_place_in_the_queue_along() {
     };
     until(|| world.node.status().sandboxes.queued == 1).await;
     world.node.delete_lease(&lease.id).await.unwrap();
-    assert_eq!(code(&waiting.await.unwrap().unwrap_err()).1, "sandbox_deleted");
+    let error = waiting.await.unwrap().unwrap_err();
+    assert_eq!(code(&error), (Kind::Conflict, "lease_ended".into()));
+    assert!(error.to_string().ends_with("its lease ended"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_disk_loses_the_sandboxes_and_no_other_is_made() {
+    let world = World::new().await;
+    let made = world.create(|_| ()).await.unwrap();
+    world.controls.disk_lost.store(true, std::sync::atomic::Ordering::SeqCst);
+    let error = world.create(|_| ()).await.unwrap_err();
+    assert_eq!(code(&error), (Kind::Unavailable, "disk_lost".into()));
+    let lost = world.node.sandbox(&made.id).await.unwrap();
+    assert_eq!((lost.state, lost.reason_code), (SandboxState::Lost, Some(ReasonCode::DiskLost)));
+    assert!(lost.reason.unwrap().contains("/pool.btrfs is gone"));
+    until(|| world.controls.machine(&made.id).is_dead()).await;
+    until(|| world.node.status().memory.committed_bytes == 0).await;
+    let disk = world.node.doctor().await.checks.pop().unwrap();
+    assert_eq!((disk.name.as_str(), disk.status), ("disk", berth_types::system::CheckStatus::Fail));
+    let error = world.node.guest_error(&made.id, berth_sandbox::guest::Error::Gone).await;
+    assert_eq!(code(&error), (Kind::Unavailable, "sandbox_lost".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cut_off_on_purpose_did_not_fail() {
+    let world = World::new().await;
+    let cut = async |reason_code| {
+        let made = world.create(|_| ()).await.unwrap();
+        world.node.0.sandboxes.update(&made.id, |entry| {
+            let sandbox = &mut entry.row.sandbox;
+            sandbox.state = SandboxState::Stopping;
+            (sandbox.reason_code, sandbox.reason) = (Some(reason_code), Some("so it was".to_owned()));
+        });
+        code(&world.node.guest_error(&made.id, berth_sandbox::guest::Error::Gone).await)
+    };
+    assert_eq!(cut(ReasonCode::Ttl).await, (Kind::Conflict, "sandbox_ended".into()));
+    assert_eq!(cut(ReasonCode::Deleted).await, (Kind::Conflict, "sandbox_deleted".into()));
+    assert_eq!(cut(ReasonCode::LeaseEnded).await, (Kind::Conflict, "lease_ended".into()));
+    assert_eq!(cut(ReasonCode::DaemonRestart).await, (Kind::Unavailable, "sandbox_lost".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_leaves_word_of_what_ran() {
+    let world = World::new().await;
+    let made = world.create(|_| ()).await.unwrap();
+    world.node.shutdown().await;
+    assert!(world.controls.machine(&made.id).is_dead());
+    let id = made.id.clone();
+    let rows = world.node.with_store(|store| store.sandboxes()).await.unwrap();
+    let row = rows.into_iter().find(|row| row.sandbox.id == id).unwrap();
+    assert_eq!(row.sandbox.state, SandboxState::Lost);
+    assert_eq!(row.sandbox.reason_code, Some(ReasonCode::DaemonRestart));
+    assert!(row.ended_at.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

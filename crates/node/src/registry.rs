@@ -59,6 +59,16 @@ impl Met {
         !std::mem::replace(&mut self.lock().machine_disk_full, true)
     }
 
+    /// What is known without asking the machine.
+    pub(crate) fn known(&self) -> Usage {
+        let met = self.lock();
+        Usage {
+            limits_hit: met.limits.iter().copied().collect(),
+            machine_disk_full: met.machine_disk_full,
+            ..Usage::default()
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Hits> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -62,6 +62,13 @@ pub(crate) struct Settled {
     pub(crate) wants: Committed,
 }
 
+/// Limits of storage that the disk engine holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Enforces {
+    pub(crate) bytes: bool,
+    pub(crate) inodes: bool,
+}
+
 /// Settles a request that `request::check` has let through.
 ///
 /// # Errors
@@ -69,13 +76,18 @@ pub(crate) struct Settled {
 pub(crate) fn settle(
     request: &CreateSandbox,
     policy: &LimitPolicy,
-    engine_enforces: bool,
+    engine: Enforces,
 ) -> Result<Settled, Error> {
     let asked = &request.resources;
-    let asks_storage = asked.storage_mb.is_some() || asked.storage_inodes.is_some();
+    let unenforced = Resources {
+        storage_mb: asked.storage_mb.filter(|_| !engine.bytes),
+        storage_inodes: asked.storage_inodes.filter(|_| !engine.inodes),
+        ..Resources::default()
+    };
+    let waived = unenforced != Resources::default();
     let allowed = policy.allow_unenforced_storage || request.storage_unenforced == Unenforced::Allow;
-    if asks_storage && !engine_enforces && !allowed {
-        return Err(Error::StorageUnenforced { resources: Box::new(asked.clone()) });
+    if waived && !allowed {
+        return Err(Error::StorageUnenforced { resources: Box::new(unenforced) });
     }
     let mut resources = asked.clone();
     let mut defaults = Vec::new();
@@ -83,25 +95,24 @@ pub(crate) fn settle(
         resources.pids = Some(policy.default_pids);
         defaults.push("pids".to_owned());
     }
-    if engine_enforces && resources.storage_mb.is_none() && policy.default_storage_mb > 0 {
+    if engine.bytes && resources.storage_mb.is_none() && policy.default_storage_mb > 0 {
         resources.storage_mb = Some(policy.default_storage_mb);
         defaults.push("storage_mb".to_owned());
     }
-    let storage_enforced =
-        engine_enforces && (resources.storage_mb.is_some() || resources.storage_inodes.is_some());
-    let limits = limits(&resources, engine_enforces);
+    let storage_enforced = !waived && (resources.storage_mb.is_some() || resources.storage_inodes.is_some());
+    let limits = limits(&resources, engine);
     let wants = wants(asked, policy);
     Ok(Settled { resources, defaults, storage_enforced, limits, wants })
 }
 
-fn limits(resources: &Resources, engine_enforces: bool) -> Limits {
+fn limits(resources: &Resources, engine: Enforces) -> Limits {
     Limits {
         cpus: resources.cpus,
         cpu_request: resources.cpu_request,
         memory_bytes: resources.memory_mb.map(|mb| mb * MB),
         memory_request_bytes: resources.memory_request_mb.map(|mb| mb * MB),
-        storage_bytes: resources.storage_mb.filter(|_| engine_enforces).map(|mb| mb * MB),
-        storage_inodes: resources.storage_inodes.filter(|_| engine_enforces),
+        storage_bytes: resources.storage_mb.filter(|_| engine.bytes).map(|mb| mb * MB),
+        storage_inodes: resources.storage_inodes.filter(|_| engine.inodes),
         pids: resources.pids,
     }
 }
@@ -141,6 +152,9 @@ pub(crate) fn without_defaults(resources: &Resources, defaults: &[String]) -> Re
 mod tests {
     use super::*;
 
+    const ALL: Enforces = Enforces { bytes: true, inodes: true };
+    const NONE: Enforces = Enforces { bytes: false, inodes: false };
+
     fn asking(resources: Resources) -> CreateSandbox {
         CreateSandbox { image: "debian".into(), resources, ..Default::default() }
     }
@@ -149,7 +163,7 @@ mod tests {
     fn defaults_are_named_and_can_be_taken_off_again() {
         let policy = LimitPolicy::default();
         let request = asking(Resources { memory_mb: Some(512), ..Default::default() });
-        let settled = settle(&request, &policy, true).unwrap();
+        let settled = settle(&request, &policy, ALL).unwrap();
         assert_eq!(settled.resources.storage_mb, Some(10_240));
         assert_eq!(settled.resources.pids, Some(4096));
         assert_eq!(settled.defaults, ["pids", "storage_mb"]);
@@ -164,17 +178,31 @@ mod tests {
     fn storage_that_nobody_enforces_is_refused_or_shown_as_such() {
         let mut request = asking(Resources { storage_mb: Some(1024), ..Default::default() });
         let mut policy = LimitPolicy::default();
-        assert!(matches!(settle(&request, &policy, false), Err(Error::StorageUnenforced { .. })));
+        assert!(matches!(settle(&request, &policy, NONE), Err(Error::StorageUnenforced { .. })));
         policy.allow_unenforced_storage = true;
-        let settled = settle(&request, &policy, false).unwrap();
+        let settled = settle(&request, &policy, NONE).unwrap();
         assert!(!settled.storage_enforced);
         assert_eq!(settled.limits.storage_bytes, None);
         policy.allow_unenforced_storage = false;
         request.storage_unenforced = Unenforced::Allow;
-        assert!(settle(&request, &policy, false).is_ok());
+        assert!(settle(&request, &policy, NONE).is_ok());
         // Where nobody asks, the plain engine is no matter.
-        let settled = settle(&asking(Resources::default()), &policy, false).unwrap();
+        let settled = settle(&asking(Resources::default()), &policy, NONE).unwrap();
         assert_eq!((settled.resources.storage_mb, settled.storage_enforced), (None, false));
+    }
+
+    #[test]
+    fn files_that_the_engine_does_not_count_are_refused_or_shown_as_such() {
+        let btrfs = Enforces { bytes: true, inodes: false };
+        let asked = Resources { storage_mb: Some(64), storage_inodes: Some(100), ..Default::default() };
+        let mut request = asking(asked);
+        let error = settle(&request, &LimitPolicy::default(), btrfs).unwrap_err();
+        assert!(error.to_string().contains("(100 files)"), "{error}");
+        request.storage_unenforced = Unenforced::Allow;
+        let settled = settle(&request, &LimitPolicy::default(), btrfs).unwrap();
+        assert!(!settled.storage_enforced);
+        assert_eq!((settled.limits.storage_bytes, settled.limits.storage_inodes), (Some(64 * MB), None));
+        assert!(settle(&request, &LimitPolicy::default(), ALL).unwrap().storage_enforced);
     }
 
     #[test]
@@ -185,11 +213,11 @@ mod tests {
             cpus: Some(1.0),
             ..Default::default()
         });
-        let wants = settle(&request, &LimitPolicy::default(), true).unwrap().wants;
+        let wants = settle(&request, &LimitPolicy::default(), ALL).unwrap().wants;
         assert_eq!((wants.memory_bytes, wants.disk_bytes, wants.cpus), (1024 * MB, 1280 * MB, 0.0));
         assert!(8 * wants.memory_bytes < (24 << 30) - (24 << 30) / 20);
         let strict = LimitPolicy { memory_overcommit: 1.0, ..LimitPolicy::default() };
-        assert_eq!(settle(&request, &strict, true).unwrap().wants.memory_bytes, 2048 * MB);
+        assert_eq!(settle(&request, &strict, ALL).unwrap().wants.memory_bytes, 2048 * MB);
     }
 
     #[test]
@@ -200,7 +228,7 @@ mod tests {
             cpu_request: Some(0.5),
             ..Default::default()
         });
-        let settled = settle(&request, &LimitPolicy::default(), true).unwrap();
+        let settled = settle(&request, &LimitPolicy::default(), ALL).unwrap();
         assert_eq!(settled.wants.memory_bytes, 1536 * MB);
         assert_eq!(settled.wants.cpus, 0.5);
         assert_eq!(settled.limits.memory_request_bytes, Some(1536 * MB));

@@ -6,13 +6,15 @@ use std::time::Instant;
 
 use berth_sandbox::{Bind, Death, Features, Limits, Machine, StartSpec};
 use berth_store::SandboxRow;
-use berth_types::sandbox::{CreateSandbox, NetworkMode, Page, ReasonCode, Sandbox, SandboxState, WaitsFor};
+use berth_types::sandbox::{
+    CreateSandbox, NetworkMode, Page, ReasonCode, Sandbox, SandboxState, Usage, WaitsFor,
+};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::admission::Admitted;
+use crate::admission::{Admitted, Grant, Refusal};
 use crate::registry::{Entry, Filter, Live, Met};
-use crate::resources::{Settled, settle, without_defaults};
+use crate::resources::{Enforces, Settled, settle, without_defaults};
 use crate::{Error, Node, request};
 
 impl Node {
@@ -21,7 +23,7 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::BadRequest`] for what cannot be honoured exactly, [`Error::StorageUnenforced`], [`Error::ImageNotFound`],
-    /// [`Error::OwnersBeyond`], [`Error::NameTaken`], [`Error::LeaseNotFound`], [`Error::NeverFits`], [`Error::NoRoom`]; anything else is the
+    /// [`Error::OwnersBeyond`], [`Error::NameTaken`], [`Error::LeaseNotFound`], [`Error::NeverFits`], [`Error::NoRoom`], [`Error::DiskLost`]; anything else is the
     /// machine's.
     pub async fn create_sandbox(&self, request: CreateSandbox) -> Result<Sandbox, Error> {
         request::check(&request)?;
@@ -34,7 +36,8 @@ impl Node {
             self.check_lease(lease).await?;
         }
         let began = Instant::now();
-        let settled = settle(&request, &self.0.limits, self.0.driver.enforces_storage())?;
+        self.check_disk().await?;
+        let settled = settle(&request, &self.0.limits, self.enforces())?;
         let user_namespace = self.user_namespace(&request)?;
         let image = self.resolve_image(&request.image).await?;
         let pin = self.0.images.pin(&image.id)?;
@@ -61,13 +64,19 @@ impl Node {
                 (entry.sandbox().state == SandboxState::Queued).then(|| milliseconds(waited));
             entry.row.sandbox.state = SandboxState::Starting;
         });
-        let row = row.ok_or(Error::Withdrawn { id: sandbox.id.clone() })?.row;
+        let row = row.ok_or(Error::Withdrawn { id: sandbox.id.clone(), lease_ended: false })?.row;
         self.persist(row).await?;
 
         let no_new_privileges = request.no_new_privileges.unwrap_or(!image.has_privileged_files());
         let layers = layer_names(&image);
         let spec = start_spec(&sandbox, &request, layers, settled.limits, no_new_privileges);
-        let machine = self.0.driver.start(spec).await.map_err(|source| Error::Start(Box::new(source)))?;
+        let machine = match self.0.driver.start(spec).await {
+            Ok(machine) => machine,
+            Err(source) => {
+                self.check_disk().await?;
+                return Err(Error::Start(Box::new(source)));
+            }
+        };
         permit.succeeded();
         let live = Live {
             machine: machine.clone(),
@@ -118,7 +127,22 @@ impl Node {
         };
         let longest = request::wait(request.wait_seconds)?;
         let admitted = self.0.admission.admit(id, settled.wants, longest, queued).await;
-        admitted.map_err(|refusal| Error::of_refusal(id, refusal))
+        match admitted {
+            Err(Refusal::Withdrawn) => {
+                let lease_ended = match &request.lease {
+                    Some(lease) => matches!(self.check_lease(lease).await, Err(Error::LeaseNotFound { .. })),
+                    None => false,
+                };
+                Err(Error::Withdrawn { id: id.to_owned(), lease_ended })
+            }
+            other => other.map_err(|refusal| Error::of_refusal(id, refusal)),
+        }
+    }
+
+    /// Limits of storage that are held here.
+    fn enforces(&self) -> Enforces {
+        let driver = &self.0.driver;
+        Enforces { bytes: driver.enforces_storage(), inodes: driver.enforces_inodes() }
     }
 
     /// A limit above what the machine has would be one that it cannot keep.
@@ -226,8 +250,10 @@ impl Node {
             // An exec that has not noticed yet must not hold on to what others wait for.
             live.grant.release();
         }
-        if *cause == Cause::TimeUp {
-            return self.remember_end(&id).await;
+        match cause {
+            Cause::TimeUp => return self.remember_end(&id, SandboxState::Ended).await,
+            Cause::Shutdown => return self.remember_end(&id, SandboxState::Lost).await,
+            Cause::Asked | Cause::LeaseEnded(_) => {}
         }
         // The row goes first: while it is there, a repeated call must find what to repeat.
         self.0.sandboxes.update(&id, |entry| entry.live = None);
@@ -252,11 +278,11 @@ impl Node {
         left
     }
 
-    /// Keeps the record of a sandbox whose time was up, so that whoever used it learns why it is gone.
-    async fn remember_end(&self, id: &str) -> Result<(), Error> {
+    /// Keeps the record of a sandbox that nobody asked to delete, so that whoever used it learns why it is gone.
+    async fn remember_end(&self, id: &str, state: SandboxState) -> Result<(), Error> {
         let ended = self.0.sandboxes.update(id, |entry| {
             entry.live = None;
-            entry.row.sandbox.state = SandboxState::Ended;
+            entry.row.sandbox.state = state;
             entry.row.ended_at = Some(Timestamp::now().as_second());
         });
         match ended {
@@ -339,6 +365,8 @@ pub(crate) enum Cause {
     LeaseEnded(Option<String>),
     /// Its time to live is over; one that got more by now stays.
     TimeUp,
+    /// The daemon ends.
+    Shutdown,
 }
 
 /// Marks a sandbox as going away; false when there is no cause to any more.
@@ -349,12 +377,13 @@ fn begin_to_end(entry: &mut Entry, cause: &Cause) -> Result<bool, Error> {
         (SandboxState::Queued, _) => Err(Error::SandboxQueued { id: sandbox.id.clone() }),
         (_, Cause::LeaseEnded(lease)) if sandbox.lease != *lease => Ok(false),
         (_, Cause::TimeUp) if !is_time_up(entry.expires_at) => Ok(false),
-        (SandboxState::Lost | SandboxState::Ended, Cause::TimeUp) => Ok(false),
+        (SandboxState::Lost | SandboxState::Ended, Cause::TimeUp | Cause::Shutdown) => Ok(false),
         _ => {
             let (code, reason) = match cause {
                 Cause::Asked => (ReasonCode::Deleted, "it was deleted"),
                 Cause::LeaseEnded(_) => (ReasonCode::LeaseEnded, "its lease ended"),
                 Cause::TimeUp => (ReasonCode::Ttl, "its time to live was over"),
+                Cause::Shutdown => (ReasonCode::DaemonRestart, "the daemon was shut down while it ran"),
             };
             // What a dead one died of is worth more than that it was tidied away; and a second call tells nothing new.
             if sandbox.reason_code.is_none() {
@@ -526,28 +555,50 @@ async fn watch(node: Node, id: String, machine: Arc<dyn Machine>, met: Met) {
     }
     // Before it is cleaned up: afterwards nobody knows any more what it was that it ran into.
     let usage = met.usage_of(machine.as_ref()).await;
-    let mut grant = None;
-    let lost = node.0.sandboxes.update(&id, |entry| {
-        if entry.row.sandbox.state == SandboxState::Running {
-            entry.row.sandbox.state = SandboxState::Lost;
-            entry.row.sandbox.reason = Some(death.to_string());
-            entry.row.sandbox.reason_code = Some(code_of(&death));
-            entry.row.sandbox.usage = Some(usage);
-            entry.row.ended_at = Some(Timestamp::now().as_second());
-            grant = entry.live.take().map(|live| live.grant);
+    // A death that comes of a lost disk is that disk's.
+    let _ = node.check_disk().await;
+    if let Some(lost) = node.mark_lost(&id, death.to_string(), code_of(&death), usage) {
+        tracing::warn!(id, %death, "a sandbox died without being asked to");
+        node.clear_up(lost, machine).await;
+    }
+}
+
+/// A sandbox that was just marked as lost.
+pub(crate) struct Lost {
+    row: SandboxRow,
+    grant: Option<Arc<Grant>>,
+}
+
+impl Node {
+    /// Marks a running sandbox as lost; `None` when it does not run (any more).
+    pub(crate) fn mark_lost(&self, id: &str, reason: String, code: ReasonCode, usage: Usage) -> Option<Lost> {
+        let (mut was_running, mut grant) = (false, None);
+        let entry = self.0.sandboxes.update(id, |entry| {
+            was_running = entry.sandbox().state == SandboxState::Running;
+            if was_running {
+                let sandbox = &mut entry.row.sandbox;
+                sandbox.state = SandboxState::Lost;
+                (sandbox.reason, sandbox.reason_code) = (Some(reason), Some(code));
+                sandbox.usage = Some(usage);
+                entry.row.ended_at = Some(Timestamp::now().as_second());
+                grant = entry.live.take().map(|live| live.grant);
+            }
+        });
+        entry.filter(|_| was_running).map(|entry| Lost { row: entry.row, grant })
+    }
+
+    /// Ends what is left of a lost sandbox, frees its disk and network, and records its end.
+    pub(crate) async fn clear_up(self, lost: Lost, machine: Arc<dyn Machine>) {
+        let id = lost.row.sandbox.id.clone();
+        if let Err(error) = machine.stop().await {
+            tracing::warn!(id, %error, "a lost sandbox could not be cleaned up");
         }
-    });
-    let Some(entry) = lost.filter(|entry| entry.sandbox().state == SandboxState::Lost) else { return };
-    tracing::warn!(id, %death, "a sandbox died without being asked to");
-    // Frees its disk and network; its processes are gone already.
-    if let Err(error) = machine.stop().await {
-        tracing::warn!(id, %error, "a dead sandbox could not be cleaned up");
-    }
-    if let Some(grant) = grant {
-        grant.release();
-    }
-    if let Err(error) = node.persist(entry.row).await {
-        tracing::warn!(id, %error, "a sandbox's end could not be recorded");
+        if let Some(grant) = lost.grant {
+            grant.release();
+        }
+        if let Err(error) = self.persist(lost.row).await {
+            tracing::warn!(id, %error, "a sandbox's end could not be recorded");
+        }
     }
 }
 
@@ -560,7 +611,8 @@ mod tests {
     fn a_key_gives_only_what_was_asked_for() {
         let request = CreateSandbox { image: "debian".into(), ..Default::default() };
         let config = berth_types::image::ImageConfig { working_dir: "/app".into(), ..Default::default() };
-        let settled = settle(&request, &crate::LimitPolicy::default(), true).unwrap();
+        let settled =
+            settle(&request, &crate::LimitPolicy::default(), Enforces { bytes: true, inodes: true }).unwrap();
         let sandbox = describe(&request, "sha256:00", &config, &settled, true);
         assert!(is_as_asked(&request, &sandbox));
         assert!(is_as_asked(&CreateSandbox { workdir: Some("/app".into()), ..request.clone() }, &sandbox));

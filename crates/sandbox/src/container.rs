@@ -393,6 +393,14 @@ impl Driver for ContainerDriver {
         self.disk.enforces_storage()
     }
 
+    fn enforces_inodes(&self) -> bool {
+        self.disk.enforces(berth_disk::Resource::Inodes)
+    }
+
+    fn health(&self) -> Result<(), Error> {
+        self.disk.health().map_err(Error::DiskLost)
+    }
+
     fn features(&self) -> Features {
         Features { user_namespace: self.options.ids.is_some(), capabilities: true, requests: true }
     }
@@ -629,8 +637,12 @@ fn whose(full: berth_disk::Full) -> DiskFull {
 
 /// A disk that is gone went with its sandbox while somebody asked.
 fn unread(id: &str, error: &berth_disk::Error, what: &str) {
+    use berth_disk::Error::{Missing, ReadQuota};
     match error {
-        berth_disk::Error::Missing { .. } => tracing::debug!(id, %error, "cannot read {what}"),
+        Missing { .. } => tracing::debug!(id, %error, "cannot read {what}"),
+        ReadQuota { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            tracing::debug!(id, %error, "cannot read {what}");
+        }
         error => tracing::warn!(id, %error, "cannot read {what}"),
     }
 }

@@ -84,6 +84,19 @@ pub trait Driver: Send + Sync + 'static {
     /// Whether writable disk can be limited.
     fn enforces_storage(&self) -> bool;
 
+    /// Whether the number of files and directories can be limited.
+    fn enforces_inodes(&self) -> bool {
+        false
+    }
+
+    /// Whether the disk that its sandboxes are on is still there, whole, and can be written to. Cheap, but it blocks.
+    ///
+    /// # Errors
+    /// [`Error::DiskLost`].
+    fn health(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// What it can do beyond the least.
     fn features(&self) -> Features {
         Features::default()

@@ -10,6 +10,9 @@ pub enum Error {
     /// Its writable layer could not be made.
     #[error("cannot make the sandbox's disk")]
     Disk(#[source] berth_disk::Error),
+    /// The disk that sandboxes are on is gone or failed.
+    #[error("the disk of sandboxes is lost")]
+    DiskLost(#[source] berth_disk::Error),
     /// Its network could not be made.
     #[error("cannot make the sandbox's network")]
     Network(#[source] berth_net::Error),
