@@ -56,7 +56,7 @@ pub(crate) enum Failure {
     #[error("cannot copy a directory onto {path}, which is a file")]
     CopyDirOntoFile { path: String },
     /// `cp` left entries out.
-    #[error("{} of the copied entries were refused:\n  {}", refused.len(), refused.join("\n  "))]
+    #[error("not everything was copied:\n  {}", refused.join("\n  "))]
     CopyRefused { refused: Vec<String> },
     /// A build context that is no directory.
     #[error("the build context {} is not a directory", path.display())]

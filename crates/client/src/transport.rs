@@ -12,7 +12,7 @@ use std::time::Duration;
 use berth_types::error::ErrorBody;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::{CONTENT_TYPE, HOST, TE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
@@ -56,6 +56,7 @@ pub(crate) struct Call {
     content_type: Option<&'static str>,
     body: Body,
     upload: UploadFault,
+    trailers: bool,
 }
 
 /// What went wrong with the reader of a body: hyper only tells that something did.
@@ -84,7 +85,14 @@ impl Call {
             content_type: None,
             body: Empty::new().map_err(|never| match never {}).boxed_unsync(),
             upload: UploadFault::default(),
+            trailers: false,
         }
+    }
+
+    /// The same request, whose answer may end in trailers.
+    pub(crate) fn with_trailers(mut self) -> Self {
+        self.trailers = true;
+        self
     }
 
     /// The same request with a JSON body.
@@ -116,6 +124,9 @@ impl Call {
         let mut request = Request::builder().method(self.method).uri(self.path).header(HOST, "berth");
         if let Some(media_type) = self.content_type {
             request = request.header(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        }
+        if self.trailers {
+            request = request.header(TE, HeaderValue::from_static("trailers"));
         }
         request.body(self.body)
     }

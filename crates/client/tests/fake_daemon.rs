@@ -359,7 +359,7 @@ async fn an_upload_that_is_refused_early_still_says_why() {
 
 #[tokio::test]
 async fn a_download_that_breaks_is_an_error_and_never_a_short_success() {
-    let source = ArchiveOut { path: "/d".into(), exclude: "*.pyc\n.git".into() };
+    let source = ArchiveOut { path: "/d".into(), exclude: "*.pyc\n.git".into(), ignore_failed_read: false };
     let daemon = FakeDaemon::new(|_| Reply::pieces(vec![b"abc".to_vec(), b"def".to_vec()]));
     let mut bytes = Vec::new();
     daemon.client.get_archive("s", &source).await.unwrap().read_to_end(&mut bytes).await.unwrap();
@@ -369,6 +369,48 @@ async fn a_download_that_breaks_is_an_error_and_never_a_short_success() {
     let daemon = FakeDaemon::new(|_| Reply::pieces(vec![b"abc".to_vec()]).broken());
     let mut stream = daemon.client.get_archive("s", &source).await.unwrap();
     stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+}
+
+/// A server that answers every request with these bytes.
+fn answering(answer: String) -> (Client, TempDir) {
+    let dir = TempDir::new().unwrap();
+    let listener = UnixListener::bind(dir.path().join("d.sock")).unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4096];
+        let len = stream.read(&mut request).await.unwrap();
+        assert!(String::from_utf8_lossy(&request[..len]).contains("te: trailers\r\n"));
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    (Client::new(Host::Unix(dir.path().join("d.sock"))), dir)
+}
+
+#[tokio::test]
+async fn an_archive_s_trailers_tell_what_is_missing_and_why_it_broke_off() {
+    let source = ArchiveOut { path: "/d".into(), exclude: String::new(), ignore_failed_read: true };
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n";
+    let trailer = |name: &str, value: Value| {
+        let value =
+            percent_encoding::utf8_percent_encode(&value.to_string(), percent_encoding::NON_ALPHANUMERIC)
+                .to_string();
+        format!("{head}{name}: {value}\r\n\r\n")
+    };
+    let told = json!({"skipped_count": 7, "skipped": ["proc: é"]});
+    let (client, _dir) = answering(trailer("berth-archive-report", told));
+    let mut stream = client.get_archive("s", &source).await.unwrap();
+    let (report, mut bytes) = (stream.report(), Vec::new());
+    stream.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(bytes, b"abc");
+    let report = report.take().unwrap();
+    assert_eq!((report.skipped_count, report.skipped), (7, vec!["proc: é".to_owned()]));
+
+    let why = json!({"code": "sandbox_io", "kind": "internal", "message": "x: read: no"});
+    let (client, _dir) = answering(trailer("berth-archive-error", why));
+    let stream = client.get_archive("s", &source).await.unwrap();
+    let target = TempDir::new().unwrap();
+    let error = archive::unpack_into(stream, target.path()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Internal, "{error:?}");
+    assert!(format!("{error:?}").contains("x: read: no"), "{error:?}");
 }
 
 #[tokio::test]

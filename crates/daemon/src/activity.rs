@@ -8,6 +8,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use berth_node::Node;
+use http_body_util::{BodyStream, StreamBody};
 use tokio_util::sync::CancellationToken;
 
 use crate::App;
@@ -53,11 +54,12 @@ impl Drop for Busy {
 pub(crate) async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
     let busy = app.activity.begin();
     next.run(request).await.map(|body| {
-        let stream = futures_util::StreamExt::map(body.into_data_stream(), move |chunk| {
+        // Frames, not data alone: an archive ends in trailers.
+        let stream = futures_util::StreamExt::map(BodyStream::new(body), move |frame| {
             let _held = &busy;
-            chunk
+            frame
         });
-        axum::body::Body::from_stream(stream)
+        axum::body::Body::new(StreamBody::new(stream))
     })
 }
 

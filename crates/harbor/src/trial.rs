@@ -389,7 +389,8 @@ impl<P: Platform> Trial<'_, P> {
 
     async fn download(&self, source: &str, target: &Path) -> Result<(), berth_client::Error> {
         let Some(sandbox) = &self.sandbox else { return Ok(()) };
-        let source = ArchiveOut { path: source.to_owned(), exclude: String::new() };
+        let source =
+            ArchiveOut { path: source.to_owned(), exclude: String::new(), ignore_failed_read: false };
         let refused = self.job.platform.download(&sandbox.id, &source, target).await?;
         self.log_refused(&source.path, &refused);
         Ok(())

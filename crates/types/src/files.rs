@@ -33,7 +33,11 @@ pub struct ArchiveReport {
 /// Query of `GET /v1/sandboxes/{id}/archive`: a tar of `path`.
 ///
 /// A directory's entries are named relative to it; a file is one entry under its base name. FIFOs, sockets and
-/// devices are left out.
+/// devices are left out; so are file systems of the kernel's (proc, sysfs, cgroup) and the directory of devices below
+/// `path`, but for an empty directory.
+///
+/// To a client that takes trailers (`TE: trailers`) a complete tar is followed by [`ARCHIVE_REPORT`], and one that
+/// breaks off by [`ARCHIVE_ERROR`]. To any other the connection breaks in that case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ArchiveOut {
@@ -42,6 +46,35 @@ pub struct ArchiveOut {
     /// Patterns of GNU tar's `--exclude` (unanchored, wildcards match `/`), one per line.
     #[serde(default)]
     pub exclude: String,
+    /// Whether files that cannot be read are left out, or filled up with zeros, and listed in the report. Without it
+    /// the first one breaks the tar off.
+    #[serde(default)]
+    pub ignore_failed_read: bool,
+}
+
+/// Trailer after a complete tar: an [`ArchiveOutReport`] as JSON, percent-encoded.
+pub const ARCHIVE_REPORT: &str = "berth-archive-report";
+
+/// Trailer after a tar that broke off: a [`crate::error::ApiError`] as JSON, percent-encoded.
+pub const ARCHIVE_ERROR: &str = "berth-archive-error";
+
+/// What is not in a tar of `GET /v1/sandboxes/{id}/archive` as it was in the sandbox. The lists, `path: why` each, hold
+/// the first ones; the counts count all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ArchiveOutReport {
+    /// How many FIFOs, sockets, devices and file systems of the kernel's were left out.
+    pub skipped_count: u64,
+    /// Those.
+    pub skipped: Vec<String>,
+    /// How many files could not be read: left out, or filled up with zeros.
+    pub unread_count: u64,
+    /// Those.
+    pub unread: Vec<String>,
+    /// How many files changed while they were read: gone, cut, or filled up with zeros.
+    pub changed_count: u64,
+    /// Those.
+    pub changed: Vec<String>,
 }
 
 /// Body of `POST /v1/sandboxes/{id}/fs`.

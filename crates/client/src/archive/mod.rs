@@ -78,7 +78,10 @@ impl Error {
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         match self {
-            Error::Read { .. } => Kind::Unavailable,
+            Error::Read { source } => {
+                let told = source.get_ref().and_then(|error| error.downcast_ref::<crate::Error>());
+                told.map_or(Kind::Unavailable, crate::Error::kind)
+            }
             Error::OpenTarget { .. } | Error::NotOneFile { .. } | Error::NotAFile { .. } => Kind::User,
             Error::Write { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Capacity,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use berth_client::{Client, archive};
-use berth_types::files::{ArchiveIn, ArchiveOut, ArchiveReport, FileKind, FsRequest};
+use berth_types::files::{ArchiveIn, ArchiveOut, ArchiveOutReport, ArchiveReport, FileKind, FsRequest};
 use clap::Args;
 
 use crate::Session;
@@ -20,7 +20,8 @@ use crate::failure::Failure;
 
 Modes and symlinks are kept; the owner is root in a sandbox and you on this machine. Entries that would leave the \
 target, as absolute names, names with .. and symlinks that point out of it, are refused, each by itself, and fail \
-the command after all else is copied. FIFOs, sockets and devices are left out.")]
+the command after all else is copied; so does what cannot be read below a directory of a sandbox. FIFOs, sockets and \
+devices are left out, and so are /proc, /sys and /dev below a directory of a sandbox; each is said.")]
 pub struct Cp {
     /// SANDBOX:/path or a path
     source: String,
@@ -57,7 +58,7 @@ impl Cp {
                 copy_in(&session.client().await?, source, name, path).await?
             }
             (Side::Sandbox { name, path }, Side::Local(target)) => {
-                copy_out(&session.client().await?, name, path, target).await?
+                copy_out(session, name, path, target).await?
             }
             _ => return Err(Failure::CopySides { source_arg: self.source, target: self.target }),
         };
@@ -138,12 +139,12 @@ async fn copy_in(
 }
 
 async fn copy_out(
-    client: &Client,
+    session: &Session,
     sandbox: &str,
     source: &str,
     target: &Path,
 ) -> Result<ArchiveReport, Failure> {
-    let from = ArchiveOut { path: source.to_owned(), exclude: String::new() };
+    let client = &session.client().await?;
     let is_dir = match stat(client, sandbox, source).await? {
         Some(FileKind::Dir) => true,
         Some(FileKind::File) => false,
@@ -154,14 +155,34 @@ async fn copy_out(
     if is_dir && target_metadata.is_some_and(|metadata| !metadata.is_dir()) {
         return Err(Failure::CopyDirOntoFile { path: target.display().to_string() });
     }
+    let from = ArchiveOut { path: source.to_owned(), exclude: String::new(), ignore_failed_read: is_dir };
     let tar = client.get_archive(sandbox, &from).await?;
-    let failed = |source| Failure::Unpack { path: target.to_owned(), source };
-    if is_dir {
-        let refused = archive::unpack_into(tar, target).await.map_err(failed)?;
-        return Ok(ArchiveReport { refused, skipped: Vec::new() });
+    let report = tar.report();
+    let unpacked = match is_dir {
+        true => archive::unpack_into(tar, target).await,
+        false => archive::unpack_file(tar, &file_target(source, target)).await.map(|()| Vec::new()),
+    };
+    let report = report.take().unwrap_or_default();
+    tell(session, &report);
+    let mut refused = unpacked.map_err(|source| Failure::Unpack { path: target.to_owned(), source })?;
+    refused.extend(all_of(&report.unread, report.unread_count));
+    Ok(ArchiveReport { refused, skipped: Vec::new() })
+}
+
+/// Says what is not in the copy as it was in the sandbox.
+fn tell(session: &Session, report: &ArchiveOutReport) {
+    for text in all_of(&report.skipped, report.skipped_count) {
+        session.output.warning(&format!("left out: {text}"));
     }
-    archive::unpack_file(tar, &file_target(source, target)).await.map_err(failed)?;
-    Ok(ArchiveReport::default())
+    for text in all_of(&report.changed, report.changed_count) {
+        session.output.warning(&format!("changed meanwhile: {text}"));
+    }
+}
+
+/// What is listed, and how many are not.
+fn all_of(listed: &[String], count: u64) -> impl Iterator<Item = String> {
+    let more = count.saturating_sub(listed.len() as u64);
+    listed.iter().cloned().chain((more > 0).then(|| format!("{more} more")))
 }
 
 /// Where a file of a sandbox goes: into `target` where that is a directory.
