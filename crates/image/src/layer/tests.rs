@@ -275,16 +275,18 @@ fn later_members_replace_earlier_ones() {
 fn hostile_names_stay_inside() {
     let canary = tempfile::tempdir().unwrap();
     let out = canary.path().to_str().unwrap();
+    for name in ["../up", "a/../../../b", "/../x"] {
+        let climbs = try_unpack(&Tar::default().file(name, "").end());
+        assert!(matches!(climbs, Err(UnpackError::Refused { .. })), "{name}");
+    }
     let tree = unpacked(
         Tar::default()
-            .file("../up", "")
             .file("/absolute", "")
-            .file("a/../../../b", "")
             .symlink("escape", out)
             .file("escape2/../c", "")
             .symlink("up", "../../../../../../.."),
     );
-    assert_eq!(tree.names(), ["", "absolute", "b", "c", "escape", "up"].map(str::to_owned));
+    assert_eq!(tree.names(), ["", "absolute", "c", "escape", "up"].map(str::to_owned));
     // Through the symlinks: one leads to a path that the layer does not have, the other to its own root.
     let through = Tar::default().symlink("escape", out).file("escape/x", "");
     assert!(matches!(try_unpack(&through.end()), Err(UnpackError::Refused { .. })));

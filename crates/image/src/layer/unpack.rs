@@ -1,7 +1,7 @@
 //! Unpacking a layer's tar into a directory that overlayfs can use as a lower layer.
 //!
-//! The tar is hostile. Every name is resolved by the kernel below the layer's own root (`RESOLVE_IN_ROOT`), so `..`, absolute
-//! names and symlinked parents cannot lead out of it. Deletions become what overlayfs understands: `.wh.name` a character
+//! The tar is hostile. Every name is resolved by the kernel below the layer's own root (`RESOLVE_IN_ROOT`), so absolute
+//! names and symlinked parents cannot lead out of it; names with more `..` than parents are refused. Deletions become what overlayfs understands: `.wh.name` a character
 //! device 0:0, `.wh..wh..opq` the attribute `trusted.overlay.opaque`.
 //!
 //! Times of directories are set last, since making their entries changes them.
@@ -465,7 +465,27 @@ fn normalise(member: &Member) -> Result<Vec<u8>, UnpackError> {
     if member.path.contains(&0) || member.link.contains(&0) && member.kind == Kind::Symlink {
         return refuse(member, "its name holds a zero byte");
     }
+    if climbs_out(&member.path) {
+        return refuse(member, "its name leads out of the file tree");
+    }
     Ok(clean(&member.path))
+}
+
+/// Whether a `..` of `path` has nothing above it. Such a member would get another name than it asks for.
+fn climbs_out(path: &[u8]) -> bool {
+    let mut depth = 0u32;
+    path.split(|b| *b == b'/').any(|part| match part {
+        b"" | b"." => false,
+        b".." if depth == 0 => true,
+        b".." => {
+            depth -= 1;
+            false
+        }
+        _ => {
+            depth += 1;
+            false
+        }
+    })
 }
 
 fn clean(path: &[u8]) -> Vec<u8> {
@@ -519,7 +539,21 @@ fn xattrs(member: &Member) -> Result<Vec<(&OsStr, &[u8])>, UnpackError> {
 
 #[cfg(test)]
 mod tests {
-    use super::clean;
+    use super::{clean, climbs_out};
+
+    #[test]
+    fn names_that_climb_out_are_known() {
+        for (name, out) in [
+            ("../x", true),
+            ("a/../../x", true),
+            ("/..", true),
+            ("..", true),
+            ("a/../x", false),
+            ("./a/..", false),
+        ] {
+            assert_eq!(climbs_out(name.as_bytes()), out, "{name}");
+        }
+    }
 
     #[test]
     fn names_stay_below_the_root() {
