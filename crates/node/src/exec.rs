@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use berth_sandbox::DiskFull;
 use berth_sandbox::guest::{self, ExecSpec};
+use berth_types::error::Kind;
 use berth_types::exec::{ExecRequest, ExecStatus, ExitReason};
 use berth_types::sandbox::{Limit, ReasonCode};
 use berth_wire::message::FailureCode;
@@ -101,7 +102,9 @@ impl Node {
         let suspect = refusal.is_none_or(|failure| failure.code == FailureCode::Io);
         let lost = suspect && self.disk_is_lost().await;
         if let Some(error) = files::refusal(&source).filter(|_| !lost) {
-            return error;
+            let no_space = refusal.is_some_and(|failure| failure.code == FailureCode::NoSpace);
+            let machines = no_space && self.disk_full_of(sandbox).await == Some(DiskFull::Machine);
+            return if machines { of_machine(error) } else { error };
         }
         match self.end_of(sandbox).await {
             Some((Some(code), reason)) if is_on_purpose(code) => {
@@ -109,6 +112,15 @@ impl Node {
             }
             end => Error::Guest { reason: end.map(|(_, reason)| reason), source: Box::new(source) },
         }
+    }
+
+    async fn disk_full_of(&self, sandbox: &str) -> Option<DiskFull> {
+        let live = self.0.sandboxes.find(sandbox).ok()?.live?;
+        let full = tokio::time::timeout(HEALTH_LIMIT, live.machine.disk_full()).await.ok()?;
+        if full == Some(DiskFull::Machine) && live.met.add_machine_disk_full() {
+            tracing::warn!(id = sandbox, "files could not be written while the machine's disk was full");
+        }
+        full
     }
 
     /// Whether the disk is found to be lost now. One that does not answer may only be slow.
@@ -183,6 +195,18 @@ async fn with_limits(sandbox: &str, live: &Live, mut status: ExecStatus) -> Exec
     status
 }
 
+/// What the sandbox's files had no room for, the machine had none for: not the sandbox's fault.
+fn of_machine(error: Error) -> Error {
+    match error {
+        Error::InSandbox { message, .. } => Error::InSandbox {
+            code: "disk_full",
+            kind: Kind::Capacity,
+            message: format!("{message} (the machine's disk is full)"),
+        },
+        other => other,
+    }
+}
+
 /// Whether a sandbox that ended so was ended by somebody.
 fn is_on_purpose(code: ReasonCode) -> bool {
     matches!(code, ReasonCode::Ttl | ReasonCode::Deleted | ReasonCode::LeaseEnded)
@@ -252,6 +276,26 @@ mod tests {
         let usage = world.node.sandbox(&made.id).await.unwrap().usage.unwrap();
         assert!(usage.machine_disk_full);
         assert_eq!(usage.limits_hit, []);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn files_that_the_machine_has_no_room_for_are_its_fault() {
+        let world = crate::fake::World::new().await;
+        let made = world.create(|_| ()).await.unwrap();
+        let machine = world.controls.machine(&made.id);
+        let told = async |full| {
+            *machine.disk_full.lock().unwrap() = full;
+            let failure = berth_wire::Failure {
+                code: FailureCode::NoSpace,
+                message: "write: no space left".into(),
+                path: Some("/a".into()),
+            };
+            let error = world.node.guest_error(&made.id, guest::Error::Refused(failure)).await;
+            berth_types::error::ApiError::from(&error).code
+        };
+        assert_eq!(told(Some(DiskFull::Limit)).await, "sandbox_disk_full");
+        assert_eq!(told(None).await, "sandbox_disk_full");
+        assert_eq!(told(Some(DiskFull::Machine)).await, "disk_full");
     }
 
     #[test]

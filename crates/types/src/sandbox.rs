@@ -198,8 +198,8 @@ pub struct Sandbox {
     /// Fields of `resources` that nobody asked for: they are the daemon's defaults.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resource_defaults: Vec<String>,
-    /// Whether `resources.storage_mb` and `storage_inodes` are enforced by the disk engine in use; false also where
-    /// neither is there.
+    /// Whether `resources.storage_mb` and `storage_inodes`, as far as they are there, are all enforced by the disk engine
+    /// in use; false also where neither is there.
     pub storage_enforced: bool,
     /// What is set aside for it on the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
