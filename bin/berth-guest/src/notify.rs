@@ -170,6 +170,15 @@ impl Calls {
 
     /// What is at `path` for the thread that waits, if it is on the root's own mount.
     fn look_up(&self, call: &Call, path: &[u8]) -> Result<OwnedFd, LetThrough> {
+        let ids = self.file_ids(call)?;
+        let found = open_below(&self.start(call, path)?, path, ids)?;
+        match (found, own_link(path)) {
+            (Err(Errno::XDEV), Some(path)) => Ok(open_below(&self.start(call, &path)?, &path, ids)??),
+            (found, _) => Ok(found?),
+        }
+    }
+
+    fn file_ids(&self, call: &Call) -> Result<(u32, u32), LetThrough> {
         let status = rustix::fs::openat(
             &self.proc,
             format!("{}/status", call.pid),
@@ -177,18 +186,15 @@ impl Calls {
             Mode::empty(),
         )?;
         let status = whole(&status)?;
-        let (uid, gid) = file_id(&status, "Uid:").zip(file_id(&status, "Gid:")).ok_or(LetThrough)?;
-        let absolute = path.first() == Some(&b'/');
-        let start = format!("{}/{}", call.pid, if absolute { "root" } else { "cwd" });
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let start = rustix::fs::openat(&self.proc, start, flags | OFlags::DIRECTORY, Mode::empty())?;
-        if mount_of(&start)? != self.root_mount {
-            return Err(LetThrough);
-        }
-        let within = if absolute { ResolveFlags::IN_ROOT } else { ResolveFlags::empty() };
-        let resolve = within | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        let _looking = LookingAs::new(uid, gid)?;
-        Ok(rustix::fs::openat2(&start, path, flags, Mode::empty(), resolve)?)
+        file_id(&status, "Uid:").zip(file_id(&status, "Gid:")).ok_or(LetThrough)
+    }
+
+    /// Where `path` begins for the thread that waits.
+    fn start(&self, call: &Call, path: &[u8]) -> Result<OwnedFd, LetThrough> {
+        let link = format!("{}/{}", call.pid, if is_absolute(path) { "root" } else { "cwd" });
+        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        let start = rustix::fs::openat(&self.proc, link, flags, Mode::empty())?;
+        if mount_of(&start)? == self.root_mount { Ok(start) } else { Err(LetThrough) }
     }
 
     /// The path at `address`, without its NUL.
@@ -216,6 +222,32 @@ impl Calls {
     }
 }
 
+fn is_absolute(path: &[u8]) -> bool {
+    path.first() == Some(&b'/')
+}
+
+/// With the rights of `ids`, without leaving the mount of `start`.
+fn open_below(
+    start: &OwnedFd,
+    path: &[u8],
+    (uid, gid): (u32, u32),
+) -> Result<Result<OwnedFd, Errno>, LetThrough> {
+    let within = if is_absolute(path) { ResolveFlags::IN_ROOT } else { ResolveFlags::empty() };
+    let resolve = within | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+    let _looking = LookingAs::new(uid, gid)?;
+    Ok(rustix::fs::openat2(start, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve))
+}
+
+/// The path that one by a process's own links to its root and working directory stands for.
+fn own_link(path: &[u8]) -> Option<Vec<u8>> {
+    let path = path.strip_prefix(b"/proc/self/")?;
+    if let Some(rest) = path.strip_prefix(b"root") {
+        return (rest.is_empty() || is_absolute(rest)).then(|| [b"/", rest].concat());
+    }
+    let rest = path.strip_prefix(b"cwd")?;
+    (rest.is_empty() || is_absolute(rest)).then(|| [b".", rest].concat())
+}
+
 /// Without asking the file system, which may be one that this very thread serves.
 fn mount_of(file: &OwnedFd) -> Result<u64, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
@@ -239,6 +271,18 @@ mod tests {
         };
         assert_eq!(asked(&Sources::default()), 0);
         assert_eq!(asked(&Sources { processors: vec![0], ..Sources::default() }), 1);
+    }
+
+    #[test]
+    fn own_links_are_paths() {
+        let own = |path: &str| own_link(path.as_bytes()).map(|path| String::from_utf8(path).unwrap());
+        assert_eq!(own("/proc/self/root").unwrap(), "/");
+        assert_eq!(own("/proc/self/root/a").unwrap(), "//a");
+        assert_eq!(own("/proc/self/cwd").unwrap(), ".");
+        assert_eq!(own("/proc/self/cwd/a").unwrap(), "./a");
+        for other in ["/proc/self/rooted", "/proc/self/cwds", "/proc/self/exe", "/proc/1/root", "/"] {
+            assert_eq!(own(other), None, "{other}");
+        }
     }
 
     #[test]

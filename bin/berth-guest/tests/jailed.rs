@@ -225,6 +225,12 @@ fn shows_limits(mapped: bool) {
             format!("{STORAGE} {}", 16 * MIB)
         );
     }
+    for path in ["/proc/self/root", "/proc/self/root/etc", "/proc/self/cwd", "/proc/self/cwd/etc"] {
+        let blocks = |path: &str| jail.sh(&format!("cd / && stat -f -c '%S %b %f' {path}"));
+        assert_eq!(blocks(path), blocks("/"), "{path}");
+    }
+    assert!(jail.sh("stat -f /proc/self/root/nowhere 2>&1").contains("No such file"));
+    assert!(jail.sh("stat -f -c %T /proc/self").contains("proc"));
     keeps_its_rights_to_itself(&jail);
 }
 
