@@ -193,7 +193,7 @@ pub fn a_linked_proc_is_refused() {
     let mut rig = Rig::empty();
     let layer = rig.layer("hostile");
     link("/tmp", layer.join("proc"));
-    assert_perform(rig.try_launch(), "prepare the mount point", Path::new("/proc"));
+    assert_misfit(rig.try_launch(), Path::new("/proc"));
 }
 
 pub fn tells_stubs() {
