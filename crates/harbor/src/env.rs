@@ -50,6 +50,9 @@ pub(crate) trait Platform: Send + Sync {
     /// The place in the queue of a sandbox that is being made, while it waits for room.
     fn queue_place(&self, sandbox: &str) -> impl Future<Output = Result<Option<QueuePlace>, Error>> + Send;
 
+    /// Whether the disk of the sandbox's machine is full, or was when a command of it failed.
+    fn machine_disk_full(&self, sandbox: &str) -> impl Future<Output = Result<bool, Error>> + Send;
+
     fn exec(
         &self,
         sandbox: &str,
@@ -130,6 +133,10 @@ impl Platform for Client {
 
     async fn queue_place(&self, sandbox: &str) -> Result<Option<QueuePlace>, Error> {
         Ok(self.sandbox(sandbox).await?.queue)
+    }
+
+    async fn machine_disk_full(&self, sandbox: &str) -> Result<bool, Error> {
+        Ok(self.sandbox(sandbox).await?.usage.is_some_and(|usage| usage.machine_disk_full))
     }
 
     async fn exec(

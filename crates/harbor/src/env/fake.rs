@@ -39,6 +39,8 @@ pub(crate) struct Fake {
     pub(crate) build_takes: Duration,
     /// The number of the call, from 0, from which on the daemon is away.
     pub(crate) away_from: usize,
+    /// Whether the machine's disk is full at the end.
+    pub(crate) machine_full: bool,
     calls: AtomicUsize,
     state: Mutex<State>,
 }
@@ -61,6 +63,7 @@ impl Fake {
             build: Box::new(|| Ok(())),
             build_takes: Duration::ZERO,
             away_from: usize::MAX,
+            machine_full: false,
             calls: AtomicUsize::new(0),
             state: Mutex::default(),
         }
@@ -158,6 +161,10 @@ impl Platform for Fake {
 
     async fn queue_place(&self, _: &str) -> Result<Option<QueuePlace>, Error> {
         Ok(None)
+    }
+
+    async fn machine_disk_full(&self, _: &str) -> Result<bool, Error> {
+        Ok(self.machine_full)
     }
 
     async fn create(&self, request: &CreateSandbox) -> Result<Sandbox, Error> {

@@ -326,6 +326,26 @@ async fn what_fails_on_a_full_machine_is_never_the_tasks_failure() {
     }
 }
 
+#[tokio::test]
+async fn tests_that_do_not_pass_on_a_full_machine_are_not_believed() {
+    let fails = |request: &berth_types::exec::ExecRequest, files: &mut Files| {
+        if request.id.as_deref() == Some("verifier") {
+            files.insert("/logs/verifier/reward.txt".to_owned(), (b"0".to_vec(), 0o644));
+        }
+        Reply::Exit(0, "")
+    };
+    let outcome = Bench::new().run(&Fake::new(fails), Agent::Oracle).await;
+    assert_eq!(reward(&outcome), Some(0.0));
+    let mut fake = Fake::new(fails);
+    fake.machine_full = true;
+    let outcome = Bench::new().run(&fake, Agent::Oracle).await;
+    assert_eq!(outcome.verdict, Verdict::Infrastructure(Failure::RuntimeRequest));
+    // What passed has passed.
+    let mut fake = Fake::new(square_2);
+    fake.machine_full = true;
+    assert_eq!(reward(&Bench::new().run(&fake, Agent::Oracle).await), Some(1.0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_agent_out_of_time_is_killed_and_its_work_is_graded() {
     let fake = Fake::new(|request: &_, files: &mut Files| {

@@ -13,6 +13,10 @@ use crate::record::Timing;
 use crate::reward;
 use crate::verdict::{Exception, Failure, Rewards};
 
+/// What a trial says whose tests did not pass on a machine without room.
+const TESTS_ON_FULL_MACHINE: &str =
+    "the tests did not pass, and the disk of the daemon's machine is full; it may not be the task's doing";
+
 impl<P: Platform> Trial<'_, P> {
     pub(super) async fn run_verifier(&mut self) -> Result<(), Exception> {
         self.enter(Phase::Verifier);
@@ -62,7 +66,21 @@ impl<P: Platform> Trial<'_, P> {
             }
             _ => None,
         };
-        reward::read(&target, note.as_deref())
+        let rewards = reward::read(&target, note.as_deref());
+        let whole = |rewards: &Rewards| rewards.values().all(|reward| reward.as_f64() >= Some(1.0));
+        if !rewards.as_ref().is_ok_and(whole) {
+            self.refuse_on_full_machine().await?;
+        }
+        rewards
+    }
+
+    /// Test scripts exit with 0 whatever their tests say, so the script's end does not tell of a full machine.
+    async fn refuse_on_full_machine(&self) -> Result<(), Exception> {
+        let full = self.job.platform.machine_disk_full(self.sandbox_id()?).await;
+        match full.map_err(|error| Exception::of_call("cannot ask for the machine's disk", &error))? {
+            true => Err(Exception::new(Failure::RuntimeRequest, TESTS_ON_FULL_MACHINE)),
+            false => Ok(()),
+        }
     }
 
     /// An agent could have left a reward of its own.
