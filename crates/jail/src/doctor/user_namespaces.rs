@@ -13,8 +13,7 @@ use crate::launcher::Launcher;
 /// Overlayfs on id-mapped layers.
 const KERNEL_MIN: (u32, u32) = (5, 19);
 /// The way out of everything here.
-const WITHOUT: &str =
-    "or set user_namespaces = false under [isolation] of the configuration: root in sandboxes is then root on the host";
+const WITHOUT: &str = "or set user_namespaces = false under [isolation] of the configuration: root in sandboxes is then root on the host";
 
 /// What was found; judged apart, so that every judgement can be tested.
 struct Facts {

@@ -4,10 +4,9 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use berth_client::types::exec::{Command, ExecRequest};
-use berth_client::types::sandbox::{CreateSandbox, NetworkMode, Resources, Sandbox};
+use berth_client::types::sandbox::{CreateSandbox, NetworkMode, Resources, Sandbox, StartPhases};
 use berth_client::{Client, ExecOutcome};
 use futures_util::{StreamExt as _, stream};
-use serde_json::Value;
 
 use super::peers::{CPUS, GREETING, MEMORY_MB, PIDS};
 
@@ -82,7 +81,7 @@ pub(super) async fn cycle(client: &Client, request: &CreateSandbox) -> anyhow::R
         create: milliseconds(start, created),
         exec: milliseconds(created, executed),
         delete: milliseconds(executed, deleted),
-        phases: phases(&serde_json::to_value(&sandbox)?),
+        phases: phases(sandbox.start_phases.as_ref()),
     })
 }
 
@@ -102,22 +101,18 @@ fn greeted(ran: &ExecOutcome) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The parts of a create as the API tells them: an object of milliseconds, or a list of objects with a name and a
-/// number. Nothing where it tells none.
-fn phases(sandbox: &Value) -> Vec<(String, f64)> {
-    match sandbox.get("phases") {
-        Some(Value::Object(phases)) => {
-            phases.iter().filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect()
-        }
-        Some(Value::Array(phases)) => phases.iter().filter_map(named).collect(),
-        _ => Vec::new(),
-    }
-}
-
-fn named(phase: &Value) -> Option<(String, f64)> {
-    let fields = phase.as_object()?;
-    let name = fields.values().find_map(Value::as_str)?;
-    Some((name.to_owned(), fields.values().find_map(Value::as_f64)?))
+/// The parts of a create as the API tells them, in milliseconds. Nothing where it tells none.
+fn phases(phases: Option<&StartPhases>) -> Vec<(String, f64)> {
+    let Some(phases) = phases else { return Vec::new() };
+    let StartPhases { disk_ms, network_ms, cgroups_ms, launch_ms, guest_ms } = *phases;
+    let named = [
+        ("disk", disk_ms),
+        ("network", network_ms),
+        ("cgroups", cgroups_ms),
+        ("launch", launch_ms),
+        ("guest", guest_ms),
+    ];
+    named.map(|(name, milliseconds)| (name.to_owned(), milliseconds)).to_vec()
 }
 
 /// Many sandboxes that do nothing, so many being made at once; all are there, or none and an error.
@@ -147,20 +142,4 @@ pub(super) async fn delete(client: &Client, sandboxes: &[Sandbox], at_once: usiz
     let deletes = stream::iter(ids).map(|id| async move { client.delete_sandbox(&id).await });
     let done: Vec<_> = deletes.buffer_unordered(at_once).collect().await;
     done.into_iter().collect::<Result<Vec<()>, _>>().map(drop).context("deleting idle sandboxes")
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn phases_are_read_in_either_form() {
-        let expected = vec![("disk".to_owned(), 0.5), ("net".to_owned(), 1.0)];
-        assert_eq!(phases(&json!({"phases": {"disk": 0.5, "net": 1}})), expected);
-        let list = json!({"phases": [{"name": "disk", "ms": 0.5}, {"name": "net", "ms": 1.0}]});
-        assert_eq!(phases(&list), expected);
-        assert_eq!(phases(&json!({"id": "x"})), []);
-    }
 }
