@@ -12,7 +12,7 @@
 //! A thread of its own, for three reasons. It is started before the filter is installed, so the filter does not concern
 //! it: it makes these calls itself. The loop of the guest may open whatever a sandbox put in place of /etc/passwd; a
 //! link to /proc/meminfo there makes it wait for this thread, not for itself. And whoever asks a million times takes
-//! time from this thread alone, which takes no more than [`TIME`] in [`WINDOW`].
+//! time from this thread alone, which takes no more than `TIME` in `WINDOW`.
 //!
 //! It keeps `CAP_SYS_PTRACE` to reach the memory of whoever asks, when that is another user; no other thread of the
 //! guest and no command has it.
