@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use berth_types::sandbox::{ReasonCode, SandboxState};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::registry::Entry;
 use crate::{Error, Node};
@@ -33,6 +34,12 @@ pub(crate) async fn keep(node: Node) {
 }
 
 impl Node {
+    /// Begins [`Node::check_disk`], for who has other things to do until the answer is there.
+    pub(crate) fn look_at_disk(&self) -> AbortOnDropHandle<Result<(), Error>> {
+        let node = self.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { node.check_disk().await }))
+    }
+
     /// Looks at the disk; when it is lost, so are the sandboxes on it.
     ///
     /// # Errors

@@ -36,7 +36,7 @@ impl Node {
             self.check_lease(lease).await?;
         }
         let began = Instant::now();
-        self.check_disk().await?;
+        let disk = self.look_at_disk();
         let settled = settle(&request, &self.0.limits, self.enforces())?;
         let user_namespace = self.user_namespace(&request)?;
         let image = self.resolve_image(&request.image).await?;
@@ -77,6 +77,7 @@ impl Node {
                 return Err(Error::Start(Box::new(source)));
             }
         };
+        disk.await.map_err(|_| Error::Ending)??;
         permit.succeeded();
         let live = Live {
             machine: machine.clone(),
