@@ -49,9 +49,11 @@ const DEV_LINKS: [(&str, &str); 5] = [
     ("/dev/stderr", "/proc/self/fd/2"),
 ];
 /// What tells about, or reaches into, the host; hidden where it is there.
-const MASKED: [&str; 12] = [
+const MASKED: [&str; 13] = [
     "/proc/acpi",
     "/proc/asound",
+    // Switches of the kernel's log, on kernels of distributions.
+    "/proc/dynamic_debug",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
