@@ -36,7 +36,7 @@ for _ in $(seq 200); do
     sleep 0.1
 done
 
-"$berth" image ls --json | grep -q 'library/debian:bookworm"' ||
+"$berth" image ls --json | grep 'library/debian:bookworm"' >/dev/null ||
     "$berth" --quiet image bootstrap debian:bookworm >"$run/bootstrap.log" 2>&1
 "$berth" --quiet image build --tag berth-test/machine:latest tests/machine >"$run/build.log" 2>&1
 "$berth" sandbox create berth-test/machine:latest --name machine --memory-mb 2048 --cpus 2 >/dev/null

@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 /// How far the networks that are kept ready may grow, as a multiple of `network.pool`, while many are asked for at once.
 const POOL_GROWTH: usize = 8;
 
+/// The kernel has no more process ids. proc(5), pid_max.
+const MOST_PIDS: u64 = 4 << 20;
+
+/// Highest id that the kernel and programs take.
+const LAST_ID: u32 = i32::MAX.cast_unsigned();
+
 /// Where the file is looked for when nobody names one.
 const DEFAULT_PATH: &str = "/etc/berth/berth.toml";
 
@@ -294,9 +300,17 @@ impl LimitsConfig {
                 "{key} = {value} is not 1 to 1000; 1 promises nothing twice"
             );
         }
+        let sizes = [
+            ("default_storage_mb", self.default_storage_mb),
+            ("assumed_memory_mb", self.assumed_memory_mb),
+            ("assumed_storage_mb", self.assumed_storage_mb),
+        ];
+        for (key, value) in sizes {
+            ensure!(value <= u64::MAX >> 20, "{key} = {value} is more than any machine has");
+        }
         ensure!(
-            self.default_pids == 0 || self.default_pids >= 8,
-            "default_pids = {}: a sandbox needs at least 8, and 0 means no limit",
+            self.default_pids == 0 || (8..=MOST_PIDS).contains(&self.default_pids),
+            "default_pids = {}: a sandbox needs at least 8, the kernel takes at most {MOST_PIDS}, and 0 means no limit",
             self.default_pids
         );
         Ok(())
@@ -308,6 +322,7 @@ impl IsolationConfig {
         let (first, last, each) = (self.first_id, self.last_id, self.ids_per_sandbox);
         ensure!(first >= 65_536, "first_id = {first}: ids below 65536 belong to the machine's own users");
         ensure!(each >= 65_536, "ids_per_sandbox = {each}: images use ids up to 65535, so at least 65536");
+        ensure!(last <= LAST_ID, "last_id = {last} is above {LAST_ID}");
         ensure!(
             last >= first && u64::from(last) - u64::from(first) + 1 >= u64::from(each),
             "first_id = {first} to last_id = {last} has no room for one sandbox of {each} ids"
@@ -386,6 +401,9 @@ mod tests {
             ("[limits]\nmemory_overcommit = 0.5", "memory_overcommit = 0.5"),
             ("[limits]\nstorage_overcommit = nan", "storage_overcommit = NaN"),
             ("[limits]\ndefault_pids = 3", "default_pids = 3"),
+            ("[limits]\ndefault_pids = 5000000", "default_pids = 5000000"),
+            ("[limits]\ndefault_storage_mb = 17592186044416", "default_storage_mb = 17592186044416"),
+            ("[isolation]\nlast_id = 4294967295", "last_id = 4294967295"),
             ("[limits]\ndefault_storage_mb = -1", "default_storage_mb"),
             ("[disk]\nengine = \"zfs\"", "zfs"),
             ("[disk]\npool_size_mb = 1", "pool_size_mb = 1"),

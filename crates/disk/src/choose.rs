@@ -156,7 +156,7 @@ pub fn open(data_dir: &Path, options: &Options) -> Result<Opened, Error> {
                 let choice = Choice { engine: kind, why, rejected };
                 return Ok(Opened { engine: Box::new(Locked { engine, _lock: lock }), choice });
             }
-            Err(source) if candidates.len() == 1 => {
+            Err(source) if candidates.last() == Some(&kind) => {
                 return Err(Error::Unavailable { engine: kind, source: Box::new(source) });
             }
             Err(source) => {
@@ -166,7 +166,7 @@ pub fn open(data_dir: &Path, options: &Options) -> Result<Opened, Error> {
             }
         }
     }
-    // Not reached while plain is the last candidate wherever there are several, but an error is the honest answer.
+    // Not reached while there is a candidate, but an error is the honest answer.
     Err(Error::Unavailable { engine: Kind::Plain, source: Box::new(no_directories(data_dir)) })
 }
 

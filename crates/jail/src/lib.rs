@@ -16,7 +16,7 @@
 //! helper, together with a network namespace that belongs to it.
 //!
 //! What it refuses: to open anything of a sandbox's tree before the old root is gone (see [`mod@plan`] for why), to skip a
-//! limit whose controller is missing, to start a sandbox whose layers do not fit the mount call, to touch control
+//! limit whose controller is missing, to start a sandbox with more layers than the kernel's overlayfs takes, to touch control
 //! groups outside `berth/`.
 //!
 //! How it fails: [`plan::Error`] before anything happened; [`launcher::Error`] with step, path and cause, and nothing

@@ -203,7 +203,7 @@ impl Kept {
 }
 
 impl Builder {
-    /// A layer's directory name, if it is in the store.
+    /// A layer, if it is in the store.
     fn layer(&self, id: &LayerId) -> Result<Layer, RunnerError> {
         let digest: Digest =
             id.0.parse().map_err(|source| infrastructure("a layer's digest is malformed", source))?;

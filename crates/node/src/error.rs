@@ -352,7 +352,7 @@ impl Error {
     pub(crate) fn of_refusal(id: &str, refusal: Refusal) -> Error {
         match refusal {
             Refusal::NeverFits(shortage) => Error::never_fits(&shortage),
-            Refusal::NoRoom { waits_for, position } => Error::NoRoom { what: thing(waits_for), position },
+            Refusal::NoRoom { waits_for, position } => Error::NoRoom { what: waits_for.words(), position },
             Refusal::DiskFull { free, reserve } => Error::DiskFull { free, reserve },
             Refusal::Withdrawn => Error::Withdrawn { id: id.to_owned(), lease_ended: false },
         }
@@ -364,30 +364,19 @@ impl Error {
             _ => format!("{} MB", (value / f64::from(1 << 20)).ceil()),
         };
         Error::NeverFits {
-            what: thing(shortage.what),
+            what: shortage.what.words(),
             asked: amount(shortage.asked),
             has: amount(shortage.has),
         }
     }
 }
 
-fn thing(what: WaitsFor) -> &'static str {
-    match what {
-        WaitsFor::Memory => "memory",
-        WaitsFor::MemoryInUse => "memory that is in use",
-        WaitsFor::Disk => "disk",
-        WaitsFor::DiskInUse => "disk that is in use",
-        WaitsFor::Cpus => "processor time",
-        WaitsFor::Starts => "other starts",
-    }
-}
-
 /// What to do about too little of something.
 fn ask_for_less(what: &str) -> &'static str {
-    if what == thing(WaitsFor::Cpus) {
+    if what == WaitsFor::Cpus.words() {
         return "ask for a smaller cpu_request";
     }
-    if what == thing(WaitsFor::Disk) {
+    if what == WaitsFor::Disk.words() {
         return "ask for less storage_mb, or raise storage_overcommit under [limits]";
     }
     "ask for less, set memory_request_mb below memory_mb, or raise memory_overcommit under [limits]"

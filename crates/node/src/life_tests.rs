@@ -278,7 +278,7 @@ async fn what_nobody_would_enforce_is_refused_unless_allowed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_that_can_is_told_of_namespace_and_capabilities() {
-    let features = Features { user_namespace: true, capabilities: true, requests: true };
+    let features = Features { user_namespace: true, capabilities: true };
     let controls = Controls { reading: Mutex::new(roomy()), enforces: true, features, ..Controls::default() };
     let world = World::with(controls).await;
     let none = Capabilities::Set(CapabilitySet::None);
@@ -293,7 +293,7 @@ async fn a_driver_that_can_is_told_of_namespace_and_capabilities() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_with_owners_that_no_user_namespace_has_is_refused() {
-    let features = Features { user_namespace: true, capabilities: true, requests: true };
+    let features = Features { user_namespace: true, capabilities: true };
     let controls = Controls { reading: Mutex::new(roomy()), features, ..Controls::default() };
     let world = World::with(controls).await;
     world.import("low", rootfs(99_999)).await;

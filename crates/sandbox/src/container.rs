@@ -402,7 +402,7 @@ impl Driver for ContainerDriver {
     }
 
     fn features(&self) -> Features {
-        Features { user_namespace: self.options.ids.is_some(), capabilities: true, requests: true }
+        Features { user_namespace: self.options.ids.is_some(), capabilities: true }
     }
 
     fn doctor(&self) -> Vec<Finding> {

@@ -61,8 +61,6 @@ pub struct Features {
     pub user_namespace: bool,
     /// It heeds [`StartSpec::capabilities`].
     pub capabilities: bool,
-    /// It heeds [`Limits::cpu_request`] and [`Limits::memory_request_bytes`]; where not, they only count for admission.
-    pub requests: bool,
 }
 
 /// A path of this machine that a sandbox sees.

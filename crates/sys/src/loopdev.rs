@@ -109,9 +109,14 @@ impl LoopDevice {
                 continue;
             }
             let path = Path::new("/dev").join(entry.file_name());
-            let Ok(device) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
-            // One that was detached in between has no status.
-            let Ok(info) = status(device.as_fd()) else { continue };
+            let device = match OpenOptions::new().read(true).write(true).open(&path) {
+                Err(error) if is_gone(&error) => continue,
+                device => device?,
+            };
+            let info = match status(device.as_fd()) {
+                Err(error) if is_gone(&error) => continue,
+                info => info?,
+            };
             if info.inode == wanted.ino() && info.device == wanted.dev() {
                 return Self::look(device, path).map(Some);
             }
@@ -162,4 +167,9 @@ fn status(device: BorrowedFd<'_>) -> io::Result<Info> {
     // SAFETY: `info` is a valid loop_info64 that outlives the call.
     unsafe { ioctl::call(device, GET_STATUS64, ptr::from_mut(&mut info).cast())? };
     Ok(info)
+}
+
+/// Whether a device was detached or removed in between. Any other failure leaves it open whether it is the one.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT | libc::ENODEV))
 }

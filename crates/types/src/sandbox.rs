@@ -285,6 +285,20 @@ pub enum WaitsFor {
     Starts,
 }
 
+impl WaitsFor {
+    /// As a person says it: "it waits for …".
+    pub fn words(self) -> &'static str {
+        match self {
+            WaitsFor::Memory => "memory",
+            WaitsFor::MemoryInUse => "memory that is in use",
+            WaitsFor::Disk => "disk",
+            WaitsFor::DiskInUse => "disk that is in use",
+            WaitsFor::Cpus => "processor time",
+            WaitsFor::Starts => "other starts",
+        }
+    }
+}
+
 /// What the node sets aside for a sandbox until it is gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Committed {

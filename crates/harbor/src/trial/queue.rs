@@ -74,7 +74,7 @@ impl<P: Platform> Trial<'_, P> {
 
     fn tell_place(&self, place: QueuePlace) {
         let QueuePlace { position, waits_for } = place;
-        self.log.line(&format!("waiting for room: place {position} of the queue, for {waits_for:?}"));
+        self.log.line(&format!("waiting for room: place {position} of the queue, for {}", waits_for.words()));
         let trial = self.plan.config.trial_name.as_str();
         self.job.observer.event(Event::Queued { trial, place });
     }

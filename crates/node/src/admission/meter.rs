@@ -21,7 +21,7 @@ pub(crate) struct Reading {
     pub(crate) disk_reserve: Option<u64>,
 }
 
-/// Measures. Called for every start: it is to take microseconds.
+/// Measures. Called at most every 50 ms, with the ledger locked: it is to take microseconds.
 pub(crate) trait Meter: Send + Sync {
     fn read(&self) -> Reading;
 }

@@ -8,7 +8,6 @@ use berth_harbor::{Event, Observer, Phase};
 use indicatif::{MultiProgress, ProgressBar};
 
 use super::report::verdict;
-use crate::commands::sandbox::waits_for;
 use crate::output::Output;
 use crate::progress::{ProgressView, can_draw, style};
 
@@ -80,7 +79,7 @@ impl Observer for JobView {
                 let text = format!(
                     "{trial}: waits for room, place {} of the queue, for {}",
                     place.position,
-                    waits_for(place.waits_for)
+                    place.waits_for.words()
                 );
                 match state.spinners.get(trial) {
                     Some(spinner) => spinner.set_message(text),

@@ -1,7 +1,7 @@
 //! `berth sandbox ls`.
 
 use berth_client::{Client, ListSandboxes};
-use berth_types::sandbox::{Page, Sandbox, SandboxState, WaitsFor};
+use berth_types::sandbox::{Page, Sandbox, SandboxState};
 use clap::Args;
 use jiff::Timestamp;
 
@@ -69,27 +69,15 @@ pub(super) fn state(sandbox: &Sandbox) -> String {
     match (&sandbox.reason, &sandbox.queue) {
         (Some(reason), _) => format!("{state}: {reason}"),
         (None, Some(place)) => {
-            format!("{state}: place {}, for {}", place.position, waits_for(place.waits_for))
+            format!("{state}: place {}, for {}", place.position, place.waits_for.words())
         }
         (None, None) => state.to_owned(),
     }
 }
 
-/// What a queue waits for, as a person says it.
-pub(crate) fn waits_for(what: WaitsFor) -> &'static str {
-    match what {
-        WaitsFor::Memory => "memory",
-        WaitsFor::MemoryInUse => "memory that is in use",
-        WaitsFor::Disk => "disk",
-        WaitsFor::DiskInUse => "disk that is in use",
-        WaitsFor::Cpus => "processor time",
-        WaitsFor::Starts => "other starts",
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use berth_types::sandbox::QueuePlace;
+    use berth_types::sandbox::{QueuePlace, WaitsFor};
 
     use super::*;
 

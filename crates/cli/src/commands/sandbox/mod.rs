@@ -15,7 +15,6 @@ use crate::Session;
 use crate::failure::Failure;
 
 pub(crate) use exec::EXEC_FAILURE;
-pub(crate) use ls::waits_for;
 
 /// Commands on sandboxes.
 #[derive(Debug, Subcommand)]
