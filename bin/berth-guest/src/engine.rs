@@ -132,6 +132,7 @@ impl Engine {
             shell: launch::find_shell().map(|(path, _)| path.to_owned()),
             tree_kill: self.trees.kind(),
             is_init: is_init(),
+            earlier_connections: 0,
         }
     }
 
@@ -182,7 +183,7 @@ impl Engine {
             }
             Body::Credit(bytes) => self.take_credit(channel, bytes)?,
             Body::Cancel => self.cancel(channel),
-            Body::Hello(_) | Body::Event(_) | Body::Stderr(_) => return Err(Error::Unexpected { channel }),
+            Body::Hello(_) | Body::Event(_) | Body::Output(_) => return Err(Error::Unexpected { channel }),
         }
         Ok(true)
     }
@@ -329,7 +330,7 @@ impl Engine {
         if let Some(program) = exec.poll_start()
             && !exec.cancelled
         {
-            self.link.reply(channel, &Reply::Started { program });
+            self.link.reply(channel, &Reply::Started { program, attached: false, stdin_offset: 0 });
         }
         if exec.progress != berth_sys::spawn::Progress::Pending {
             let _ = epoll::delete(&self.epoll, &exec.spawned.report);
@@ -356,7 +357,8 @@ impl Engine {
                 exec.window.take(len);
                 exec.delivered(which, len);
                 if !exec.cancelled {
-                    self.link.data(channel, which == 1, &self.scratch[..len]);
+                    let offset = exec.written(which, len);
+                    self.link.chunk(channel, which == 1, offset, &self.scratch[..len]);
                 }
             }
             Err(Errno::AGAIN | Errno::INTR) => {}

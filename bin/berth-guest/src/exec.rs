@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use berth_sys::spawn::{Progress, SpawnSpec, Spawned};
-use berth_wire::{ExecUsage, ExitReason, Exited, Failure, FailureCode, Reply, SendWindow};
+use berth_wire::{ExecUsage, ExitReason, Exited, Failure, FailureCode, Offsets, Reply, SendWindow};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -53,6 +53,7 @@ pub(crate) struct Exec {
     programs: Vec<CString>,
     began: Instant,
     status: Option<WaitStatus>,
+    written: [u64; 2],
     killing: Option<Killing>,
     /// When the process had ended and, where the tree was to be killed, the tree.
     ended: Option<Instant>,
@@ -107,6 +108,7 @@ impl Exec {
                 programs,
                 began,
                 status: None,
+                written: [0; 2],
                 killing: None,
                 ended: None,
             })),
@@ -241,6 +243,13 @@ impl Exec {
         *owed = owed.saturating_sub(len as u64);
     }
 
+    /// Books `len` bytes as passed on; gives where they begin.
+    pub(crate) fn written(&mut self, which: usize, len: usize) -> u64 {
+        let offset = self.written[which];
+        self.written[which] += len as u64;
+        offset
+    }
+
     /// Books pipe `which` as closed by everybody.
     pub(crate) fn closed(&mut self, which: usize) {
         self.pipes[which] = Pipe { fd: None, armed: false, owed: 0 };
@@ -276,7 +285,17 @@ impl Exec {
             None if signal.is_some() => (code, ExitReason::Signaled, None),
             None => (code, ExitReason::Exited, None),
         };
-        Reply::Exited(Exited { code, reason, signal, message, duration_ms: millis_since(self.began), usage })
+        let [stdout, stderr] = self.written;
+        Reply::Exited(Exited {
+            code,
+            reason,
+            signal,
+            message,
+            duration_ms: millis_since(self.began),
+            usage,
+            written: Offsets { stdout, stderr },
+            dropped: Offsets::default(),
+        })
     }
 
     fn ran_out_of_memory(&self, signal: Option<i32>, usage: &ExecUsage) -> bool {
@@ -302,6 +321,8 @@ fn not_started(cause: NotStarted, began: Instant) -> Reply {
         message: Some(cause.message),
         duration_ms: millis_since(began),
         usage: ExecUsage::default(),
+        written: Offsets::default(),
+        dropped: Offsets::default(),
     })
 }
 

@@ -14,7 +14,8 @@ use crate::users;
 pub(crate) fn perform(request: &Fs) -> Result<Outcome> {
     match request {
         Fs::Stat { path, user } => {
-            return stat(failure::absolute(path)?, user.as_deref()).map(|stat| Outcome::Fs { stat });
+            return stat(failure::absolute(path)?, user.as_deref())
+                .map(|stat| Outcome::Fs { stat, entries: Vec::new() });
         }
         Fs::Mkdir { paths, mode, owner } => {
             let owner = owner.as_deref().map(ids).transpose()?;
@@ -27,13 +28,16 @@ pub(crate) fn perform(request: &Fs) -> Result<Outcome> {
                 empty(failure::absolute(path)?, *mode)?;
             }
         }
+        Fs::List { .. } => {
+            return Err(failure::because(FailureCode::Refused, "lists are not there yet", None));
+        }
         Fs::Remove { paths } => {
             for path in paths {
                 remove(failure::absolute(path)?)?;
             }
         }
     }
-    Ok(Outcome::Fs { stat: None })
+    Ok(Outcome::Fs { stat: None, entries: Vec::new() })
 }
 
 fn lookup(spec: &str) -> Result<users::User> {
@@ -70,6 +74,10 @@ fn facts(stat: &Stat) -> FileStat {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
+        modified_us: stat
+            .st_mtime
+            .saturating_mul(1_000_000)
+            .saturating_add((stat.st_mtime_nsec / 1000).cast_signed()),
     }
 }
 

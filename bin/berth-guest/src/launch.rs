@@ -64,6 +64,7 @@ pub(crate) fn plan(exec: &Exec) -> Result<Launch, NotStarted> {
     let env = environment(exec, &user);
     let (programs, argv) = match &exec.command {
         Command::Shell(line) => shell(line)?,
+        Command::LoginShell | Command::Builtin(_) => return Err(not_runnable("not there yet")),
         Command::Argv(argv) => program(argv, env.get("PATH").map_or("", String::as_str))?,
     };
     let env = env.iter().map(|(name, value)| variable(name, value)).collect::<Result<_, _>>()?;
@@ -152,7 +153,7 @@ fn explain_exec(exec: &Exec, program: &str, errno: Errno) -> NotStarted {
     let cause = std::io::Error::from(errno);
     let searched = match &exec.command {
         Command::Argv(argv) => argv.first().filter(|name| !name.contains('/')),
-        Command::Shell(_) => None,
+        Command::Shell(_) | Command::LoginShell | Command::Builtin(_) => None,
     };
     match errno {
         Errno::NOENT | Errno::NOTDIR if searched.is_some() => {
@@ -192,6 +193,12 @@ mod tests {
             grace_ms: None,
             no_new_privs: false,
             plain_env: false,
+            fingerprint: None,
+            stdin: Default::default(),
+            terminal: None,
+            keep: Default::default(),
+            on_detach: Default::default(),
+            from: Default::default(),
         }
     }
 

@@ -55,8 +55,16 @@ impl Link {
         self.settle(channel, encoded);
     }
 
-    pub(crate) fn data(&mut self, channel: u32, stderr: bool, bytes: &[u8]) {
-        let encoded = berth_wire::encode_data(channel, stderr, bytes, &mut self.out);
+    pub(crate) fn chunk(&mut self, channel: u32, stderr: bool, offset: u64, bytes: &[u8]) {
+        let stream = if stderr { berth_wire::Output::Stderr } else { berth_wire::Output::Stdout };
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let time_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        let encoded = berth_wire::encode_chunk(channel, stream, offset, time_us, bytes, &mut self.out);
+        self.settle(channel, encoded);
+    }
+
+    pub(crate) fn data(&mut self, channel: u32, bytes: &[u8]) {
+        let encoded = berth_wire::encode_data(channel, bytes, &mut self.out);
         self.settle(channel, encoded);
     }
 

@@ -100,9 +100,7 @@ fn carry_out(request: Request, mut input: Input, mut output: Output) -> Reply {
         Request::Pack(request) => pack::pack(&request, &mut output),
         Request::Fs(request) => fsops::perform(&request),
         Request::Glob(request) => glob::find(&request, &mut output),
-        Request::Exec(_) | Request::Kill { .. } | Request::Shutdown => {
-            Err(failure::because(FailureCode::Refused, "not file work", None))
-        }
+        _ => Err(failure::because(FailureCode::Refused, "not file work", None)),
     };
     outcome.map_or_else(Reply::Failed, Reply::Done)
 }
@@ -145,7 +143,7 @@ impl Work {
             if len == 0 {
                 return None;
             }
-            link.data(channel, false, &chunk[..len]);
+            link.data(channel, &chunk[..len]);
             self.pending.drain(..len);
         }
         None

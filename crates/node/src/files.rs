@@ -146,6 +146,8 @@ pub(crate) fn refusal(source: &guest::Error) -> Option<Error> {
         FailureCode::BadArchive => ("bad_archive", Kind::User),
         FailureCode::Refused | FailureCode::Invalid => ("bad_request", Kind::User),
         FailureCode::Conflict => ("exec_id_taken", Kind::Conflict),
+        FailureCode::Exists => ("path_exists", Kind::Conflict),
+        FailureCode::NotConnected => ("not_listening", Kind::Unavailable),
         FailureCode::Cancelled => ("cancelled", Kind::Unavailable),
     };
     let message = match &failure.path {

@@ -191,7 +191,7 @@ impl Guest {
             FsRequest::Remove { paths } => Fs::Remove { paths },
         };
         match self.ask(Request::Fs(request)).await? {
-            Outcome::Fs { stat } => Ok(FsResponse { stat: stat.map(stat_of) }),
+            Outcome::Fs { stat, .. } => Ok(FsResponse { stat: stat.map(stat_of) }),
             _ => Err(Error::Answer { request: "fs" }),
         }
     }

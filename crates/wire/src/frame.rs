@@ -3,13 +3,14 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{HEADER_LEN, Hello, MAX_CONTROL, MAX_DATA, Reply, Request};
+use crate::{HEADER_LEN, Hello, MAX_CONTROL, MAX_DATA, OUTPUT_HEADER_LEN, Output, Reply, Request};
 
 const HELLO: u8 = 1;
 const OPEN: u8 = 2;
 const EVENT: u8 = 3;
 const DATA: u8 = 4;
-const STDERR: u8 = 5;
+/// 5 was stderr before generation 3.
+const OUTPUT: u8 = 9;
 const END: u8 = 6;
 const CREDIT: u8 = 7;
 const CANCEL: u8 = 8;
@@ -35,16 +36,29 @@ pub enum Body {
     Open(Box<Request>),
     /// Guest to host: news of the channel.
     Event(Reply),
-    /// Bytes of the channel's main stream: an exec's stdout, a tar, the paths of a glob.
+    /// Bytes: an exec's stdin, a tar, a file, the paths of a glob.
     Data(Vec<u8>),
-    /// Bytes of an exec's stderr; they share the window of the channel's [`Body::Data`].
-    Stderr(Vec<u8>),
+    /// Output of an exec. Its data counts against the channel's window, its header does not.
+    Output(Chunk),
     /// The sender's data is complete.
     End,
     /// The receiver of data allows this many bytes more.
     Credit(u32),
     /// Host to guest: nobody waits for this channel any more; stop, send no more data, and close it.
     Cancel,
+}
+
+/// A piece of what an exec wrote to one of its outputs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Which output.
+    pub stream: Output,
+    /// Where in it the piece begins, in bytes.
+    pub offset: u64,
+    /// When it was read from the exec, in microseconds since the epoch.
+    pub time_us: u64,
+    /// The bytes.
+    pub data: Vec<u8>,
 }
 
 /// Why a frame could not be encoded.
@@ -98,6 +112,12 @@ pub enum DecodeError {
         /// The channel.
         channel: u32,
     },
+    /// An output frame of neither stdout nor stderr.
+    #[error("output frame of unknown stream {stream}")]
+    Stream {
+        /// Its number.
+        stream: u8,
+    },
     /// The body is not the JSON that its kind calls for.
     #[error("body of a frame of kind {kind} on channel {channel} does not parse")]
     Json {
@@ -119,7 +139,9 @@ impl Frame {
             Body::Open(request) => encode_json(OPEN, self.channel, request, out),
             Body::Event(reply) => encode_json(EVENT, self.channel, reply, out),
             Body::Data(bytes) => encode_bytes(DATA, self.channel, bytes, out),
-            Body::Stderr(bytes) => encode_bytes(STDERR, self.channel, bytes, out),
+            Body::Output(Chunk { stream, offset, time_us, data }) => {
+                encode_chunk(self.channel, *stream, *offset, *time_us, data, out)
+            }
             Body::End => encode_bytes(END, self.channel, &[], out),
             Body::Credit(bytes) => encode_bytes(CREDIT, self.channel, &bytes.to_be_bytes(), out),
             Body::Cancel => encode_bytes(CANCEL, self.channel, &[], out),
@@ -127,9 +149,33 @@ impl Frame {
     }
 }
 
-/// Appends a data frame without copying the payload into a [`Frame`] first; `stderr` picks the kind.
-pub fn encode_data(channel: u32, stderr: bool, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
-    encode_bytes(if stderr { STDERR } else { DATA }, channel, payload, out)
+/// Appends a data frame without copying the payload into a [`Frame`] first.
+pub fn encode_data(channel: u32, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    encode_bytes(DATA, channel, payload, out)
+}
+
+/// Appends an output frame without copying the payload into a [`Chunk`] first.
+pub fn encode_chunk(
+    channel: u32,
+    stream: Output,
+    offset: u64,
+    time_us: u64,
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    let len = match u32::try_from(payload.len() + OUTPUT_HEADER_LEN) {
+        Ok(len) if payload.len() <= MAX_DATA => len,
+        _ => return Err(EncodeError::DataTooLong { len: payload.len() }),
+    };
+    out.extend_from_slice(&header(OUTPUT, channel, len));
+    out.push(match stream {
+        Output::Stdout => 1,
+        Output::Stderr => 2,
+    });
+    out.extend_from_slice(&offset.to_be_bytes());
+    out.extend_from_slice(&time_us.to_be_bytes());
+    out.extend_from_slice(payload);
+    Ok(())
 }
 
 /// Appends an event frame.
@@ -235,7 +281,8 @@ fn parse_header(head: &[u8; HEADER_LEN]) -> Result<(u8, u32, usize), DecodeError
     }
     let allowed = match kind {
         HELLO | OPEN | EVENT => 1..=MAX_CONTROL,
-        DATA | STDERR => 0..=MAX_DATA,
+        DATA => 0..=MAX_DATA,
+        OUTPUT => OUTPUT_HEADER_LEN..=OUTPUT_HEADER_LEN + MAX_DATA,
         END | CANCEL => 0..=0,
         CREDIT => CREDIT_LEN..=CREDIT_LEN,
         _ => return Err(DecodeError::UnknownKind { kind }),
@@ -255,7 +302,7 @@ fn parse_body(kind: u8, channel: u32, body: &[u8]) -> Result<Body, DecodeError> 
         OPEN => Body::Open(Box::new(json(kind, channel, body)?)),
         EVENT => Body::Event(json(kind, channel, body)?),
         DATA => Body::Data(body.to_vec()),
-        STDERR => Body::Stderr(body.to_vec()),
+        OUTPUT => Body::Output(parse_chunk(body)?),
         END => Body::End,
         CANCEL => Body::Cancel,
         CREDIT => match body.try_into() {
@@ -264,6 +311,29 @@ fn parse_body(kind: u8, channel: u32, body: &[u8]) -> Result<Body, DecodeError> 
         },
         _ => return Err(DecodeError::UnknownKind { kind }),
     })
+}
+
+fn parse_chunk(body: &[u8]) -> Result<Chunk, DecodeError> {
+    let short = DecodeError::Length { kind: OUTPUT, len: 0 };
+    let Some(([stream, place @ ..], data)) = body.split_first_chunk::<OUTPUT_HEADER_LEN>() else {
+        return Err(short);
+    };
+    let place: &[u8; OUTPUT_HEADER_LEN - 1] = place;
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte));
+    Ok(Chunk {
+        stream: parse_stream(*stream)?,
+        offset: number(&place[..8]),
+        time_us: number(&place[8..]),
+        data: data.to_vec(),
+    })
+}
+
+fn parse_stream(byte: u8) -> Result<Output, DecodeError> {
+    match byte {
+        1 => Ok(Output::Stdout),
+        2 => Ok(Output::Stderr),
+        stream => Err(DecodeError::Stream { stream }),
+    }
 }
 
 fn json<T: DeserializeOwned>(kind: u8, channel: u32, body: &[u8]) -> Result<T, DecodeError> {

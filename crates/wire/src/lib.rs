@@ -26,16 +26,21 @@ mod frame;
 pub mod message;
 mod window;
 
-pub use frame::{Body, DecodeError, Decoder, EncodeError, Frame, encode_data, encode_event, encode_open};
+pub use frame::{
+    Body, Chunk, DecodeError, Decoder, EncodeError, Frame, encode_chunk, encode_data, encode_event,
+    encode_open,
+};
 pub use message::{
-    Command, Exec, ExecUsage, ExitReason, Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello,
-    Limit, Notice, Outcome, Owner, Pack, PackReport, Reply, Request, TreeKill, Unpack, UnpackReport,
+    Attach, Builtin, Change, ChangeKind, Command, Connect, DirEntry, Exec, ExecInfo, ExecUsage, ExitReason,
+    Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello, Keep, Limit, Notice, Offsets,
+    OnDetach, Outcome, Output, Owner, Pack, PackReport, ReadFile, Reply, Request, Stdin, TerminalSize,
+    TreeKill, Unpack, UnpackReport, Watch, WhenFull, WriteFile,
 };
 pub use window::{ReceiveWindow, SendWindow, WindowError};
 
 /// Number of this protocol. Any change that an older peer would misread raises it; the host refuses a guest whose
 /// [`Hello`] has another one.
-pub const GENERATION: u32 = 2;
+pub const GENERATION: u32 = 3;
 
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 12;
@@ -48,6 +53,12 @@ pub const MAX_CONTROL: usize = 16 * 1024 * 1024;
 
 /// Bytes of data that each direction of a channel may have under way before the receiver grants more.
 pub const WINDOW: u32 = 256 * 1024;
+
+/// Bytes of output that are kept of an exec when the request does not say.
+pub const DEFAULT_KEEP: u64 = 64 * 1024 * 1024;
+
+/// Bytes before the payload of an output frame: which stream, offset, time.
+pub const OUTPUT_HEADER_LEN: usize = 17;
 
 /// How long processes get between SIGTERM and SIGKILL when an exec does not say.
 pub const DEFAULT_GRACE_MS: u64 = 500;

@@ -17,6 +17,9 @@ pub struct Hello {
     pub tree_kill: TreeKill,
     /// Whether the guest is PID 1 of its namespace, so that its end is the end of every process in it.
     pub is_init: bool,
+    /// How many connections it has had before this one.
+    #[serde(default)]
+    pub earlier_connections: u64,
 }
 
 /// How killing an exec reaches the processes that it started.
@@ -34,9 +37,52 @@ pub enum TreeKill {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Run a command. Replies: `Started`, data, `Exited`; or `Exited` alone with [`ExitReason::NotStarted`]; or
-    /// `Failed` when it is not the command's fault.
+    /// Run a command, once: where an exec of that id is known the channel is attached to it. Replies: `Started`,
+    /// output, `Exited`; or `Exited` alone with [`ExitReason::NotStarted`]; or `Failed` when it is not the command's
+    /// fault, with [`FailureCode::Conflict`] when the id is that of an exec with another fingerprint.
     Exec(Exec),
+    /// Attach the channel to an exec that is known, running or over. Replies as to `Exec`; `Failed` with
+    /// [`FailureCode::NotFound`] when it is not known.
+    Attach(Attach),
+    /// Send a signal to a running exec.
+    Signal {
+        /// [`Exec::id`].
+        id: String,
+        /// Number of the signal.
+        signal: i32,
+        /// Whether everything that the exec started gets it, or its first process alone (with a terminal: the
+        /// foreground process group of that).
+        #[serde(default)]
+        tree: bool,
+    },
+    /// Tell a running exec the size of its terminal.
+    Resize {
+        /// [`Exec::id`].
+        id: String,
+        /// The size.
+        size: TerminalSize,
+    },
+    /// Kill every process of every exec, also of those that are over. Answered when all of them are dead.
+    Quiesce {
+        /// As in [`Request::Kill`].
+        #[serde(default)]
+        grace_ms: Option<u64>,
+    },
+    /// Tell of execs: of one, or of all.
+    Execs {
+        /// [`Exec::id`] of the one.
+        #[serde(default)]
+        id: Option<String>,
+    },
+    /// Send a part of a file as data.
+    ReadFile(ReadFile),
+    /// Write the data that follows to a file, which is there as a whole or not at all.
+    WriteFile(WriteFile),
+    /// Tell of changes below a path: data, one JSON [`Change`] a line, until it is cancelled.
+    Watch(Watch),
+    /// Connect to a socket of the sandbox: data both ways. `Connected` first; `End` from the host closes its half,
+    /// and the guest's [`Outcome::Disconnected`] comes when both halves are closed.
+    Connect(Connect),
     /// Kill everything that a running exec started. Answered when all of it is dead.
     Kill {
         /// [`Exec::id`].
@@ -61,8 +107,11 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exec {
-    /// Name by which it can be killed; unique among the running ones.
+    /// Its name, unique in the sandbox for as long as that lives: the same id is never started twice.
     pub id: String,
+    /// What the host knows the rest of the request by; a request with a known id and another fingerprint is refused.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
     /// What to run.
     pub command: Command,
     /// The whole environment. `PATH`, and `HOME`, `USER`, `LOGNAME` and `SHELL` of the user, are added where it does
@@ -88,6 +137,212 @@ pub struct Exec {
     /// installs itself looks at them.
     #[serde(default)]
     pub plain_env: bool,
+    /// What its standard input is.
+    #[serde(default)]
+    pub stdin: Stdin,
+    /// Gives it a terminal of this size for input, output and errors: all of its output is then stdout.
+    #[serde(default)]
+    pub terminal: Option<TerminalSize>,
+    /// What is kept of its output.
+    #[serde(default)]
+    pub keep: Keep,
+    /// What becomes of it when nobody is attached any more: the channel was cancelled or the connection has ended.
+    #[serde(default)]
+    pub on_detach: OnDetach,
+    /// From where on output is sent on this channel; see [`Attach`].
+    #[serde(default)]
+    pub from: Offsets,
+}
+
+/// What to be attached to, and from where on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attach {
+    /// [`Exec::id`].
+    pub id: String,
+    /// From where on output is sent. What is no longer kept there is told by [`Reply::Gap`].
+    #[serde(default)]
+    pub from: Offsets,
+    /// Whether the channel gives the exec its input from now on, in place of the one that did so far. The first byte of
+    /// its data is at [`Reply::Started`]'s `stdin_offset`.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Whether the channel stays until the exec is over. Without, it ends with `Detached` once what there is was sent.
+    #[serde(default = "yes")]
+    pub follow: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Places in the two outputs of an exec, in bytes from their beginnings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Offsets {
+    /// In stdout.
+    pub stdout: u64,
+    /// In stderr.
+    pub stderr: u64,
+}
+
+/// Standard input of an exec.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdin {
+    /// Empty: `/dev/null`. With a terminal as [`Stdin::Stream`].
+    #[default]
+    Null,
+    /// What comes as data on the channel that has the input, until `End`.
+    Stream,
+}
+
+/// Size of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalSize {
+    /// Rows of characters.
+    pub rows: u16,
+    /// Columns of characters.
+    pub cols: u16,
+}
+
+/// How much of an exec's output is kept for those who attach (again) later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keep {
+    /// So many of the last bytes of both outputs together.
+    pub bytes: u64,
+    /// What happens to more than that which nobody has read yet.
+    pub when_full: WhenFull,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self { bytes: crate::DEFAULT_KEEP, when_full: WhenFull::Wait }
+    }
+}
+
+/// What happens to output when as much as may be kept waits for a reader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// The command waits until somebody has read.
+    #[default]
+    Wait,
+    /// The oldest bytes go; readers are told by [`Reply::Gap`], and [`Exited`] counts them.
+    DropOldest,
+}
+
+/// What becomes of an exec to which nobody is attached any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDetach {
+    /// It runs on.
+    #[default]
+    Keep,
+    /// Everything that it started is killed.
+    Kill,
+}
+
+/// A part of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadFile {
+    /// Absolute path of a regular file; links are followed.
+    pub path: String,
+    /// Where it begins, in bytes; beyond the end there is nothing.
+    #[serde(default)]
+    pub offset: u64,
+    /// Its length in bytes; to the end of the file when absent.
+    #[serde(default)]
+    pub length: Option<u64>,
+    /// As in [`Exec::user`]: whose permissions count; root's when absent.
+    #[serde(default)]
+    pub user: Option<String>,
+}
+
+/// A file to be written as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteFile {
+    /// Absolute path. A link there is replaced, not followed; links in its directory are. Parents are made.
+    pub path: String,
+    /// Permission bits; those of the file that it replaces, or 0644, when absent.
+    #[serde(default)]
+    pub mode: Option<u32>,
+    /// As in [`Exec::user`]; that of the file that it replaces, or root, when absent.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// Whether it is refused with [`FailureCode::Exists`] when something is there already.
+    #[serde(default)]
+    pub create_only: bool,
+}
+
+/// What to watch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// Absolute path of a file or directory; links are followed.
+    pub path: String,
+    /// Whether all directories below are watched too, also those made later.
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+/// Something that happened to a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What.
+    pub kind: ChangeKind,
+    /// The absolute path. Bytes that are not UTF-8 are shown as U+FFFD.
+    pub path: String,
+    /// Where it was before, of [`ChangeKind::Moved`] within what is watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Whether it is a directory.
+    #[serde(default)]
+    pub is_dir: bool,
+}
+
+/// Kinds of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// From here on changes are told.
+    Ready,
+    /// It is new.
+    Created,
+    /// Its contents changed.
+    Modified,
+    /// A writer has closed it.
+    Closed,
+    /// Its mode, owner, times or links changed.
+    Attributes,
+    /// It has this name now.
+    Moved,
+    /// It is gone.
+    Removed,
+    /// Changes were lost since there were too many: look for yourself.
+    Overflow,
+}
+
+/// A socket inside the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Connect {
+    /// TCP, by address or by a name that the sandbox's own /etc/hosts has; other names are refused.
+    Tcp {
+        /// Host, `localhost` usually: 127.0.0.1 is tried, then ::1.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// A unix socket.
+    Unix {
+        /// Absolute path.
+        path: String,
+    },
 }
 
 /// What an exec runs.
@@ -98,6 +353,18 @@ pub enum Command {
     Argv(Vec<String>),
     /// A line for `bash -c`, or `sh -c` where there is no bash.
     Shell(String),
+    /// The user's login shell by his account (`/bin/sh` where that is not there), as a login shell.
+    LoginShell,
+    /// A program of the guest itself, which needs nothing of the image.
+    Builtin(Builtin),
+}
+
+/// Programs of the guest's own, run as any other command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Builtin {
+    /// An SFTP server, version 3, on stdin and stdout.
+    Sftp,
 }
 
 /// Where a tar goes.
@@ -149,6 +416,16 @@ pub struct Pack {
     /// Whether what cannot be read is listed as unread, rather than failing the whole.
     #[serde(default)]
     pub ignore_failed_read: bool,
+    /// Globs as of Python's `fnmatch` on the path relative to `path`: where there are any, only files that match one come
+    /// along. What `protect` matches comes along whatever `exclude` says.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// See `include`.
+    #[serde(default)]
+    pub protect: Vec<String>,
+    /// Whether holes of sparse files are told rather than sent as zeros (GNU sparse 1.0 in pax).
+    #[serde(default)]
+    pub sparse: bool,
 }
 
 /// Small file-system operations. Paths are absolute.
@@ -187,6 +464,26 @@ pub enum Fs {
         /// The paths.
         paths: Vec<String>,
     },
+    /// What is in a directory, sorted by name.
+    List {
+        /// The directory; links are followed.
+        path: String,
+        /// Whose permissions count; root's when absent.
+        #[serde(default)]
+        user: Option<String>,
+    },
+}
+
+/// An entry of a directory. Links are not followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirEntry {
+    /// Its name. Bytes that are not UTF-8 are shown as U+FFFD.
+    pub name: String,
+    /// What is there; kind [`FileKind::Other`] for a link.
+    pub stat: FileStat,
+    /// Where a link points to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
 }
 
 /// Which paths to find.
@@ -201,11 +498,30 @@ pub struct Glob {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// The command runs.
+    /// The command runs, or has run.
     Started {
         /// Its program's path, as executed.
         program: String,
+        /// Whether the exec was there before this request.
+        #[serde(default)]
+        attached: bool,
+        /// How many bytes of standard input it has been given.
+        #[serde(default)]
+        stdin_offset: u64,
     },
+    /// Output that was asked for is no longer kept.
+    Gap {
+        /// Of which.
+        stream: Output,
+        /// Where the missing bytes begin.
+        from: u64,
+        /// Where output goes on.
+        to: u64,
+    },
+    /// The sandbox's socket is connected.
+    Connected,
+    /// The channel is over, the exec is not: of [`Attach`] without `follow`.
+    Detached,
     /// The exec is over, all of its output sent.
     Exited(Exited),
     /// The request is carried out.
@@ -217,7 +533,7 @@ pub enum Reply {
 impl Reply {
     /// Whether the channel is over with this reply.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Started { .. })
+        !matches!(self, Self::Started { .. } | Self::Gap { .. } | Self::Connected)
     }
 }
 
@@ -239,6 +555,63 @@ pub struct Exited {
     /// What it met and what it used, up to the end of its first process.
     #[serde(default)]
     pub usage: ExecUsage,
+    /// How much it wrote.
+    #[serde(default)]
+    pub written: Offsets,
+    /// How much of that was dropped before anybody had read it; see [`WhenFull::DropOldest`].
+    #[serde(default)]
+    pub dropped: Offsets,
+}
+
+/// One of the outputs of an exec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Output {
+    /// Standard output, or all output of a terminal.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What there is to tell of an exec.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecInfo {
+    /// [`Exec::id`].
+    pub id: String,
+    /// What it runs; shortened to some hundred bytes.
+    pub command: String,
+    /// [`Exec::user`].
+    #[serde(default)]
+    pub user: Option<String>,
+    /// [`Exec::cwd`].
+    pub cwd: String,
+    /// When it was started, in microseconds since the epoch.
+    pub started_at_us: u64,
+    /// Pid of its first process, in the sandbox, while that lives.
+    #[serde(default)]
+    pub pid: Option<i32>,
+    /// How it ended, once it has.
+    #[serde(default)]
+    pub exited: Option<Exited>,
+    /// Processor time so far of it and all that it started, in microseconds, where that is counted.
+    #[serde(default)]
+    pub cpu_usec: Option<u64>,
+    /// Memory now of it and all that it started, in bytes, where that is counted.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Processes of it that live, also of one that is over.
+    #[serde(default)]
+    pub processes: Option<u64>,
+    /// How much it wrote so far.
+    pub written: Offsets,
+    /// From where on output is kept.
+    pub kept_from: Offsets,
+    /// Whether it waits for a reader: as much as may be kept is unread.
+    pub blocked: bool,
+    /// Channels that are attached to it.
+    pub attached: u32,
+    /// Whether it has a terminal.
+    pub terminal: bool,
 }
 
 /// What an exec met and used. The kernel counts by group: [`Exited::usage`] says of which.
@@ -298,6 +671,30 @@ pub enum Outcome {
         /// Whether an exec of that id was running.
         was_running: bool,
     },
+    /// Of [`Request::Quiesce`].
+    Quiesced {
+        /// How many processes were killed.
+        killed: u64,
+    },
+    /// Of [`Request::Signal`] and [`Request::Resize`].
+    Told {
+        /// Whether an exec of that id was running.
+        was_running: bool,
+    },
+    /// Of [`Request::Execs`]; the oldest first.
+    Execs(Vec<ExecInfo>),
+    /// Of [`Request::ReadFile`]; all data was sent before.
+    Read {
+        /// Size of the file when it was opened, in bytes.
+        size: u64,
+    },
+    /// Of [`Request::WriteFile`].
+    Written {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Of [`Request::Connect`].
+    Disconnected,
     /// Of [`Request::Unpack`].
     Unpacked(UnpackReport),
     /// Of [`Request::Pack`]; all data was sent before.
@@ -307,6 +704,9 @@ pub enum Outcome {
         /// For a stat: what is there, if anything is and the user may see it.
         #[serde(default)]
         stat: Option<FileStat>,
+        /// For a list.
+        #[serde(default)]
+        entries: Vec<DirEntry>,
     },
     /// Of [`Request::Glob`]; all paths were sent before.
     Globbed {
@@ -381,6 +781,9 @@ pub struct FileStat {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// When its contents last changed, in microseconds since the epoch.
+    #[serde(default)]
+    pub modified_us: i64,
 }
 
 /// Kinds of files that a caller tells apart.
@@ -440,8 +843,12 @@ pub enum FailureCode {
     Refused,
     /// The request is malformed: a relative path, a bad pattern, an unknown user.
     Invalid,
-    /// An exec of that id is running.
+    /// An exec of that id is there, with another request.
     Conflict,
+    /// Something is there already.
+    Exists,
+    /// Nobody listens at the socket.
+    NotConnected,
     /// The host cancelled the request.
     Cancelled,
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use berth_wire::{
-    Body, Command, DecodeError, Decoder, Exec, ExecUsage, ExitReason, Exited, Failure, FailureCode, Frame,
-    Fs, Glob, HEADER_LEN, Hello, Limit, MAX_DATA, Outcome, Owner, Pack, ReceiveWindow, Reply, Request,
-    SendWindow, TreeKill, Unpack, UnpackReport, WINDOW,
+    Body, Chunk, Command, DecodeError, Decoder, Exec, ExecUsage, ExitReason, Exited, Failure, FailureCode,
+    Frame, Fs, Glob, HEADER_LEN, Hello, Keep, Limit, MAX_DATA, Offsets, OnDetach, Outcome, Output, Owner,
+    Pack, ReceiveWindow, Reply, Request, SendWindow, Stdin, TerminalSize, TreeKill, Unpack, UnpackReport,
+    WINDOW, WhenFull,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -29,6 +30,12 @@ fn exec() -> impl Strategy<Value = Exec> {
             grace_ms: None,
             no_new_privs,
             plain_env: no_new_privs,
+            fingerprint: None,
+            stdin: Stdin::Stream,
+            terminal: timeout_ms.map(|_| TerminalSize { rows: 24, cols: 80 }),
+            keep: Keep { bytes: 7, when_full: WhenFull::DropOldest },
+            on_detach: OnDetach::Kill,
+            from: Offsets { stdout: 1, stderr: 2 },
         },
     )
 }
@@ -50,7 +57,10 @@ fn request() -> impl Strategy<Value = Request> {
             include_top: !follow,
             xattrs: follow,
             one_mount: !follow,
-            ignore_failed_read: follow
+            ignore_failed_read: follow,
+            include: vec!["*.log".into()],
+            protect: Vec::new(),
+            sparse: follow,
         })),
         (text(), option::of(text())).prop_map(|(path, user)| Request::Fs(Fs::Stat { path, user })),
         (vec(text(), 0..3), option::of(any::<u32>())).prop_map(|(paths, mode)| Request::Fs(Fs::Mkdir {
@@ -66,7 +76,16 @@ fn request() -> impl Strategy<Value = Request> {
 fn reply() -> impl Strategy<Value = Reply> {
     let exited = (any::<i32>(), option::of(text()), any::<u64>()).prop_map(|(code, message, duration_ms)| {
         let usage = ExecUsage { oom_kills: Some(duration_ms), rescued: code > 0, ..ExecUsage::default() };
-        Exited { code, reason: ExitReason::TimedOut, signal: None, message, duration_ms, usage }
+        Exited {
+            code,
+            reason: ExitReason::TimedOut,
+            signal: None,
+            message,
+            duration_ms,
+            usage,
+            written: Offsets::default(),
+            dropped: Offsets::default(),
+        }
     });
     let failure = (text(), option::of(text())).prop_map(|(message, path)| Failure {
         code: FailureCode::NoSpace,
@@ -74,7 +93,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         path,
     });
     prop_oneof![
-        text().prop_map(|program| Reply::Started { program }),
+        text().prop_map(|program| Reply::Started { program, attached: true, stdin_offset: 3 }),
         exited.prop_map(Reply::Exited),
         failure.prop_map(Reply::Failed),
         any::<u64>().prop_map(|entries| Reply::Done(Outcome::Unpacked(UnpackReport {
@@ -87,13 +106,24 @@ fn reply() -> impl Strategy<Value = Reply> {
 fn frame() -> impl Strategy<Value = Frame> {
     let hello = (any::<u32>(), option::of(text())).prop_map(|(generation, shell)| Frame {
         channel: 0,
-        body: Body::Hello(Hello { generation, shell, tree_kill: TreeKill::Cgroup, is_init: true }),
+        body: Body::Hello(Hello {
+            generation,
+            shell,
+            tree_kill: TreeKill::Cgroup,
+            is_init: true,
+            earlier_connections: 1,
+        }),
     });
     let body = prop_oneof![
         request().prop_map(|request| Body::Open(Box::new(request))),
         reply().prop_map(Body::Event),
         vec(any::<u8>(), 0..200).prop_map(Body::Data),
-        vec(any::<u8>(), 0..200).prop_map(Body::Stderr),
+        (any::<bool>(), any::<u64>(), any::<u64>(), vec(any::<u8>(), 0..200)).prop_map(
+            |(out, offset, time_us, data)| {
+                let stream = if out { Output::Stdout } else { Output::Stderr };
+                Body::Output(Chunk { stream, offset, time_us, data })
+            }
+        ),
         Just(Body::End),
         any::<u32>().prop_map(Body::Credit),
         Just(Body::Cancel),

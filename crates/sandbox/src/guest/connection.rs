@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use berth_wire::{
-    Body, DecodeError, Decoder, Frame, GENERATION, Hello, MAX_DATA, ReceiveWindow, Reply, Request, WINDOW,
-    WindowError,
+    Body, Chunk, DecodeError, Decoder, Frame, GENERATION, Hello, MAX_DATA, ReceiveWindow, Reply, Request,
+    WINDOW, WindowError,
 };
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -22,7 +22,7 @@ const READ: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) enum Incoming {
     Data(Bytes),
-    Stderr(Bytes),
+    Output(Chunk),
     Reply(Reply),
 }
 
@@ -183,9 +183,9 @@ impl Shared {
                 slot.receive.received(data.len())?;
                 let _ = slot.incoming.send(Incoming::Data(data.into()));
             }
-            Body::Stderr(data) => {
-                slot.receive.received(data.len())?;
-                let _ = slot.incoming.send(Incoming::Stderr(data.into()));
+            Body::Output(chunk) => {
+                slot.receive.received(chunk.data.len())?;
+                let _ = slot.incoming.send(Incoming::Output(chunk));
             }
             Body::Event(reply) => {
                 let is_last = reply.is_last();
@@ -296,7 +296,7 @@ impl Channel {
     pub(super) fn send(&self, data: &[u8]) {
         debug_assert!(data.len() <= MAX_DATA);
         let mut bytes = Vec::with_capacity(data.len() + berth_wire::HEADER_LEN);
-        if berth_wire::encode_data(self.number, false, data, &mut bytes).is_ok() {
+        if berth_wire::encode_data(self.number, data, &mut bytes).is_ok() {
             let _ = self.connection.shared.out.send(bytes);
         }
     }

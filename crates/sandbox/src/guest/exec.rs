@@ -47,6 +47,12 @@ impl From<ExecSpec> for berth_wire::Exec {
             grace_ms: None,
             no_new_privs: spec.no_new_privileges,
             plain_env: spec.plain_env,
+            fingerprint: None,
+            stdin: berth_wire::Stdin::Null,
+            terminal: None,
+            keep: berth_wire::Keep::default(),
+            on_detach: berth_wire::OnDetach::Kill,
+            from: berth_wire::Offsets::default(),
         }
     }
 }
@@ -103,12 +109,15 @@ impl Exec {
             None => self.channel.receive().await,
         };
         let output = match incoming {
-            Some(Incoming::Data(data)) => Ok(ExecOutput::Stdout(self.give(data))),
-            Some(Incoming::Stderr(data)) => Ok(ExecOutput::Stderr(self.give(data))),
-            Some(Incoming::Reply(Reply::Started { program })) => Ok(ExecOutput::Started { program }),
+            Some(Incoming::Output(chunk)) => Ok(match chunk.stream {
+                berth_wire::Output::Stdout => ExecOutput::Stdout(self.give(chunk.data.into())),
+                berth_wire::Output::Stderr => ExecOutput::Stderr(self.give(chunk.data.into())),
+            }),
+            Some(Incoming::Data(_)) => Err(Error::Answer { request: "exec" }),
+            Some(Incoming::Reply(Reply::Started { program, .. })) => Ok(ExecOutput::Started { program }),
             Some(Incoming::Reply(Reply::Exited(exited))) => Ok(ExecOutput::Exited(status(exited))),
             Some(Incoming::Reply(Reply::Failed(failure))) => Err(Error::Refused(failure)),
-            Some(Incoming::Reply(Reply::Done(_))) => Err(Error::Answer { request: "exec" }),
+            Some(Incoming::Reply(_)) => Err(Error::Answer { request: "exec" }),
             None => Err(Error::Gone),
         };
         self.is_over = matches!(output, Ok(ExecOutput::Exited(_)) | Err(_));
