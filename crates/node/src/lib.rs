@@ -143,9 +143,10 @@ impl Node {
             ids: options.ids,
             layers_dir: images.layers_dir(),
             guest: options.guest,
+            run_dir: options.data_dir.join("run"),
         };
         let meter = HostMeter::new(disk.clone());
-        let driver = ContainerDriver::start(container, disk.clone())
+        let (driver, _) = ContainerDriver::start(container, disk.clone(), Vec::new())
             .await
             .map_err(|source| Error::Driver(Box::new(source)))?;
         let facts = doctor::Facts::of(driver.network(), disk, opened.choice);

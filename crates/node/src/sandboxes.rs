@@ -523,6 +523,7 @@ fn start_spec(
         no_new_privileges,
         user_namespace: sandbox.user_namespace,
         capabilities: sandbox.capabilities.clone(),
+        orphan: None,
     }
 }
 

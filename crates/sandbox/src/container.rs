@@ -52,7 +52,12 @@ pub struct Options {
     pub layers_dir: PathBuf,
     /// The static executable that becomes PID 1.
     pub guest: &'static [u8],
+    /// Where the sockets of sandboxes are that outlive a daemon; made where it is not there. For root alone.
+    pub run_dir: PathBuf,
 }
+
+/// What became of taking over the sandboxes of an earlier daemon: of each, by its id.
+pub type Adopted = Vec<(String, Result<Arc<dyn Machine>, Error>)>;
 
 /// Runs sandboxes as containers of this machine's kernel.
 pub struct ContainerDriver {
@@ -108,17 +113,25 @@ pub(crate) struct SandboxDisk {
 }
 
 impl ContainerDriver {
-    /// A driver over these mechanisms. Removes what an earlier daemon of the same instance left.
+    /// A driver over these mechanisms. Takes over those sandboxes of an earlier daemon of the same instance that are named
+    /// in `adopt`, each by its id and what [`Machine::resume`] said of it, and removes whatever else that left. A sandbox
+    /// that could not be taken over is removed too.
     ///
     /// # Errors
-    /// When the launcher, the guest's memory file, the network or the cgroups are not to be had, or the ids not fit.
-    pub async fn start(options: Options, disk: Arc<dyn Engine>) -> Result<ContainerDriver, Error> {
+    /// When the launcher, the guest's memory file, the network or the cgroups are not to be had, or the ids not fit. What
+    /// fails of one sandbox is in the answer, and no error of the others.
+    pub async fn start(
+        options: Options,
+        disk: Arc<dyn Engine>,
+        adopt: Vec<(String, String)>,
+    ) -> Result<(ContainerDriver, Adopted), Error> {
+        let adopted = adopt.into_iter().map(|(id, _)| (id, Err(Error::Ended))).collect();
         let cgroups = cgroup::Facts::detect().map_err(Error::Cgroup)?;
         cgroup::remove_instance(&cgroups, &options.instance).map_err(Error::Cgroup)?;
         let launcher = Arc::new(Launcher::spawn().map_err(Error::Launch)?);
         refuse_without_user_namespaces(options.ids, &launcher, disk.root())?;
         let network = start_network(&options, &launcher).await?;
-        Ok(ContainerDriver {
+        let driver = ContainerDriver {
             launcher,
             guest: Arc::new(GuestImage::new(options.guest).map_err(Error::GuestImage)?),
             reaper: Reaper::start(),
@@ -129,7 +142,8 @@ impl ContainerDriver {
             cgroups,
             host: views::Host::detect().map_err(Error::Host)?,
             alive: Alive::default(),
-        })
+        };
+        Ok((driver, adopted))
     }
 
     /// The network that its sandboxes are on.

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_jail::doctor::Finding;
 use berth_types::sandbox::{Capabilities, StartPhases, Usage};
 use berth_types::system::TaskStatus;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::guest::Guest;
@@ -33,10 +35,14 @@ pub struct StartSpec {
     pub user_namespace: bool,
     /// Capabilities that root keeps inside. Other than the default asked for only of a driver with that [`Features`].
     pub capabilities: Capabilities,
+    /// How long it lives on without a daemon, for the next one to take it over ([`Machine::resume`]). It ends with its
+    /// connection when absent, as what nobody would look for again should.
+    pub orphan: Option<Duration>,
 }
 
 /// Limits on what a sandbox may use; absent means none.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Processor time, in cores.
     pub cpus: Option<f64>,
@@ -112,6 +118,13 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Ends what still runs and gives back what the driver holds on this machine; nothing starts afterwards.
     fn shutdown(&self) -> BoxFuture<'_, ()>;
+
+    /// Lets go of what still runs without ending it, for another daemon to take over by what [`Machine::resume`] said;
+    /// what could not be taken over is ended as by [`Driver::shutdown`]. Nothing starts afterwards, and dropping a machine
+    /// that was let go of ends nothing.
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        self.shutdown()
+    }
 }
 
 /// One sandbox that was started.
@@ -143,6 +156,12 @@ pub trait Machine: Send + Sync + 'static {
     /// Mount points that were made for it because its layers lack them, as absolute paths, parents first: no part of
     /// what was built.
     fn stubs(&self) -> Vec<PathBuf>;
+
+    /// All that another daemon needs to take it over while it runs, as text to be stored. It does not change as long as it
+    /// lives. `None` where it would not outlive this one: it was started without [`StartSpec::orphan`], or has ended.
+    fn resume(&self) -> Option<String> {
+        None
+    }
 
     /// Ends it and hands over its writable layer, for a build to keep.
     fn take_disk(&self) -> BoxFuture<'_, Result<Disk, Error>>;
