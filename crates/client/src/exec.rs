@@ -177,7 +177,10 @@ fn read_frame(kind: u8, payload: Bytes) -> Result<Frame, Fault> {
         frame::STDOUT => Frame::Output(ExecOutput::Stdout(payload)),
         frame::STDERR => Frame::Output(ExecOutput::Stderr(payload)),
         frame::EVENT => Frame::Output(match serde_json::from_slice(&payload).map_err(Fault::Event)? {
-            ExecEvent::Started { id, program } => ExecOutput::Started { id, program },
+            ExecEvent::Started { id, program, .. } => ExecOutput::Started { id, program },
+            ExecEvent::Gap { .. } | ExecEvent::Detached => {
+                return Err(Fault::Event(serde::de::Error::custom("not an event that was asked for")));
+            }
             ExecEvent::Exited(status) => ExecOutput::Exited(status),
         }),
         _ => Frame::Error(serde_json::from_slice(&payload).map_err(Fault::Event)?),

@@ -144,6 +144,7 @@ impl Client {
             FsRequest::Stat { path, .. } => format!("stat {path} in sandbox {sandbox}"),
             FsRequest::Mkdir { paths, .. } => format!("make {} in sandbox {sandbox}", paths.join(", ")),
             FsRequest::Empty { paths, .. } => format!("empty {} in sandbox {sandbox}", paths.join(", ")),
+            FsRequest::List { path, .. } => format!("list {path} in sandbox {sandbox}"),
             FsRequest::Remove { paths } => format!("remove {} in sandbox {sandbox}", paths.join(", ")),
         };
         self.call(Call::new(Method::POST, sandbox_path(sandbox, "/fs"), operation).json(request)?).await

@@ -136,14 +136,7 @@ fn exited(code: i32) -> Vec<u8> {
 }
 
 fn request() -> ExecRequest {
-    ExecRequest {
-        id: None,
-        command: Command::Shell("true".into()),
-        env: Default::default(),
-        cwd: None,
-        user: None,
-        timeout_seconds: None,
-    }
+    ExecRequest::new(Command::Shell("true".into()))
 }
 
 #[tokio::test]

@@ -183,8 +183,7 @@ impl Platform for Client {
     }
 
     async fn download_file(&self, sandbox: &str, source: &str, target: &Path) -> Result<(), Error> {
-        let request =
-            ArchiveOut { path: source.to_owned(), exclude: String::new(), ignore_failed_read: false };
+        let request = ArchiveOut::new(source);
         let stream = self.get_archive(sandbox, &request).await?;
         archive::unpack_file(stream, target)
             .await

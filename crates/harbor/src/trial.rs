@@ -227,7 +227,8 @@ impl<P: Platform> Trial<'_, P> {
     async fn make_log_dirs(&self, sandbox: &str) -> Result<(), Exception> {
         let paths = [VERIFIER_LOGS, AGENT_LOGS, ARTIFACTS].map(str::to_owned).to_vec();
         // Agent and verifier may each run as any user, and both write here.
-        let made = self.job.platform.fs(sandbox, &FsRequest::Mkdir { paths, mode: Some(0o777) }).await;
+        let made =
+            self.job.platform.fs(sandbox, &FsRequest::Mkdir { paths, mode: Some(0o777), owner: None }).await;
         made.map(|_| ()).map_err(|error| Exception::of_call("cannot make the log directories", &error))
     }
 
@@ -355,11 +356,10 @@ impl<P: Platform> Trial<'_, P> {
         let sandbox = self.sandbox_id()?;
         let request = ExecRequest {
             id: (!run.id.is_empty()).then(|| run.id.to_owned()),
-            command: Command::Shell(run.command),
             env: run.env,
-            cwd: None,
             user: run.user.map(str::to_owned),
             timeout_seconds: remaining.map(|remaining| remaining.as_secs_f64()),
+            ..ExecRequest::new(Command::Shell(run.command))
         };
         let running = self.job.platform.exec(sandbox, &request, output);
         // The sandbox enforces the limit itself; this one is for a daemon that answers no more.
@@ -389,8 +389,7 @@ impl<P: Platform> Trial<'_, P> {
 
     async fn download(&self, source: &str, target: &Path) -> Result<(), berth_client::Error> {
         let Some(sandbox) = &self.sandbox else { return Ok(()) };
-        let source =
-            ArchiveOut { path: source.to_owned(), exclude: String::new(), ignore_failed_read: false };
+        let source = ArchiveOut::new(source);
         let refused = self.job.platform.download(&sandbox.id, &source, target).await?;
         self.log_refused(&source.path, &refused);
         Ok(())

@@ -93,6 +93,7 @@ fn greeting() -> UnixStream {
         shell: Some("/bin/sh".into()),
         tree_kill: TreeKill::Cgroup,
         is_init: true,
+        earlier_connections: 0,
     };
     let mut bytes = Vec::new();
     Frame { channel: 0, body: Body::Hello(hello) }.encode(&mut bytes).unwrap();

@@ -50,6 +50,134 @@ pub struct ArchiveOut {
     /// the first one breaks the tar off.
     #[serde(default)]
     pub ignore_failed_read: bool,
+    /// Globs as of Python's `fnmatch` on the path relative to `path`, one per line. Where there are any, of files only
+    /// those come along that match one.
+    #[serde(default)]
+    pub include: String,
+    /// Globs as of `include`: what matches one comes along whatever `exclude` says.
+    #[serde(default)]
+    pub protect: String,
+    /// Whether holes of sparse files are told (GNU's sparse format 1.0) rather than sent as zeros.
+    #[serde(default)]
+    pub sparse: bool,
+}
+
+impl ArchiveOut {
+    /// All of `path`.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            exclude: String::new(),
+            ignore_failed_read: false,
+            include: String::new(),
+            protect: String::new(),
+            sparse: false,
+        }
+    }
+}
+
+/// Query of `GET /v1/sandboxes/{id}/file`: bytes of one regular file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileOut {
+    /// Absolute path; links are followed.
+    pub path: String,
+    /// Where to begin, in bytes. Beyond the end there is nothing.
+    #[serde(default)]
+    pub offset: u64,
+    /// How many bytes at most; to the end when absent.
+    #[serde(default)]
+    pub length: Option<u64>,
+    /// Whose permissions count; root's when absent.
+    #[serde(default)]
+    pub user: Option<String>,
+}
+
+/// Header of the answer to `GET …/file`: the size of the whole file when it was opened, in bytes.
+pub const FILE_SIZE: &str = "berth-file-size";
+
+/// Query of `PUT /v1/sandboxes/{id}/file`: the body becomes the file's contents, as a whole or not at all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileIn {
+    /// Absolute path; a link there is replaced. Parents are made.
+    pub path: String,
+    /// Permission bits, as an octal number in text (`0644`); those of the file that is replaced, or 0644, when absent.
+    #[serde(default)]
+    pub mode: Option<String>,
+    /// `user`, `uid`, `user:group`; that of the file that is replaced, or root, when absent.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// Whether it is refused when something is there already.
+    #[serde(default)]
+    pub create_only: bool,
+}
+
+/// Answer to `PUT …/file`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FileReport {
+    /// Bytes that were written.
+    pub bytes: u64,
+}
+
+/// Query of `GET /v1/sandboxes/{id}/watch`: changes as JSON lines, until the client goes away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WatchQuery {
+    /// Absolute path of a file or directory.
+    pub path: String,
+    /// Whether everything below is watched too.
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+/// A line of `GET …/watch`. Nothing was missed between two of them, unless one says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Change {
+    /// What happened.
+    pub kind: ChangeKind,
+    /// The absolute path.
+    pub path: String,
+    /// Where it was before, for [`ChangeKind::Moved`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Whether it is a directory.
+    #[serde(default)]
+    pub is_dir: bool,
+}
+
+/// Kinds of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// From here on changes are told; always the first.
+    Ready,
+    /// It is new.
+    Created,
+    /// Its contents changed.
+    Modified,
+    /// A writer closed it.
+    Closed,
+    /// Its mode, owner, times or number of links changed.
+    Attributes,
+    /// It has this name now.
+    Moved,
+    /// It is gone.
+    Removed,
+    /// There were too many to tell; some are missing here.
+    Overflow,
+}
+
+/// Query of `GET /v1/sandboxes/{id}/tcp`: a WebSocket whose binary messages are the bytes of a connection to a port
+/// inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TcpQuery {
+    /// Host as the sandbox sees it; `localhost` when absent.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// Port.
+    pub port: u16,
 }
 
 /// Trailer after a complete tar: an [`ArchiveOutReport`] as JSON, percent-encoded.
@@ -96,6 +224,9 @@ pub enum FsRequest {
         /// Permission bits to set on each, also where it exists already.
         #[serde(default)]
         mode: Option<u32>,
+        /// `user`, `uid`, `user:group` to give each to, also where it exists already.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
     },
     /// Remove everything inside each directory but keep the directory itself, so that mounts on it live on;
     /// whatever else stands at the path (a file, a symlink) is replaced by a directory.
@@ -111,15 +242,38 @@ pub enum FsRequest {
         /// Absolute paths.
         paths: Vec<String>,
     },
+    /// What is in a directory, sorted by name.
+    List {
+        /// Absolute path; links are followed.
+        path: String,
+        /// Whose permissions count; root's when absent.
+        #[serde(default)]
+        user: Option<String>,
+    },
 }
 
 /// Answer to an [`FsRequest`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub struct FsResponse {
     /// For `stat`: what is there; absent when nothing is, or when `user` may not see it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stat: Option<FileStat>,
+    /// For `list`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<Vec<DirEntry>>,
+}
+
+/// An entry of a directory; links are not followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DirEntry {
+    /// Its name.
+    pub name: String,
+    /// What is there.
+    pub stat: FileStat,
+    /// Where a link points to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
 }
 
 /// One file's facts.
@@ -135,6 +289,9 @@ pub struct FileStat {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// When its contents last changed, in microseconds since the epoch.
+    #[serde(default)]
+    pub modified_us: i64,
 }
 
 /// Kinds of files that a caller tells apart.

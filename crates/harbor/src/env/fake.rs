@@ -275,17 +275,17 @@ impl Platform for Fake {
 
     async fn fs(&self, sandbox: &str, request: &FsRequest) -> Result<FsResponse, Error> {
         let (line, paths) = match request {
-            FsRequest::Mkdir { paths, mode } => {
+            FsRequest::Mkdir { paths, mode, .. } => {
                 (format!("mkdir {:o} {}", mode.unwrap(), paths.join(" ")), paths.clone())
             }
             FsRequest::Remove { paths } => (format!("remove {}", paths.join(" ")), Vec::new()),
             FsRequest::Stat { path, .. } => (format!("stat {path}"), Vec::new()),
-            FsRequest::Empty { .. } => panic!("not used"),
+            FsRequest::Empty { .. } | FsRequest::List { .. } => panic!("not used"),
         };
         self.call(line).await?;
         let mut state = self.state.lock().unwrap();
         state.dirs.entry(sandbox.to_owned()).or_default().extend(paths);
-        let mut response = FsResponse { stat: None };
+        let mut response = FsResponse::default();
         if let FsRequest::Remove { paths } = request {
             let files = state.files.get_mut(sandbox).unwrap();
             paths.iter().for_each(|path| drop(files.remove(path)));
@@ -294,7 +294,8 @@ impl Platform for Fake {
             let is_dir = state.dirs.get(sandbox).is_some_and(|dirs| dirs.contains(path));
             let kind = if is_dir { FileKind::Dir } else { FileKind::File };
             let found = is_dir || state.files[sandbox].contains_key(path);
-            response.stat = found.then_some(FileStat { kind, size: 0, mode: 0o755, uid: 0, gid: 0 });
+            response.stat =
+                found.then_some(FileStat { kind, size: 0, mode: 0o755, uid: 0, gid: 0, modified_us: 0 });
         }
         Ok(response)
     }

@@ -93,7 +93,7 @@ impl<P: Platform> Trial<'_, P> {
     async fn fetch_dir(&self, artifact: &Artifact, target: &Path) -> Result<(), Exception> {
         std::fs::create_dir_all(target).map_err(|error| local(&artifact.source, &error))?;
         let exclude = artifact.exclude.join("\n");
-        let source = ArchiveOut { path: artifact.source.clone(), exclude, ignore_failed_read: false };
+        let source = ArchiveOut { exclude, ..ArchiveOut::new(&artifact.source) };
         let fetched = self.job.platform.download(self.sandbox_id()?, &source, target).await;
         let refused = fetched.map_err(|error| remote(&artifact.source, &error))?;
         self.log_refused(&artifact.source, &refused);

@@ -56,14 +56,7 @@ pub(super) fn script(text: &str, seconds: f64) -> ExecRequest {
 }
 
 fn exec(command: Command) -> ExecRequest {
-    ExecRequest {
-        id: None,
-        command,
-        env: std::collections::BTreeMap::new(),
-        cwd: None,
-        user: None,
-        timeout_seconds: None,
-    }
+    ExecRequest::new(command)
 }
 
 /// One sandbox from the request to its end.

@@ -155,7 +155,7 @@ async fn copy_out(
     if is_dir && target_metadata.is_some_and(|metadata| !metadata.is_dir()) {
         return Err(Failure::CopyDirOntoFile { path: target.display().to_string() });
     }
-    let from = ArchiveOut { path: source.to_owned(), exclude: String::new(), ignore_failed_read: is_dir };
+    let from = ArchiveOut { ignore_failed_read: is_dir, ..ArchiveOut::new(source) };
     let tar = client.get_archive(sandbox, &from).await?;
     let report = tar.report();
     let unpacked = match is_dir {

@@ -66,17 +66,14 @@ impl Exec {
     }
 
     fn into_request(self) -> ExecRequest {
+        let command =
+            if self.shell { Command::Shell(self.command.join(" ")) } else { Command::Argv(self.command) };
         ExecRequest {
-            id: None,
-            command: if self.shell {
-                Command::Shell(self.command.join(" "))
-            } else {
-                Command::Argv(self.command)
-            },
             env: self.env.into_iter().collect(),
             cwd: self.cwd,
             user: self.user,
             timeout_seconds: self.timeout,
+            ..ExecRequest::new(command)
         }
     }
 }
