@@ -5,6 +5,7 @@
 //!   <root>/sandboxes/<id>    a subvolume; its group 0/<number> has the limit
 //!                   /upper   directories in it: overlayfs wants both on one
 //!                   /work    file system, renames between them in one subvolume
+//!                   /spool
 //!   <root>/trash/<id>-<n>    the subvolume, renamed: one that is destroyed in constant time
 //! ```
 //!
@@ -177,6 +178,12 @@ impl Btrfs {
         Ok((path, self.group(number)))
     }
 
+    /// What the bytes that the sandbox uses are read from.
+    fn used_files(&self, id: &str) -> Result<Vec<PathBuf>, Error> {
+        let (_, group) = self.sandbox_group(id)?;
+        Ok(COUNTERS.iter().map(|name| group.join(name)).collect())
+    }
+
     /// What the limit is held against, now.
     fn used(&self, group: &Path) -> Result<u64, Error> {
         COUNTERS.iter().try_fold(0u64, |sum, name| Ok(sum.saturating_add(read_number(&group.join(name))?)))
@@ -285,17 +292,15 @@ impl Engine for Btrfs {
             }
             other => other.map_err(|source| Error::MakeSubvolume { path: path.clone(), source })?,
         }
-        let made = layout::make_pair(&path).and_then(|pair| Ok((pair, self.sandbox_group(id)?.1)));
-        match made {
-            Ok(((upper, work), group)) => {
-                let used_files = COUNTERS.iter().map(|name| group.join(name)).collect();
-                Ok(Writable { dir: path, upper, work, used_files })
-            }
-            Err(error) => {
-                let _ = btrfs::destroy_subvolume(parent.as_fd(), &name);
-                Err(error)
-            }
-        }
+        let made = layout::make_parts(&path)
+            .and_then(|made| Ok(Writable { used_files: self.used_files(id)?, ..made }));
+        made.inspect_err(|_| {
+            let _ = btrfs::destroy_subvolume(parent.as_fd(), &name);
+        })
+    }
+
+    fn writable(&self, id: &str) -> Result<Writable, Error> {
+        Ok(Writable { used_files: self.used_files(id)?, ..self.layout.writable(id)? })
     }
 
     fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), Error> {
@@ -310,7 +315,10 @@ impl Engine for Btrfs {
         // Before anything moves: at its limit a sandbox cannot even be taken apart.
         self.set_limits(id, &Limits::default())?;
         let (path, fd) = self.layout.open_sandbox(id)?;
-        tree::delete(&path.join("work"))?;
+        let found = layout::parts(path.clone());
+        for part in [&found.work, &found.spool] {
+            tree::delete(part)?;
+        }
         hoist::hoist(fd.as_fd(), &path)?;
         Ok(path)
     }

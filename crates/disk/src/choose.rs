@@ -276,6 +276,10 @@ impl Engine for Locked {
         self.engine.create(id, limits)
     }
 
+    fn writable(&self, id: &str) -> Result<Writable, Error> {
+        self.engine.writable(id)
+    }
+
     fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), Error> {
         self.engine.set_limits(id, limits)
     }

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::{Error, Limits, Reaped, Resource};
+use crate::{Error, Limits, Reaped, Resource, Writable};
 
 const SANDBOXES: &str = "sandboxes";
 const TRASH: &str = "trash";
@@ -62,6 +62,15 @@ impl Layout {
         }
     }
 
+    /// The directories of sandbox `id`, each of which is there.
+    pub(crate) fn writable(&self, id: &str) -> Result<Writable, Error> {
+        let found = parts(self.open_sandbox(id)?.0);
+        for path in [&found.upper, &found.work, &found.spool] {
+            open_dir(path)?;
+        }
+        Ok(found)
+    }
+
     /// Moves sandbox `id` to the trash.
     pub(crate) fn discard(&self, id: &str) -> Result<(), Error> {
         let from = self.sandbox(id)?;
@@ -109,17 +118,23 @@ pub(crate) fn make_private(path: &Path) -> Result<(), Error> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(make_failed(path))
 }
 
-/// Makes `upper` and `work` in the new directory `dir` of a sandbox.
-pub(crate) fn make_pair(dir: &Path) -> Result<(PathBuf, PathBuf), Error> {
+/// What is in the directory `dir` of a sandbox.
+pub(crate) fn parts(dir: PathBuf) -> Writable {
+    let (upper, work, spool) = (dir.join("upper"), dir.join("work"), dir.join("spool"));
+    Writable { dir, upper, work, spool, used_files: Vec::new() }
+}
+
+/// Makes the directories in the new directory `dir` of a sandbox.
+pub(crate) fn make_parts(dir: &Path) -> Result<Writable, Error> {
     use std::os::unix::fs::PermissionsExt as _;
-    let pair = (dir.join("upper"), dir.join("work"));
+    let made = parts(dir.to_owned());
     // The upper directory's mode is that of the sandbox's root, whatever the daemon's umask.
-    for (path, mode) in [(&pair.0, 0o755), (&pair.1, 0o700)] {
+    for (path, mode) in [(&made.upper, 0o755), (&made.work, 0o700), (&made.spool, 0o700)] {
         fs::create_dir(path)
             .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
             .map_err(make_failed(path))?;
     }
-    Ok(pair)
+    Ok(made)
 }
 
 /// Opens a directory of Berth's own.

@@ -3,6 +3,7 @@
 //! ```text
 //!   <root>/sandboxes/<id>/upper   overlayfs upper: what the sandbox wrote
 //!                        /work    overlayfs work directory
+//!                        /spool   what commands said and nobody has read yet
 //!         /trash/<id>-<n>         removed sandboxes on their way out
 //!         /layers, ...            the image store, which must be on the same file system
 //! ```
@@ -60,12 +61,15 @@ pub struct Limits {
 /// A sandbox's writable directories, all on one file system, as overlayfs wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writable {
-    /// Holds the other two and nothing else.
+    /// Holds the other three and nothing else.
     pub dir: PathBuf,
     /// What the sandbox writes; empty at first. Its owner and mode are those of the sandbox's `/`.
     pub upper: PathBuf,
     /// overlayfs's own.
     pub work: PathBuf,
+    /// For the output of commands; empty at first, counted like the rest, never part of what the sandbox wrote. Of root,
+    /// mode 0700: whoever is to write there as root of a user namespace needs a mount with its ids mapped.
+    pub spool: PathBuf,
     /// Files of the host whose decimal texts sum up to the bytes that the sandbox uses now and its limit counts. Empty
     /// where statfs(2) inside the sandbox is right by itself, or where nothing is counted.
     pub used_files: Vec<PathBuf>,
@@ -74,14 +78,15 @@ pub struct Writable {
 /// What the bytes of a [`Usage`] are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
-    /// Blocks of the files in the upper directory, counted by walking it: takes as long as there are files.
+    /// Blocks of the files in the upper directory and the spool, counted by walking them: takes as long as there are
+    /// files.
     Walked,
-    /// The subvolume's quota group: blocks of data and metadata of upper and work directory, and what is written but
+    /// The subvolume's quota group: blocks of data and metadata of all three directories, and what is written but
     /// not yet on disk, as reserved. With simple quotas data that is shared with a layer (copied up by reflink) is on
     /// the layer's account until it is written to; with full ones it counts. A block of a large extent that was
     /// overwritten is in use until all of the extent was, so this may be more than the sum of the files.
     QuotaGroup,
-    /// The project's account: data of upper and work directory, and inodes; what is not yet on disk is in it.
+    /// The project's account: data of all three directories, and inodes; what is not yet on disk is in it.
     Project,
 }
 
@@ -165,6 +170,14 @@ pub trait Engine: Send + Sync {
     /// [`Error::LimitUnit`] for limits that the engine cannot hold; and what the file system refuses.
     fn create(&self, id: &str, limits: &Limits) -> Result<Writable, Error>;
 
+    /// The writable directories of sandbox `id`, which an earlier call of [`Engine::create`] made, be it in another
+    /// process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Missing`]; [`Error::Open`] where the sandbox lacks one of them; and what the file system refuses.
+    fn writable(&self, id: &str) -> Result<Writable, Error>;
+
     /// Changes the limits of sandbox `id` while it runs. A limit below what is used already is taken: the sandbox can
     /// then write nothing until it has deleted enough.
     ///
@@ -173,7 +186,7 @@ pub trait Engine: Send + Sync {
     /// [`Error::Missing`], and those of [`Engine::create`].
     fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), Error>;
 
-    /// Makes what sandbox `id` wrote a directory of its own, without limit, that rename(2) can move to anywhere in
+    /// Makes what sandbox `id` wrote (the spool is no part of it) a directory of its own, without limit, that rename(2) can move to anywhere in
     /// [`Engine::root`] and that rmdir(2) removes once it is empty; returns where it is now. Nothing may be mounted on
     /// the sandbox's directories any more, and nothing but renaming and [`Engine::remove`] comes afterwards.
     ///

@@ -52,13 +52,13 @@ impl Engine for Plain {
             }
             other => other.map_err(|source| Error::MakeDir { path: path.clone(), source })?,
         }
-        match layout::make_pair(&path) {
-            Ok((upper, work)) => Ok(Writable { dir: path, upper, work, used_files: Vec::new() }),
-            Err(error) => {
-                let _ = tree::delete(&path);
-                Err(error)
-            }
-        }
+        layout::make_parts(&path).inspect_err(|_| {
+            let _ = tree::delete(&path);
+        })
+    }
+
+    fn writable(&self, id: &str) -> Result<Writable, Error> {
+        self.layout.writable(id)
     }
 
     fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), Error> {
@@ -67,7 +67,9 @@ impl Engine for Plain {
     }
 
     fn release_tree(&self, id: &str) -> Result<PathBuf, Error> {
-        Ok(self.layout.open_sandbox(id)?.0.join("upper"))
+        let found = layout::parts(self.layout.open_sandbox(id)?.0);
+        tree::delete(&found.spool)?;
+        Ok(found.upper)
     }
 
     fn remove(&self, id: &str) -> Result<(), Error> {
@@ -87,8 +89,8 @@ impl Engine for Plain {
     }
 
     fn usage(&self, id: &str) -> Result<Usage, Error> {
-        let (path, _) = self.layout.open_sandbox(id)?;
-        tree::usage(&path.join("upper"))
+        let found = layout::parts(self.layout.open_sandbox(id)?.0);
+        tree::usage(&[&found.upper, &found.spool])
     }
 
     fn limit_hit(&self, id: &str) -> Result<Option<Full>, Error> {
@@ -188,7 +190,7 @@ mod tests {
         // The id may be used again, and removed again, before anything is deleted.
         engine.create("a1", NONE).unwrap();
         engine.remove("a1").unwrap();
-        assert_eq!(engine.reap_trash().unwrap(), Reaped { sandboxes: 2, entries: 6 });
+        assert_eq!(engine.reap_trash().unwrap(), Reaped { sandboxes: 2, entries: 8 });
         assert!(is_empty(&engine.layout.trash));
         assert_eq!(engine.reap_trash().unwrap(), Reaped::default());
         assert!(engine.capacity().unwrap().free > 0);
@@ -235,7 +237,7 @@ mod tests {
         }
         assert!(matches!(engine.usage("a"), Err(Error::TooDeep { .. })));
         engine.remove("a").unwrap();
-        assert_eq!(engine.reap_trash().unwrap().entries, 5_003);
+        assert_eq!(engine.reap_trash().unwrap().entries, 5_004);
     }
 
     #[test]

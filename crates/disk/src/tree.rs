@@ -120,11 +120,17 @@ struct Count {
     entries: u64,
 }
 
-/// Counts what is in the directory `path`, itself left out.
-pub(crate) fn usage(path: &Path) -> Result<Usage, Error> {
+/// Counts what is in the directories `paths`, themselves left out.
+pub(crate) fn usage(paths: &[&Path]) -> Result<Usage, Error> {
+    let (mut usage, mut counted) = (Count::default(), HashSet::new());
+    for path in paths {
+        count_all(path, &mut usage, &mut counted)?;
+    }
+    Ok(Usage { bytes: usage.bytes, inodes: Some(usage.entries), counted: Counted::Walked })
+}
+
+fn count_all(path: &Path, usage: &mut Count, counted: &mut HashSet<(u64, u64)>) -> Result<(), Error> {
     let failed = |source: Errno| read_failed(path, source);
-    let mut counted = HashSet::new();
-    let mut usage = Count::default();
     let top = open_dir(CWD, path).map_err(failed)?;
     let mut open = vec![(names(top.as_fd()).map_err(failed)?.into_iter(), top)];
     while let Some((entries, dir)) = open.last_mut() {
@@ -132,7 +138,7 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, Error> {
             open.pop();
             continue;
         };
-        let found = count(dir.as_fd(), &name, &mut usage, &mut counted).map_err(failed)?;
+        let found = count(dir.as_fd(), &name, usage, counted).map_err(failed)?;
         if let Some(below) = found {
             if open.len() == MAX_DEPTH {
                 return Err(Error::TooDeep { path: path.to_owned(), limit: MAX_DEPTH });
@@ -140,7 +146,7 @@ pub(crate) fn usage(path: &Path) -> Result<Usage, Error> {
             open.push((names(below.as_fd()).map_err(failed)?.into_iter(), below));
         }
     }
-    Ok(Usage { bytes: usage.bytes, inodes: Some(usage.entries), counted: Counted::Walked })
+    Ok(())
 }
 
 /// Counts one entry; what is in it is still to be counted if this returns it. The sandbox may be at work, so one that

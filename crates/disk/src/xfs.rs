@@ -30,12 +30,12 @@ const MAGIC: u64 = 0x5846_5342;
 /// on most machines.
 const UNIT: u64 = 4096;
 
-/// The three directories of an empty sandbox need no block on XFS; overlayfs adds one.
+/// The four directories of an empty sandbox need no block on XFS; overlayfs adds one.
 const LEAST_BYTES: u64 = 64 << 10;
 
-/// Inodes that are Berth's and overlayfs's: the sandbox's directory, `upper`, `work`, `work/work`. Given on top of what a
-/// sandbox may make, and taken off what it is said to have.
-const OWN_INODES: u64 = 4;
+/// Inodes that are Berth's and overlayfs's: the sandbox's directory, `upper`, `work`, `work/work`, `spool`. Given on top
+/// of what a sandbox may make, and taken off what it is said to have. Files in the spool count as the sandbox's.
+const OWN_INODES: u64 = 5;
 
 /// Projects from here on ("be" in the first two bytes), as many as 24 bits tell apart.
 const FIRST_PROJECT: u32 = 0x6265_0000;
@@ -112,11 +112,11 @@ impl Xfs {
         }
     }
 
-    fn fill(&self, path: &Path, limits: &Limits) -> Result<(PathBuf, PathBuf), Error> {
+    fn fill(&self, path: &Path, limits: &Limits) -> Result<Writable, Error> {
         let dir = layout::open_dir(path)?;
         self.give_project(dir.as_fd(), limits)
             .map_err(|source| Error::SetQuota { path: path.to_owned(), source })?;
-        layout::make_pair(path)
+        layout::make_parts(path)
     }
 
     /// Deletes a sandbox's directory and takes the limit off its project, which is free for another then.
@@ -150,13 +150,13 @@ impl Engine for Xfs {
             }
             other => other.map_err(|source| Error::MakeDir { path: path.clone(), source })?,
         }
-        match self.fill(&path, limits) {
-            Ok((upper, work)) => Ok(Writable { dir: path, upper, work, used_files: Vec::new() }),
-            Err(error) => {
-                let _ = self.delete(&path);
-                Err(error)
-            }
-        }
+        self.fill(&path, limits).inspect_err(|_| {
+            let _ = self.delete(&path);
+        })
+    }
+
+    fn writable(&self, id: &str) -> Result<Writable, Error> {
+        self.layout.writable(id)
     }
 
     fn set_limits(&self, id: &str, limits: &Limits) -> Result<(), Error> {
@@ -168,7 +168,8 @@ impl Engine for Xfs {
     fn release_tree(&self, id: &str) -> Result<PathBuf, Error> {
         self.set_limits(id, &Limits::default())?;
         let (path, project, _) = self.account(id)?;
-        let upper = path.join("upper");
+        let Writable { upper, spool, .. } = layout::parts(path);
+        tree::delete(&spool)?;
         let dir = layout::open_dir(&upper)?;
         quota::set_project(dir.as_fd(), project, false)
             .map_err(|source| Error::SetQuota { path: upper.clone(), source })?;
@@ -281,9 +282,9 @@ mod tests {
 
     #[test]
     fn fullness_is_told_by_kind() {
-        let account = |bytes, inodes| quota::Project { bytes, inodes, max_bytes: 1 << 20, max_inodes: 14 };
-        assert_eq!(full(&account(0, 13)), None);
-        assert_eq!(full(&account(0, 14)), Some(Full::Inodes { used: 10, limit: 10 }));
+        let account = |bytes, inodes| quota::Project { bytes, inodes, max_bytes: 1 << 20, max_inodes: 15 };
+        assert_eq!(full(&account(0, 14)), None);
+        assert_eq!(full(&account(0, 15)), Some(Full::Inodes { used: 10, limit: 10 }));
         assert_eq!(full(&account(1 << 20, 5)), Some(Full::Bytes { used: 1 << 20, limit: 1 << 20 }));
         let unlimited = quota::Project { bytes: u64::MAX, inodes: u64::MAX, ..quota::Project::default() };
         assert_eq!(full(&unlimited), None);

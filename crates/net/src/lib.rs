@@ -72,6 +72,7 @@ mod doomed;
 mod error;
 mod home;
 mod host;
+mod kept;
 mod maker;
 mod making;
 mod names;
@@ -95,6 +96,7 @@ mod world_tests;
 
 pub use berth_types::sandbox::NetworkMode as Mode;
 pub use error::{Error, PoolBound, Refusal};
+pub use kept::{KeptIds, KeptLink, KeptSlot};
 pub use maker::{NamespaceMaker, Namespaces, UserNamespace};
 pub use network::{MOST_KEPT, Network, Options, PoolSizes, SlotSpec};
 pub use shelf::PoolCounts;

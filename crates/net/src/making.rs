@@ -4,6 +4,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ipnet::Ipv4Net;
+
 use crate::error::Error;
 use crate::home::Home;
 use crate::maker::{IdLease, NamespaceMaker, Namespaces, UserNamespace};
@@ -22,6 +24,8 @@ const LAST_PING_GROUP: u32 = i32::MAX.cast_unsigned();
 pub(crate) struct Lease {
     pub(crate) number: u32,
     pub(crate) address: Ipv4Addr,
+    /// That the address is from.
+    pub(crate) range: Ipv4Net,
     pub(crate) link: String,
 }
 

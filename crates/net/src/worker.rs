@@ -418,10 +418,11 @@ impl State {
     }
 
     fn lease(&mut self, names: &Names, now: Instant) -> Option<Lease> {
-        let (number, address) = self.addresses.as_mut()?.take(now)?;
+        let addresses = self.addresses.as_mut()?;
+        let (range, (number, address)) = (addresses.range(), addresses.take(now)?);
         let link = names.link(number);
         self.links.insert(number, Tie { link: link.clone(), ids: None });
-        Some(Lease { number, address, link })
+        Some(Lease { number, address, range, link })
     }
 
     fn next_waiting(&mut self, mode: Mode) -> Option<Request> {
