@@ -344,11 +344,13 @@ fn spawn(
     let mut tree = trees.make().map_err(|errno| spawn_failure("make a cgroup", errno))?;
     let spawned = berth_sys::spawn::spawn(&SpawnSpec {
         programs: &launch.programs,
+        image: None,
         argv: &launch.argv,
         env: &launch.env,
         cwd: &launch.cwd,
         ids: &launch.user.ids,
         stdio: [stdin.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()],
+        controlling_terminal: false,
         cgroups: &tree.doors(),
         oom_score_adj: surroundings.oom_score_adj,
         open_files: surroundings.open_files,

@@ -40,6 +40,8 @@ mod pattern;
 mod places;
 mod surroundings;
 mod tree;
+#[allow(dead_code, reason = "execs have no terminals yet")]
+mod tty;
 mod unpack;
 mod users;
 pub mod views;

@@ -4,7 +4,7 @@
 //! directly, without the C library, and passes `CStr`s on as they are.
 
 use std::ffi::CStr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -130,6 +130,9 @@ fn reset(plan: &Plan<'_>) -> Result<(), Errno> {
     rustix::stdio::dup2_stdin(stdin)?;
     rustix::stdio::dup2_stdout(stdout)?;
     rustix::stdio::dup2_stderr(stderr)?;
+    if plan.spec.controlling_terminal {
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+    }
     // Every descriptor is close-on-exec already; this is for those that something else in the process forgot. Kernels
     // before 5.11 refuse it, which changes nothing for the others.
     // SAFETY: touches no memory, and with CLOSE_RANGE_CLOEXEC closes nothing before execve.
@@ -160,8 +163,36 @@ fn become_user(plan: &Plan<'_>) -> Result<(), Errno> {
     rustix::thread::set_thread_res_uid(plan.uid, plan.uid, plan.uid)
 }
 
-/// Comes back only with an error: that of the first program that was there, or else of the last.
+/// Comes back only with an error.
 fn execute(plan: &Plan<'_>) -> Errno {
+    match plan.spec.image {
+        Some(image) => execute_image(plan, image),
+        None => execute_first(plan),
+    }
+}
+
+fn execute_image(plan: &Plan<'_>, image: BorrowedFd<'_>) -> Errno {
+    // SAFETY: the path is NUL-terminated, both vectors are NULL-terminated arrays of pointers to NUL-terminated
+    // strings, and all of them were copied by the fork along with `plan`.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            image.as_raw_fd(),
+            c"".as_ptr(),
+            plan.argv.as_ptr(),
+            plan.env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    last_error()
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
+/// The error is that of the first program that was there, or else of the last.
+fn execute_first(plan: &Plan<'_>) -> Errno {
     let mut refused = None;
     let mut errno = Errno::NOENT;
     for (index, program) in plan.spec.programs.iter().enumerate() {
@@ -169,7 +200,7 @@ fn execute(plan: &Plan<'_>) -> Errno {
         // SAFETY: the path is NUL-terminated, both vectors are NULL-terminated arrays of pointers to NUL-terminated
         // strings, and all of them were copied by the fork along with `plan`.
         unsafe { libc::execve(program.as_ptr(), plan.argv.as_ptr(), plan.env.as_ptr()) };
-        errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);
+        errno = last_error();
         match errno {
             Errno::NOENT | Errno::NOTDIR => {}
             Errno::ACCESS => refused = refused.or(Some(index)),

@@ -35,6 +35,9 @@ pub struct Ids {
 pub struct SpawnSpec<'a> {
     /// Paths to try in this order, as execvp(3) does: the next one after `ENOENT`, `ENOTDIR` and `EACCES`.
     pub programs: &'a [CString],
+    /// An open executable that is run in place of `programs`; no script, since the descriptor closes by then.
+    /// execveat(2), Linux 3.19.
+    pub image: Option<BorrowedFd<'a>>,
     /// Arguments, the program's own name first.
     pub argv: &'a [CString],
     /// The whole environment, `NAME=value` each.
@@ -45,6 +48,8 @@ pub struct SpawnSpec<'a> {
     pub ids: &'a Ids,
     /// Its standard input, output and error; numbers above 2. Nothing else is passed on.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// Whether its standard input is a terminal, which becomes that of its session. ioctl_tty(2), `TIOCSCTTY`.
+    pub controlling_terminal: bool,
     /// Files `tasks` (version 1) or `cgroup.procs` (version 2), open for writing, of the cgroups it enters before anything
     /// of it runs.
     pub cgroups: &'a [BorrowedFd<'a>],
@@ -63,7 +68,7 @@ pub struct SpawnSpec<'a> {
 pub enum Step {
     /// Entering a cgroup.
     Cgroup,
-    /// Resetting signals, session, limits or descriptors.
+    /// Resetting signals, session, terminal, limits or descriptors.
     Prepare,
     /// Taking on user and groups.
     Ids,
@@ -80,7 +85,7 @@ pub enum Progress {
     Pending,
     /// It runs, or has run.
     Running {
-        /// Index into [`SpawnSpec::programs`].
+        /// Index into [`SpawnSpec::programs`]; 0 with an image.
         program: usize,
     },
     /// It could not be started; its process has ended, or is about to.
@@ -121,7 +126,8 @@ pub(crate) struct Plan<'a> {
 ///
 /// fork(2), execve(2), setsid(2).
 pub fn spawn(spec: &SpawnSpec<'_>) -> io::Result<Spawned> {
-    if spec.programs.is_empty() || spec.stdio.iter().any(|fd| fd.as_raw_fd() <= 2) {
+    let nothing = spec.programs.is_empty() && spec.image.is_none();
+    if nothing || spec.stdio.iter().any(|fd| fd.as_raw_fd() <= 2) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -246,23 +252,12 @@ mod tests {
         let cwd = c(cwd);
         let null = std::fs::File::open("/dev/null").unwrap();
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let ids = Ids {
-            uid: rustix::process::getuid().as_raw(),
-            gid: rustix::process::getgid().as_raw(),
-            groups: vec![],
-        };
+        let ids = own_ids();
         let mut spawned = spawn(&SpawnSpec {
             programs: &programs,
             argv: &argv,
-            env: &[c("A=b")],
-            cwd: &cwd,
-            ids: &ids,
-            stdio: [null.as_fd(), write.as_fd(), write.as_fd()],
-            cgroups: &[],
-            oom_score_adj: None,
-            open_files: None,
-            no_new_privs: true,
             capabilities,
+            ..plain(&[c("A=b")], &cwd, &ids, [null.as_fd(), write.as_fd(), write.as_fd()])
         })
         .unwrap();
         drop(write);
@@ -270,6 +265,38 @@ mod tests {
         let mut output = String::new();
         io::Read::read_to_string(&mut std::fs::File::from(read), &mut output).unwrap();
         (spawned.poll().unwrap(), status.exit_status().unwrap(), output)
+    }
+
+    /// With nothing to run yet.
+    fn plain<'a>(
+        env: &'a [CString],
+        cwd: &'a CStr,
+        ids: &'a Ids,
+        stdio: [BorrowedFd<'a>; 3],
+    ) -> SpawnSpec<'a> {
+        SpawnSpec {
+            programs: &[],
+            image: None,
+            argv: &[],
+            env,
+            cwd,
+            ids,
+            stdio,
+            controlling_terminal: false,
+            cgroups: &[],
+            oom_score_adj: None,
+            open_files: None,
+            no_new_privs: true,
+            capabilities: None,
+        }
+    }
+
+    fn own_ids() -> Ids {
+        Ids {
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            groups: vec![],
+        }
     }
 
     #[test]
@@ -318,6 +345,43 @@ mod tests {
             let (_, _, output) = run_bounded(&["/bin/sh"], &["sh", "-c", script], "/", Some(mask));
             assert_eq!(output, format!("CapPrm:{hex}CapEff:{hex}CapBnd:{hex}"));
         }
+    }
+
+    #[test]
+    fn an_open_executable_runs_whoever_may_not_reach_its_path() {
+        let image = rustix::fs::open("/bin/sh", OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty());
+        let (image, null) = (image.unwrap(), std::fs::File::open("/dev/null").unwrap());
+        let argv = ["sh", "-c", "exit 9"].map(|arg| CString::new(arg).unwrap());
+        let ids = if rustix::process::geteuid().is_root() {
+            Ids { uid: 65534, gid: 65534, groups: vec![] }
+        } else {
+            own_ids()
+        };
+        let mut spawned = spawn(&SpawnSpec {
+            image: Some(image.as_fd()),
+            argv: &argv,
+            ..plain(&[], c"/", &ids, [null.as_fd(); 3])
+        })
+        .unwrap();
+        let (_, status) = waitpid(Some(spawned.pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(9));
+        assert_eq!(spawned.poll().unwrap(), Progress::Running { program: 0 });
+    }
+
+    #[test]
+    fn standard_input_that_is_no_terminal_is_not_made_one() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let ids = own_ids();
+        let mut spawned = spawn(&SpawnSpec {
+            programs: &[c"/bin/true".to_owned()],
+            argv: &[c"true".to_owned()],
+            controlling_terminal: true,
+            ..plain(&[], c"/", &ids, [null.as_fd(); 3])
+        })
+        .unwrap();
+        waitpid(Some(spawned.pid), WaitOptions::empty()).unwrap();
+        let failed = Progress::Failed { step: Step::Prepare, errno: libc::ENOTTY, program: 0 };
+        assert_eq!(spawned.poll().unwrap(), failed);
     }
 
     #[test]
