@@ -7,7 +7,7 @@ mod rig;
 use std::time::{Duration, Instant};
 
 use berth_sandbox::guest::{Error, ExecOutput, FailureCode, TreeKill};
-use berth_types::exec::ExitReason;
+use berth_types::exec::{ExitReason, OutputStream};
 use rig::{Rig, argv, finish, is_alive, shell, until};
 
 #[tokio::test]
@@ -201,9 +201,10 @@ async fn all_that_was_written_before_the_end_is_delivered() {
         let (mut out, mut err) = (0, 0);
         while let Some(output) = exec.next().await {
             match output.unwrap() {
-                ExecOutput::Stdout(data) => out += data.len(),
-                ExecOutput::Stderr(data) => err += data.len(),
+                ExecOutput::Output { stream: OutputStream::Stdout, data, .. } => out += data.len(),
+                ExecOutput::Output { stream: OutputStream::Stderr, data, .. } => err += data.len(),
                 ExecOutput::Started { .. } | ExecOutput::Exited(_) => {}
+                other => panic!("{other:?}"),
             }
         }
         assert_eq!((out, err), (60_000, 4));
@@ -228,9 +229,10 @@ async fn a_slow_reader_holds_up_its_own_exec_alone() {
     for (exec, read) in [&mut slow, &mut stderr].into_iter().zip(&mut read) {
         while let Some(output) = exec.next().await {
             match output.unwrap() {
-                ExecOutput::Stdout(data) | ExecOutput::Stderr(data) => *read += data.len(),
+                ExecOutput::Output { data, .. } => *read += data.len(),
                 ExecOutput::Started { .. } => {}
                 ExecOutput::Exited(status) => assert_eq!(status.exit_code, 0),
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -268,7 +270,7 @@ async fn killed_by_request() {
     let id = spec.id.clone();
     let mut exec = rig.start(spec).await.unwrap();
     let pid = loop {
-        if let ExecOutput::Stdout(data) = exec.next().await.unwrap().unwrap() {
+        if let ExecOutput::Output { data, .. } = exec.next().await.unwrap().unwrap() {
             break String::from_utf8_lossy(&data).trim().to_owned();
         }
     };
@@ -285,7 +287,7 @@ async fn a_dropped_exec_is_killed() {
     let rig = Rig::new().await;
     let mut exec = rig.start(shell("trap '' TERM; echo $$; yes")).await.unwrap();
     let pid = loop {
-        if let ExecOutput::Stdout(data) = exec.next().await.unwrap().unwrap() {
+        if let ExecOutput::Output { data, .. } = exec.next().await.unwrap().unwrap() {
             break String::from_utf8_lossy(&data).lines().next().unwrap().to_owned();
         }
     };
@@ -300,7 +302,7 @@ async fn without_a_connection_nothing_is_made_up() {
     let mut rig = Rig::new().await;
     let mut exec = rig.start(shell("echo $$; sleep 60")).await.unwrap();
     let pid = loop {
-        if let ExecOutput::Stdout(data) = exec.next().await.unwrap().unwrap() {
+        if let ExecOutput::Output { data, .. } = exec.next().await.unwrap().unwrap() {
             break String::from_utf8_lossy(&data).trim().to_owned();
         }
     };
@@ -380,9 +382,9 @@ async fn kill_escapes(rig: &Rig) {
     while out.iter().filter(|byte| **byte == b'\n').count() < 5 {
         let output = tokio::time::timeout(Duration::from_secs(60), exec.next()).await;
         match output.expect("five processes are not up").unwrap().unwrap() {
-            ExecOutput::Stdout(data) => out.extend_from_slice(&data),
-            ExecOutput::Started { .. } | ExecOutput::Stderr(_) => {}
-            ExecOutput::Exited(status) => panic!("it ended by itself: {status:?}"),
+            ExecOutput::Output { stream: OutputStream::Stdout, data, .. } => out.extend_from_slice(&data),
+            ExecOutput::Started { .. } | ExecOutput::Output { .. } => {}
+            other => panic!("it ended by itself: {other:?}"),
         }
     }
     assert!(rig.guest.kill(&id).await.unwrap());

@@ -480,7 +480,7 @@ async fn small_operations() {
         let request = FsRequest::Stat { path: text(&path(name)), user: user.map(str::to_owned) };
         rig.guest.fs(request).await.unwrap().stat
     };
-    let made = FsRequest::Mkdir { paths: vec![text(&path("a/b")), text(&path("c"))], mode: Some(0o777) };
+    let made = FsRequest::Mkdir { paths: vec![text(&path("a/b")), text(&path("c"))], mode: Some(0o777), owner: None };
     rig.guest.fs(made.clone()).await.unwrap();
     rig.guest.fs(made).await.unwrap();
     let found = stat("a/b", None).await.unwrap();
@@ -491,7 +491,7 @@ async fn small_operations() {
     symlink("file", path("a/link")).unwrap();
     let found = stat("a/link", None).await.unwrap();
     assert_eq!((found.kind, found.size), (FileKind::File, 4));
-    let not_a_dir = FsRequest::Mkdir { paths: vec![text(&path("a/file/x"))], mode: None };
+    let not_a_dir = FsRequest::Mkdir { paths: vec![text(&path("a/file/x"))], mode: None, owner: None };
     assert_eq!(refusal(rig.guest.fs(not_a_dir).await).code, FailureCode::NotADirectory);
 
     if !needs_root() {

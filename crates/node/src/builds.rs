@@ -370,21 +370,21 @@ impl Step for BuildStep {
     fn run<'a>(&'a mut self, spec: RunSpec, output: &'a mut (dyn FnMut(&[u8]) + Send)) -> Answer<'a, i32> {
         async move {
             self.make_dir(&spec.cwd, None).await?;
+            let id = Uuid::now_v7().simple().to_string();
             let spec = ExecSpec {
-                id: Uuid::now_v7().simple().to_string(),
-                command: Command::Argv(spec.argv),
                 env: spec.env.into_iter().collect(),
                 cwd: spec.cwd,
                 user: Some(spec.user).filter(|user| !user.is_empty()),
-                timeout: None,
-                no_new_privileges: false,
                 plain_env: true,
+                ..ExecSpec::new(id, Command::Argv(spec.argv))
             };
             let mut exec = self.machine.guest().exec(spec).await.map_err(guest_failed)?;
             while let Some(event) = exec.next().await {
                 match event.map_err(guest_failed)? {
                     ExecOutput::Started { .. } => {}
-                    ExecOutput::Stdout(data) | ExecOutput::Stderr(data) => output(&data),
+                    ExecOutput::Output { data, .. } => output(&data),
+                    // The step has one reader, which was there from the start.
+                    ExecOutput::Gap { .. } | ExecOutput::Detached => break,
                     ExecOutput::Exited(status) => {
                         if let Some(message) = status.message {
                             output(format!("{message}\n").as_bytes());

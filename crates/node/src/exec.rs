@@ -5,7 +5,7 @@ use std::time::Duration;
 use berth_sandbox::DiskFull;
 use berth_sandbox::guest::{self, ExecSpec};
 use berth_types::error::Kind;
-use berth_types::exec::{ExecRequest, ExecStatus, ExitReason};
+use berth_types::exec::{ExecRequest, ExecStatus, ExitReason, OutputStream};
 use berth_types::sandbox::{Limit, ReasonCode};
 use berth_wire::message::FailureCode;
 use bytes::Bytes;
@@ -66,14 +66,12 @@ impl Node {
         let mut env = (*live.env).clone();
         env.extend(request.env);
         let spec = ExecSpec {
-            id: id.clone(),
-            command: request.command,
             env,
             cwd: request.cwd.unwrap_or(record.workdir),
             user: Some(request.user.unwrap_or(record.user)).filter(|user| !user.is_empty()),
             timeout: timeout(request.timeout_seconds)?,
             no_new_privileges: live.no_new_privileges,
-            plain_env: false,
+            ..ExecSpec::new(id.clone(), request.command)
         };
         let inner = match live.machine.guest().exec(spec).await {
             Ok(inner) => inner,
@@ -154,11 +152,19 @@ impl Exec {
     /// [`Error::CutOff`], [`Error::Guest`]: the sandbox was ended, or died. How the command ended is not known.
     pub async fn next(&mut self) -> Result<ExecOutput, Error> {
         match self.inner.next().await {
-            Some(Ok(guest::ExecOutput::Started { program })) => {
+            Some(Ok(guest::ExecOutput::Started { program, .. })) => {
                 Ok(ExecOutput::Started { id: self.id.clone(), program })
             }
-            Some(Ok(guest::ExecOutput::Stdout(data))) => Ok(ExecOutput::Stdout(data)),
-            Some(Ok(guest::ExecOutput::Stderr(data))) => Ok(ExecOutput::Stderr(data)),
+            Some(Ok(guest::ExecOutput::Output { stream: OutputStream::Stdout, data, .. })) => {
+                Ok(ExecOutput::Stdout(data))
+            }
+            Some(Ok(guest::ExecOutput::Output { stream: OutputStream::Stderr, data, .. })) => {
+                Ok(ExecOutput::Stderr(data))
+            }
+            // The one reader was there from the start and follows.
+            Some(Ok(guest::ExecOutput::Gap { .. } | guest::ExecOutput::Detached)) => {
+                Err(self.node.guest_error(&self.sandbox, guest::Error::Answer { request: "exec" }).await)
+            }
             Some(Ok(guest::ExecOutput::Exited(status))) => {
                 // What a command says that could not read its files is no result.
                 if status.exit_code != 0 && self.node.disk_is_lost().await {

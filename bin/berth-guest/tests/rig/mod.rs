@@ -3,7 +3,6 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use berth_jail::cgroup::{self, Cgroup, Facts, Limits, Plan};
 use berth_sandbox::guest::{Error, Exec, ExecOutput, ExecSpec, Guest};
-use berth_types::exec::{self, ExecStatus};
+use berth_types::exec::{self, ExecStatus, OutputStream};
 
 /// Where cgroups may be, and whether the unified hierarchy is there.
 pub(crate) const HIERARCHIES: [(&str, bool); 3] =
@@ -251,8 +250,10 @@ pub(crate) async fn finish(mut exec: Exec) -> Ran {
     while let Some(output) = exec.next().await {
         match output.unwrap() {
             ExecOutput::Started { .. } => {}
-            ExecOutput::Stdout(data) => stdout.extend_from_slice(&data),
-            ExecOutput::Stderr(data) => stderr.extend_from_slice(&data),
+            ExecOutput::Output { stream: OutputStream::Stdout, data, .. } => stdout.extend_from_slice(&data),
+            ExecOutput::Output { stream: OutputStream::Stderr, data, .. } => stderr.extend_from_slice(&data),
+            ExecOutput::Gap { stream, from, to } => panic!("{stream:?} lacks {from} to {to}"),
+            ExecOutput::Detached => panic!("detached"),
             ExecOutput::Exited(status) => {
                 assert!(exec.next().await.is_none());
                 return Ran { status, stdout, stderr };
@@ -275,16 +276,7 @@ pub(crate) fn argv(argv: &[&str]) -> ExecSpec {
 fn spec(command: exec::Command) -> ExecSpec {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    ExecSpec {
-        id: format!("e{count}"),
-        command,
-        env: BTreeMap::new(),
-        cwd: "/".into(),
-        user: None,
-        timeout: None,
-        no_new_privileges: false,
-        plain_env: false,
-    }
+    ExecSpec::new(format!("e{count}"), command)
 }
 
 /// Whether a process is there and not a zombie.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use berth_wire::{
-    Body, Chunk, DecodeError, Decoder, Frame, GENERATION, Hello, MAX_DATA, ReceiveWindow, Reply, Request,
-    WINDOW, WindowError,
+    Body, Chunk, DecodeError, Decoder, Frame, GENERATION, Hello, MAX_DATA, Output, ReceiveWindow, Reply,
+    Request, WINDOW, WindowError,
 };
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -22,8 +22,19 @@ const READ: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) enum Incoming {
     Data(Bytes),
-    Output(Chunk),
+    Output(Piece),
+    /// No more data comes; other than that the channel goes on.
+    End,
     Reply(Reply),
+}
+
+/// A piece of an exec's output; [`berth_wire::Chunk`] without a copy.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) stream: Output,
+    pub(super) offset: u64,
+    pub(super) time_us: u64,
+    pub(super) data: Bytes,
 }
 
 /// A stream that is served. Dropping it closes the stream.
@@ -185,17 +196,22 @@ impl Shared {
             }
             Body::Output(chunk) => {
                 slot.receive.received(chunk.data.len())?;
-                let _ = slot.incoming.send(Incoming::Output(chunk));
+                let Chunk { stream, offset, time_us, data } = chunk;
+                let piece = Piece { stream, offset, time_us, data: data.into() };
+                let _ = slot.incoming.send(Incoming::Output(piece));
             }
             Body::Event(reply) => {
                 let is_last = reply.is_last();
                 let _ = slot.incoming.send(Incoming::Reply(reply));
-                if is_last {
-                    slots.open.remove(&channel);
+                if is_last && let Some(slot) = slots.open.remove(&channel) {
+                    // Whoever waits for room to send learns that there is no use in it.
+                    slot.send.close();
                 }
             }
             Body::Credit(bytes) => grant(&slot.send, bytes)?,
-            Body::End => {}
+            Body::End => {
+                let _ = slot.incoming.send(Incoming::End);
+            }
             Body::Hello(_) | Body::Open(_) | Body::Cancel => return Err(Broken::Unexpected(channel)),
         }
         Ok(())
@@ -239,11 +255,18 @@ impl Connection {
 
 /// One conversation. Dropping it before the guest's last word tells the guest to stop.
 pub(super) struct Channel {
+    sender: Sender,
+    incoming: mpsc::UnboundedReceiver<Incoming>,
+    is_over: bool,
+}
+
+/// The half of a channel that sends data. It does not keep the conversation alive: once that is over, or its
+/// [`Channel`] is dropped, nothing can be sent.
+#[derive(Clone)]
+pub(super) struct Sender {
     connection: Arc<Connection>,
     number: u32,
-    incoming: mpsc::UnboundedReceiver<Incoming>,
     window: Arc<Semaphore>,
-    is_over: bool,
 }
 
 impl Channel {
@@ -260,10 +283,15 @@ impl Channel {
         }
         slots.open.insert(number, slot);
         drop(slots);
-        Ok(Self { connection: connection.clone(), number, incoming, window, is_over: false })
+        Ok(Self {
+            sender: Sender { connection: connection.clone(), number, window },
+            incoming,
+            is_over: false,
+        })
     }
 
-    /// What came next; `None` after the last word, and when the connection is gone.
+    /// What came next; `None` after the last word, and when the connection is gone. Nothing is lost when the future is
+    /// dropped.
     pub(super) async fn receive(&mut self) -> Option<Incoming> {
         std::future::poll_fn(|context| self.poll_receive(context)).await
     }
@@ -280,38 +308,75 @@ impl Channel {
 
     /// Lets the guest send more, now that `bytes` of data are used up.
     pub(super) fn consumed(&self, bytes: usize) {
-        let mut slots = self.connection.shared.slots();
-        let Some(slot) = slots.open.get_mut(&self.number) else { return };
+        let Sender { connection, number, .. } = &self.sender;
+        let mut slots = connection.shared.slots();
+        let Some(slot) = slots.open.get_mut(number) else { return };
         if let Some(credit) = slot.receive.consumed(bytes) {
-            self.connection.shared.send(self.number, Body::Credit(credit));
+            connection.shared.send(*number, Body::Credit(credit));
         }
     }
 
-    /// The window of data to the guest; to be taken from before [`Channel::send`].
-    pub(super) fn window(&self) -> Arc<Semaphore> {
-        self.window.clone()
-    }
-
-    /// Sends at most [`MAX_DATA`] bytes, for which the window has room.
-    pub(super) fn send(&self, data: &[u8]) {
-        debug_assert!(data.len() <= MAX_DATA);
-        let mut bytes = Vec::with_capacity(data.len() + berth_wire::HEADER_LEN);
-        if berth_wire::encode_data(self.number, data, &mut bytes).is_ok() {
-            let _ = self.connection.shared.out.send(bytes);
-        }
-    }
-
-    /// Says that the data is complete.
-    pub(super) fn end(&self) {
-        self.connection.shared.send(self.number, Body::End);
+    /// What sends data on this channel.
+    pub(super) fn sender(&self) -> &Sender {
+        &self.sender
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
+        self.sender.window.close();
         if !self.is_over {
-            self.connection.shared.send(self.number, Body::Cancel);
+            self.sender.connection.shared.send(self.sender.number, Body::Cancel);
         }
+    }
+}
+
+impl Sender {
+    /// The window of data to the guest. Closed when the conversation is over.
+    pub(super) fn window(&self) -> &Arc<Semaphore> {
+        &self.window
+    }
+
+    /// Sends as much of `data` as there is room for, and says how much that was; waits for room when there is none.
+    /// `None` when the conversation is over. Nothing was sent when the future is dropped.
+    pub(super) async fn send(&self, data: &[u8]) -> Option<usize> {
+        if data.is_empty() {
+            return (!self.window.is_closed()).then_some(0);
+        }
+        self.window.acquire().await.ok()?.forget();
+        Some(self.send_after_one(data))
+    }
+
+    /// As [`Sender::send`], of data that is not empty and once room for one byte was taken.
+    pub(super) fn send_after_one(&self, data: &[u8]) -> usize {
+        let more = data.len().min(MAX_DATA) - 1;
+        let more = more.min(self.window.available_permits());
+        // Another sender may have taken it meanwhile.
+        let more = match self.window.try_acquire_many(u32::try_from(more).unwrap_or(0)) {
+            Ok(room) => {
+                room.forget();
+                more
+            }
+            Err(_) => 0,
+        };
+        let data = &data[..=more];
+        let mut bytes = Vec::with_capacity(data.len() + berth_wire::HEADER_LEN);
+        if berth_wire::encode_data(self.number, data, &mut bytes).is_ok() {
+            let _ = self.connection.shared.out.send(bytes);
+        }
+        data.len()
+    }
+
+    /// Says that the data is complete.
+    pub(super) fn end(&self) {
+        if !self.window.is_closed() {
+            self.connection.shared.send(self.number, Body::End);
+        }
+    }
+
+    /// Why nothing can be sent any more.
+    pub(super) fn why_closed(&self) -> Error {
+        if *self.connection.shared.gone.borrow() { Error::Gone } else { Error::Over }
     }
 }
 

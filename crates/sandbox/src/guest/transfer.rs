@@ -4,49 +4,49 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use berth_wire::{MAX_DATA, Outcome, PackReport, Reply, UnpackReport};
+use berth_wire::{MAX_DATA, Outcome, PackReport, Reply};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use super::Error;
 use super::connection::{Channel, Incoming};
 
-/// Sends `tar` as fast as the guest takes it. The guest may have its last word before the end of the tar.
-pub(super) async fn unpack(
-    mut channel: Channel,
-    path: String,
-    mut tar: impl AsyncRead + Unpin + Send,
-) -> Result<UnpackReport, Error> {
-    let window = channel.window();
+/// Sends what `source` gives as fast as the guest takes it, and waits for its last word. The guest may have that before
+/// the end of the source.
+pub(super) async fn send_all(
+    channel: &mut Channel,
+    path: &str,
+    mut source: impl AsyncRead + Unpin + Send,
+) -> Result<Outcome, Error> {
     let mut buffer = vec![0; MAX_DATA];
     loop {
         let read = tokio::select! {
-            answer = channel.receive() => return unpacked(answer),
-            read = tar.read(&mut buffer) => read,
+            answer = last_word(channel) => return answer,
+            read = source.read(&mut buffer) => read,
         };
-        let len = match read.map_err(|source| Error::Archive { path: path.clone(), source })? {
+        let len = match read.map_err(|source| Error::Archive { path: path.to_owned(), source })? {
             0 => break,
             len => len,
         };
-        let permits = u32::try_from(len).unwrap_or(u32::MAX);
-        tokio::select! {
-            answer = channel.receive() => return unpacked(answer),
-            room = window.acquire_many(permits) => match room {
-                Ok(room) => room.forget(),
-                Err(_) => return Err(Error::Gone),
-            },
+        let sender = channel.sender().clone();
+        let mut left = &buffer[..len];
+        while !left.is_empty() {
+            tokio::select! {
+                answer = last_word(channel) => return answer,
+                Some(sent) = sender.send(left) => left = &left[sent..],
+            }
         }
-        channel.send(&buffer[..len]);
     }
-    channel.end();
-    unpacked(channel.receive().await)
+    channel.sender().end();
+    last_word(channel).await
 }
 
-fn unpacked(answer: Option<Incoming>) -> Result<UnpackReport, Error> {
-    match answer {
-        Some(Incoming::Reply(Reply::Done(Outcome::Unpacked(report)))) => Ok(report),
+/// The end of a conversation in which the guest sends no data.
+pub(super) async fn last_word(channel: &mut Channel) -> Result<Outcome, Error> {
+    match channel.receive().await {
+        Some(Incoming::Reply(Reply::Done(outcome))) => Ok(outcome),
         Some(Incoming::Reply(Reply::Failed(failure))) => Err(Error::Refused(failure)),
-        Some(_) => Err(Error::Answer { request: "unpack" }),
+        Some(_) => Err(Error::Answer { request: "without data" }),
         None => Err(Error::Gone),
     }
 }
@@ -113,6 +113,7 @@ pub(super) async fn names(mut channel: Channel) -> Result<Vec<String>, Error> {
             }
             Some(Incoming::Reply(Reply::Done(Outcome::Globbed { found }))) => break found,
             Some(Incoming::Reply(Reply::Failed(failure))) => return Err(Error::Refused(failure)),
+            Some(Incoming::End) => {}
             Some(_) => return Err(Error::Answer { request: "glob" }),
             None => return Err(Error::Gone),
         }
