@@ -344,7 +344,7 @@ fn spawn(
     let mut tree = trees.make().map_err(|errno| spawn_failure("make a cgroup", errno))?;
     let spawned = berth_sys::spawn::spawn(&SpawnSpec {
         programs: &launch.programs,
-        image: None,
+        image: surroundings.image.filter(|_| launch.builtin).map(AsFd::as_fd),
         argv: &launch.argv,
         env: &launch.env,
         cwd: &launch.cwd,

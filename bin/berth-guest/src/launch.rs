@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use berth_sys::spawn::Step;
-use berth_wire::{Command, Exec};
+use berth_wire::{Builtin, Command, Exec};
 use rustix::fs::Access;
 use rustix::io::Errno;
 
@@ -12,6 +12,21 @@ use crate::users::{self, User};
 
 /// `PATH` where the environment has none; what container runtimes give.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `TERM` where a command has a terminal and the environment does not say what kind: what most are, and every image that
+/// knows any kind knows.
+const DEFAULT_TERM: &str = "xterm-256color";
+
+/// The login shell of those whose account names none, or one that is not there.
+const LOGIN_SHELL: &str = "/bin/sh";
+
+/// Programs of the guest's own: what they are called, and by which path they are known.
+const OWN_NAME: &str = "berth-guest";
+const OWN_PATH: &str = "/proc/self/exe";
+/// Argument by which the guest's executable is told to be one of them.
+pub(crate) const BUILTIN: &str = "--builtin=";
+/// [`Builtin::Sftp`] in that argument.
+pub(crate) const SFTP: &str = "sftp";
 
 /// Shells in order of preference, and what each is called in its own messages.
 const SHELLS: [(&str, &str); 3] = [("/bin/bash", "bash"), ("/usr/bin/bash", "bash"), ("/bin/sh", "sh")];
@@ -29,6 +44,9 @@ const MAX_STRING: usize = 32 * 4096;
 #[derive(Debug)]
 pub(crate) struct Launch {
     pub(crate) programs: Vec<CString>,
+    /// Whether it is the guest's own executable, which [`crate::surroundings::Surroundings::image`] is surer to be than
+    /// the path in `programs`.
+    pub(crate) builtin: bool,
     pub(crate) argv: Vec<CString>,
     pub(crate) env: Vec<CString>,
     pub(crate) cwd: CString,
@@ -48,11 +66,13 @@ fn not_runnable(message: impl Into<String>) -> NotStarted {
 
 /// The shell that lines run in.
 pub(crate) fn find_shell() -> Option<(&'static str, &'static str)> {
-    SHELLS.into_iter().find(|(path, _)| {
-        // Not the guest's own rights but those of a command: root may read anything, yet executes only with an x bit.
-        rustix::fs::access(*path, Access::EXEC_OK).is_ok()
-            && std::fs::metadata(path).is_ok_and(|file| file.is_file())
-    })
+    SHELLS.into_iter().find(|(path, _)| is_program(path))
+}
+
+fn is_program(path: &str) -> bool {
+    // Not the guest's own rights but those of a command: root may read anything, yet executes only with an x bit.
+    rustix::fs::access(path, Access::EXEC_OK).is_ok()
+        && std::fs::metadata(path).is_ok_and(|file| file.is_file())
 }
 
 /// Resolves everything that the sandbox's files decide.
@@ -61,14 +81,16 @@ pub(crate) fn plan(exec: &Exec) -> Result<Launch, NotStarted> {
     if !exec.cwd.starts_with('/') {
         return Err(not_runnable(format!("working directory {:?} is not absolute", exec.cwd)));
     }
-    let env = environment(exec, &user);
+    let mut env = environment(exec, &user);
     let (programs, argv) = match &exec.command {
         Command::Shell(line) => shell(line)?,
-        Command::LoginShell | Command::Builtin(_) => return Err(not_runnable("not there yet")),
+        Command::LoginShell => login_shell(exec, &user, &mut env)?,
+        Command::Builtin(builtin) => own_program(*builtin)?,
         Command::Argv(argv) => program(argv, env.get("PATH").map_or("", String::as_str))?,
     };
     let env = env.iter().map(|(name, value)| variable(name, value)).collect::<Result<_, _>>()?;
-    Ok(Launch { programs, argv, env, cwd: text(&exec.cwd, "working directory")?, user })
+    let builtin = matches!(exec.command, Command::Builtin(_));
+    Ok(Launch { programs, builtin, argv, env, cwd: text(&exec.cwd, "working directory")?, user })
 }
 
 fn environment(exec: &Exec, user: &User) -> BTreeMap<String, String> {
@@ -80,6 +102,7 @@ fn environment(exec: &Exec, user: &User) -> BTreeMap<String, String> {
     };
     default("PATH", Some(&DEFAULT_PATH.to_owned()));
     default("HOME", Some(&user.home));
+    default("TERM", exec.terminal.map(|_| DEFAULT_TERM.to_owned()).as_ref());
     if exec.plain_env {
         return env;
     }
@@ -105,6 +128,30 @@ fn shell(line: &str) -> Result<Programs, NotStarted> {
     };
     let argv = [name, "-c", line].map(|arg| text(arg, "the command line"));
     Ok((vec![text(path, "shell")?], argv.into_iter().collect::<Result<_, _>>()?))
+}
+
+/// As login(1) and sshd(8) start it: a dash before its name makes it read the user's profile.
+fn login_shell(exec: &Exec, user: &User, env: &mut BTreeMap<String, String>) -> Result<Programs, NotStarted> {
+    let own = user.shell.as_deref().filter(|path| path.starts_with('/') && is_program(path));
+    let Some(path) = own.or(is_program(LOGIN_SHELL).then_some(LOGIN_SHELL)) else {
+        let named = match &user.shell {
+            Some(shell) => format!("neither {shell}, which /etc/passwd names, nor {LOGIN_SHELL}"),
+            None => format!("no {LOGIN_SHELL}"),
+        };
+        let message = format!("the image has no login shell: {named} can be executed");
+        return Err(NotStarted { code: NOT_FOUND, message });
+    };
+    if !exec.plain_env && !exec.env.contains_key("SHELL") {
+        env.insert("SHELL".into(), path.into());
+    }
+    let name = path.rsplit('/').next().unwrap_or(path);
+    Ok((vec![text(path, "shell")?], vec![text(&format!("-{name}"), "shell")?]))
+}
+
+fn own_program(builtin: Builtin) -> Result<Programs, NotStarted> {
+    let Builtin::Sftp = builtin;
+    let argv = [OWN_NAME, &format!("{BUILTIN}{SFTP}")].map(|arg| text(arg, "argument"));
+    Ok((vec![text(OWN_PATH, "program")?], argv.into_iter().collect::<Result<_, _>>()?))
 }
 
 fn program(argv: &[String], path: &str) -> Result<Programs, NotStarted> {
@@ -208,6 +255,59 @@ mod tests {
         exec.env.insert("HOME".into(), "/mine".into());
         let launch = plan(&exec).unwrap();
         insta::assert_debug_snapshot!((launch.programs, launch.env));
+    }
+
+    fn strings(of: &[CString]) -> Vec<&str> {
+        of.iter().map(|string| string.to_str().unwrap()).collect()
+    }
+
+    fn someone(shell: Option<&str>) -> User {
+        User { shell: shell.map(str::to_owned), ..users::lookup(Some("4242")).unwrap() }
+    }
+
+    #[test]
+    fn a_login_shell_is_that_of_the_account_and_else_the_one_that_every_image_has() {
+        let request = exec(Command::LoginShell);
+        for (shell, path, name) in [
+            (None, "/bin/sh", "-sh"),
+            (Some("/bin/cat"), "/bin/cat", "-cat"),
+            (Some("/nowhere/zsh"), "/bin/sh", "-sh"),
+            (Some("cat"), "/bin/sh", "-sh"),
+            (Some("/bin"), "/bin/sh", "-sh"),
+        ] {
+            let mut env = BTreeMap::new();
+            let (programs, argv) = login_shell(&request, &someone(shell), &mut env).unwrap();
+            assert_eq!((strings(&programs), strings(&argv)), (vec![path], vec![name]), "{shell:?}");
+            assert_eq!(env["SHELL"], path);
+        }
+        let mut request = request;
+        request.env.insert("SHELL".into(), "/mine".into());
+        assert!(strings(&plan(&request).unwrap().env).contains(&"SHELL=/mine"));
+    }
+
+    #[test]
+    fn only_a_terminal_has_a_kind_and_never_another_one_than_was_said() {
+        let mut exec = exec(Command::LoginShell);
+        let kinds = |exec: &Exec| -> Vec<String> {
+            let env = plan(exec).unwrap().env;
+            strings(&env)
+                .iter()
+                .filter(|name| name.starts_with("TERM="))
+                .map(|kind| kind[5..].to_owned())
+                .collect()
+        };
+        assert_eq!(kinds(&exec), Vec::<String>::new());
+        exec.terminal = Some(berth_wire::TerminalSize { rows: 24, cols: 80 });
+        assert_eq!(kinds(&exec), ["xterm-256color"]);
+        exec.env.insert("TERM".into(), "dumb".into());
+        assert_eq!(kinds(&exec), ["dumb"]);
+    }
+
+    #[test]
+    fn a_program_of_the_guest_s_own_is_its_executable() {
+        let launch = plan(&exec(Command::Builtin(Builtin::Sftp))).unwrap();
+        assert!(launch.builtin);
+        assert_eq!(strings(&launch.argv), ["berth-guest", "--builtin=sftp"]);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! What the guest changes about its own process at the start, and gives back to the commands it runs.
 
-use rustix::fs::Mode;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
+
+use crate::tty::Terminals;
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
 /// What commands are for the out-of-memory killer, where they were not more: taken before the guest, and when the whole
@@ -10,8 +14,8 @@ const COMMAND_OOM_SCORE: i32 = 500;
 /// A group that no command gets by default, and no number in particular (`nogroup`).
 const OTHER_GROUP: u32 = 65534;
 
-/// What a command gets instead of the guest's own settings.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a command gets instead of the guest's own settings, and what the guest took hold of for it before any ran.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Surroundings {
     /// Its out-of-memory score.
     pub(crate) oom_score_adj: Option<i32>,
@@ -19,6 +23,11 @@ pub(crate) struct Surroundings {
     pub(crate) open_files: Option<(u64, u64)>,
     /// What they can have at most, as a mask of capability numbers; all of the guest's own when `None`.
     pub(crate) capabilities: Option<u64>,
+    /// The guest's executable, which has no path in the sandbox; absent where there is no /proc to find it by.
+    pub(crate) image: Option<&'static OwnedFd>,
+    /// Where terminals come from.
+    #[allow(dead_code, reason = "execs have no terminals yet")]
+    pub(crate) terminals: &'static Terminals,
 }
 
 /// All of it is best effort: a sandbox without it is weaker, not wrong.
@@ -31,7 +40,19 @@ pub(crate) fn prepare(capabilities: Option<u64>) -> Surroundings {
     // Modes are always given in full.
     rustix::process::umask(Mode::empty());
     let oom_score_adj = lower_oom_score().map(|original| original.max(COMMAND_OOM_SCORE));
-    Surroundings { oom_score_adj, open_files: raise_open_files(), capabilities }
+    Surroundings {
+        oom_score_adj,
+        open_files: raise_open_files(),
+        capabilities,
+        // Both for as long as the guest runs.
+        image: own_image().map(|image| &*Box::leak(Box::new(image))),
+        terminals: Box::leak(Box::new(Terminals::find())),
+    }
+}
+
+/// By a descriptor it can be executed whatever becomes of /proc, and by users who could not follow the link there.
+fn own_image() -> Option<OwnedFd> {
+    rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
 /// prlimit(2) and the like let a process at another one whose ids are all the same as its own, and the number of any
