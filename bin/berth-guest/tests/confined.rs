@@ -155,6 +155,7 @@ fn spec(dir: &Path) -> Spec {
         command_capabilities: None,
         seccomp: Default::default(),
         shm_bytes: 4 * DEFAULT_SHM_BYTES,
+        spool: None,
     }
 }
 
@@ -170,6 +171,7 @@ fn launch(spec: &Spec) -> (Process, std::os::unix::net::UnixStream) {
         netns: pair.as_ref().map(|pair| pair.net.as_fd()),
         user_namespace: pair.as_ref().map(|pair| pair.user.as_fd()),
         control: theirs.into(),
+        listen: None,
         guest: &image,
         stderr: Some(stderr),
     });

@@ -51,14 +51,16 @@ fn serve() -> io::Result<()> {
     let _ = (crate::seccomp::programs(), crate::seccomp::programs_without_user_namespace());
     while let Some((request, fds)) = message::receive::<Request>(&socket)? {
         let answered = match request {
-            Request::Launch { network, user } => match Descriptors::take(network, user, fds) {
-                Some((fds, report)) => start(&socket, fds, report),
-                None => {
-                    let failure =
-                        Failure::new("understand the request of", "the daemon", rustix::io::Errno::PROTO);
-                    message::send(&socket, &Reply::Failed(failure), &[])
+            Request::Launch { network, user, listen } => {
+                match Descriptors::take(network, user, listen, fds) {
+                    Some((fds, report)) => start(&socket, fds, report),
+                    None => {
+                        let failure =
+                            Failure::new("understand the request of", "the daemon", rustix::io::Errno::PROTO);
+                        message::send(&socket, &Reply::Failed(failure), &[])
+                    }
                 }
-            },
+            }
             Request::MakeNamespaces(ids) => make_namespaces(&socket, ids),
         };
         match answered {
@@ -94,11 +96,13 @@ struct Descriptors {
     stderr: OwnedFd,
     network: Option<OwnedFd>,
     user: Option<OwnedFd>,
+    listen: Option<OwnedFd>,
 }
 
 impl Descriptors {
-    fn take(network: bool, user: bool, fds: Vec<OwnedFd>) -> Option<(Self, OwnedFd)> {
-        if fds.len() != FIXED_DESCRIPTORS + usize::from(network) + usize::from(user) {
+    fn take(network: bool, user: bool, listen: bool, fds: Vec<OwnedFd>) -> Option<(Self, OwnedFd)> {
+        let optional = [network, user, listen].into_iter().filter(|comes| *comes).count();
+        if fds.len() != FIXED_DESCRIPTORS + optional {
             return None;
         }
         let mut fds = fds.into_iter();
@@ -109,7 +113,8 @@ impl Descriptors {
             control: fds.next()?,
             stderr: fds.next()?,
             network: if network { fds.next() } else { None },
-            user: fds.next(),
+            user: if user { fds.next() } else { None },
+            listen: fds.next(),
         };
         Some((taken, report))
     }
@@ -173,6 +178,7 @@ fn prepare(fds: Descriptors) -> Result<(Program, Vec<PathBuf>), Failure> {
         format!("{name}={}", FIRST_PASSED + passed.len() - 1)
     };
     words.push(pass("--control-fd", fds.control));
+    words.extend(fds.listen.map(|listen| pass("--listen-fd", listen)));
     words.extend(done.arguments);
     words.extend(done.passed.into_iter().map(|(name, fd)| pass(&name, fd)));
     let arguments = words.into_iter().map(CString::new).collect::<Result<_, _>>();

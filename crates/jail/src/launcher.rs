@@ -50,6 +50,9 @@ pub struct LaunchRequest<'a> {
     /// The guest's end of the control stream: its descriptor 3. Taken, so that the daemon sees end-of-file when the
     /// guest is gone.
     pub control: OwnedFd,
+    /// A bound and listening socket, by which another stream can come when `control` has ended: the guest's
+    /// `--listen-fd`. Taken likewise.
+    pub listen: Option<OwnedFd>,
     /// What to execute.
     pub guest: &'a GuestImage,
     /// Where the guest's standard error goes; nowhere when absent.
@@ -180,14 +183,19 @@ impl Launcher {
         ];
         fds.extend(request.netns);
         fds.extend(request.user_namespace);
-        let wanted = Request::Launch { network: request.netns.is_some(), user: planned };
+        fds.extend(request.listen.as_ref().map(AsFd::as_fd));
+        let wanted = Request::Launch {
+            network: request.netns.is_some(),
+            user: planned,
+            listen: request.listen.is_some(),
+        };
         let (reply, mut answered) = ask(&self.helper, &wanted, &fds)?;
         let process = match (reply, answered.pop()) {
             (Reply::Started { pid }, Some(pidfd)) => Process::new(pid, pidfd),
             _ => return Err(Error::Talk(io::ErrorKind::InvalidData.into())),
         };
         // Ours must be closed, or the pipe never ends.
-        drop((report_writer, request.control, stderr));
+        drop((report_writer, request.control, request.listen, stderr));
         await_report(process, report)
     }
 

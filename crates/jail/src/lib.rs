@@ -49,6 +49,6 @@ pub use helper::launcher_main;
 pub use ids::{IdRange, IdRangeError, NamespacePair};
 pub use launcher::{Error, LAUNCHER_ARG, LaunchRequest, Launcher};
 pub use plan::{Facts, Plan, plan};
-pub use process::{Exit, Process};
+pub use process::{AdoptError, Exit, Identity, Process};
 pub use spec::Spec;
 pub use views::Views;

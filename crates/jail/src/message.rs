@@ -29,12 +29,14 @@ const DESCRIPTORS_MAX: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// A process. Descriptors, in order: plan, report, guest image, control, standard error; then the namespaces that
-    /// are given, network first.
+    /// are given, network first, and the listening socket.
     Launch {
         /// Whether a network namespace comes with it.
         network: bool,
         /// Whether a user namespace comes with it.
         user: bool,
+        /// Whether a socket to listen on comes with it.
+        listen: bool,
     },
     /// A pair of namespaces.
     MakeNamespaces(IdRange),

@@ -117,6 +117,9 @@ impl Performed {
                 Ok(())
             }
             Op::PassFile { path, argument } => self.pass_file(path, argument),
+            Op::PassDirectory { path, argument, mapped } => {
+                self.pass_directory(path, argument, given.user.filter(|_| *mapped))
+            }
             Op::OpenView(argument) => views::connect().map(|connection| self.pass(argument, connection)),
             Op::EnterNetwork => enter_network(given.network),
             Op::PrivateMounts => {
@@ -159,6 +162,29 @@ impl Performed {
         let file = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .at("open for the guest", path)?;
         self.pass(argument, file);
+        Ok(())
+    }
+
+    /// By way of a mount of its own: whoever had the descriptor could climb to what lies beside the directory otherwise,
+    /// the upper directory among it. Its last name goes with the tree's descriptor, the guest's keeps it alive.
+    fn pass_directory(
+        &mut self,
+        path: &Path,
+        argument: &str,
+        user: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Failure> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, path, flags).at("open for the guest", path)?;
+        let attributes = Attributes { no_suid: true, no_dev: true, no_exec: true, read_only: false };
+        set_attributes(tree.as_fd(), attributes, false).at("restrict the mount of", path)?;
+        if let Some(user) = user {
+            map_ids(tree.as_fd(), user, false)
+                .map_err(|error| Failure::owners(path, &error, Blame::RootOwners))?;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory =
+            rustix::fs::openat(&tree, ".", flags, Mode::empty()).at("open for the guest", path)?;
+        self.pass(argument, directory);
         Ok(())
     }
 

@@ -97,6 +97,12 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     ops.extend([Op::EnterNetwork, Op::PrivateMounts]);
     let trees = trees(spec);
     ops.extend(trees.iter().map(|(tree, _)| Op::OpenTree(tree.clone())));
+    // Before what it lies in is covered: no mount is mapped twice.
+    ops.extend(spec.spool.iter().map(|path| Op::PassDirectory {
+        path: path.clone(),
+        argument: "--spool-fd".to_owned(),
+        mapped: spec.ids.is_some(),
+    }));
     if let Some(ids) = spec.ids {
         map_root(&spec.root, ids, trees.len(), &mut ops);
     }
@@ -165,6 +171,7 @@ fn guest(spec: &Spec, ops: &mut Vec<Op>) {
         number("memory-bytes", guest.memory_bytes),
         number("pids", guest.pids),
         number("storage-bytes", guest.storage_bytes),
+        number("orphan-ms", guest.orphan_ms),
     ]
     .into_iter()
     .flatten()
@@ -324,6 +331,7 @@ mod tests {
             command_capabilities: None,
             seccomp: Profile::Default,
             shm_bytes: DEFAULT_SHM_BYTES,
+            spool: Some("/data/sandboxes/0190/spool".into()),
         }
     }
 
@@ -338,6 +346,7 @@ mod tests {
         spec.root.lowers.clear();
         spec.binds.clear();
         spec.etc = EtcFiles::default();
+        spec.spool = None;
         spec.cgroups = CgroupMembership::default();
         spec.no_new_privileges = false;
         spec.seccomp = Profile::Unconfined;
@@ -385,9 +394,12 @@ mod tests {
             pids: Some(100),
             storage_bytes: Some(10 << 30),
             storage_used: vec!["/data/used/0190".into()],
+            orphan_ms: Some(600_000),
         };
         let ops = plan(&spec, &FACTS).unwrap().ops;
-        let told = ops.iter().filter(|op| matches!(op, Op::TellGuest(_) | Op::PassFile { .. }));
+        let told = ops
+            .iter()
+            .filter(|op| matches!(op, Op::TellGuest(_) | Op::PassFile { .. } | Op::PassDirectory { .. }));
         insta::assert_json_snapshot!(told.collect::<Vec<_>>());
         assert!(ops.iter().any(|op| matches!(op, Op::Capabilities { keep, .. } if keep.len() == 14)));
     }
@@ -461,6 +473,7 @@ mod tests {
         insta::assert_snapshot!(refused(|spec| spec.ids = Some(IdRange { first: 1, count: 1000 })), @"1000 ids from 1 cannot be a sandbox's: it takes at least 65536, none of them 0 or above 4294967294");
         insta::assert_snapshot!(refused(|spec| spec.ids = Some(IdRange { first: u32::MAX - 65_535, count: 65_536 })), @"65536 ids from 4294901760 cannot be a sandbox's: it takes at least 65536, none of them 0 or above 4294967294");
         insta::assert_snapshot!(refused(|spec| { spec.ids = Some(IDS); spec.root.work = "/data/work".into() }), @"/data/sandboxes/0190/upper and /data/work must be in one directory for a sandbox with ids of its own");
+        insta::assert_snapshot!(refused(|spec| spec.spool = Some("spool".into())), @r#"directory of the spool must be an absolute path without "..": spool"#);
         insta::assert_snapshot!(refused(|spec| spec.guest.cpus = Some(f64::NAN)), @"NaN is not a number of processors");
         insta::assert_snapshot!(refused(|spec| spec.command_capabilities = Some(vec![Capability::named("BPF").unwrap()])), @"commands cannot have the capability BPF that the guest lacks");
         insta::assert_snapshot!(refused(|spec| { spec.command_capabilities = Some(vec![]); spec.capabilities.clear() }), @"commands cannot have the capability SETPCAP that the guest lacks");

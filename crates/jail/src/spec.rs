@@ -57,6 +57,10 @@ pub struct Spec {
     pub seccomp: Profile,
     /// Size of `/dev/shm`, in bytes.
     pub shm_bytes: u64,
+    /// Host directory in which the guest keeps what commands write until it is read. The guest alone has it, as a
+    /// descriptor: it is no part of the container's files. On disk it must be root's.
+    #[serde(default)]
+    pub spool: Option<PathBuf>,
 }
 
 /// What the guest is told of the container's limits. It shows them; others keep them.
@@ -79,6 +83,10 @@ pub struct GuestSettings {
     /// host's files are gone.
     #[serde(default)]
     pub storage_used: Vec<PathBuf>,
+    /// How long it lives on when its stream has ended, in milliseconds, for another one to come by the socket of
+    /// [`crate::LaunchRequest::listen`]. It ends at once when absent.
+    #[serde(default)]
+    pub orphan_ms: Option<u64>,
 }
 
 /// Layers and the writable directory.

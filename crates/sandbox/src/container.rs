@@ -253,6 +253,7 @@ impl ContainerDriver {
             capabilities: Capability::defaults(),
             seccomp: berth_jail::seccomp::Profile::Default,
             shm_bytes: spec::DEFAULT_SHM_BYTES,
+            spool: None,
         };
         berth_jail::plan(&jail, &self.facts).map_err(Error::Plan)
     }
@@ -282,6 +283,7 @@ impl ContainerDriver {
                 netns: Some(namespaces.net.as_fd()),
                 user_namespace: namespaces.user.as_ref().map(AsFd::as_fd),
                 control,
+                listen: None,
                 guest: &guest,
                 stderr: None,
             })
@@ -384,6 +386,7 @@ fn guest_settings(spec: &StartSpec, writable: &Writable) -> spec::GuestSettings 
         pids: spec.limits.pids,
         storage_bytes: spec.limits.storage_bytes,
         storage_used: writable.used_files.clone(),
+        orphan_ms: None,
     }
 }
 
@@ -695,6 +698,9 @@ fn describe_exit(process: Option<&mut Process>) -> String {
     match process.map(Process::try_wait) {
         Some(Ok(Some(Exit::Code(code)))) => format!("its first process exited with code {code}"),
         Some(Ok(Some(Exit::Signal(signal)))) => format!("its first process was killed by signal {signal}"),
+        Some(Ok(Some(Exit::Unknown))) => {
+            "its first process is gone, how is not known: an earlier daemon had started it".to_owned()
+        }
         Some(Ok(None)) | None => "its first process is gone".to_owned(),
         Some(Err(error)) => format!("its first process is gone, how is not known: {error}"),
     }

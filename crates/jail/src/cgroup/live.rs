@@ -12,7 +12,7 @@ use super::plan::{COMMANDS, Op, Plan, Reserve, Version};
 use super::{Error, Facts};
 
 /// How long killed processes may take to die.
-const KILL_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a group of the dead may stay busy.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a group is made again that another instance removes.
@@ -22,7 +22,7 @@ const MOVE_TRIES: usize = 100;
 /// The group that the guest makes for entering a sandbox whose memory is full.
 const RESCUE: &str = "rescue";
 /// Between two looks.
-const PAUSE: Duration = Duration::from_millis(2);
+pub(super) const PAUSE: Duration = Duration::from_millis(2);
 
 /// The groups of one sandbox. Plain data, so it can be stored and found again by another daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,7 +119,7 @@ fn apply(op: &Op, made: &mut Vec<PathBuf>) -> Result<(), Error> {
 }
 
 /// Changes what is set aside for the groups above a sandbox's. One at a time, also among daemons: all share the topmost.
-fn change(reserve: &Reserve, by: impl Fn(u64) -> u64) -> Result<(), Error> {
+pub(super) fn change(reserve: &Reserve, by: impl Fn(u64) -> u64) -> Result<(), Error> {
     let Some(top) = reserve.groups.first() else { return Ok(()) };
     let lock = match std::fs::File::open(top) {
         // With the last sandbox of a daemon that ends, the groups above go too.
@@ -191,6 +191,22 @@ impl Cgroup {
             write(&pids.join("pids.max"), "0")?;
         }
         kill_until_empty(dir, Instant::now() + KILL_PATIENCE)
+    }
+
+    /// Whether its guest is this process, as far as its groups tell; where it has none, they do not tell.
+    pub(crate) fn holds_guest(&self, pid: i32) -> Result<bool, Error> {
+        let Some(dir) = &self.processes else { return Ok(true) };
+        let mut groups = subtree(dir)?;
+        if self.version == Version::V1 && self.memory.is_none() {
+            // There the guest is in the groups of the instance only.
+            groups.extend(dir.parent().map(Path::to_owned));
+        }
+        for group in groups {
+            if pids_of(&group)?.contains(&pid) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Removes it with everything below. All right when it is gone already; there must be no processes left.
@@ -275,7 +291,7 @@ fn kill_until_empty(dir: &Path, deadline: Instant) -> Result<(), Error> {
         let left = subtree(dir)?;
         let mut count = 0;
         for group in &left {
-            count += kill_listed(group)?;
+            count += kill_listed(group, &|_| false)?;
         }
         if count == 0 {
             return Ok(());
@@ -287,10 +303,11 @@ fn kill_until_empty(dir: &Path, deadline: Instant) -> Result<(), Error> {
     }
 }
 
-/// Kills what is listed and returns how many that were. A pid can change hands between being read and being used, so
+/// Kills what is listed and not spared, and returns how many that were. A pid can change hands between being read and being used, so
 /// a process is opened first, and killed only if its group still lists it then.
-fn kill_listed(group: &Path) -> Result<usize, Error> {
-    let listed = pids_of(group)?;
+pub(super) fn kill_listed(group: &Path, is_spared: &dyn Fn(i32) -> bool) -> Result<usize, Error> {
+    let mut listed = pids_of(group)?;
+    listed.retain(|pid| !is_spared(*pid));
     let opened: Vec<_> = listed
         .iter()
         .filter_map(|raw| Pid::from_raw(*raw))
@@ -313,7 +330,7 @@ fn kill_listed(group: &Path) -> Result<usize, Error> {
 }
 
 /// The group and all below it; what vanishes meanwhile is left out.
-fn subtree(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn subtree(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut found = vec![dir.to_owned()];
     let mut next = 0;
     while let Some(dir) = found.get(next).cloned() {
@@ -329,7 +346,7 @@ fn subtree(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-fn remove_tree(dir: &Path) -> Result<(), Error> {
+pub(super) fn remove_tree(dir: &Path) -> Result<(), Error> {
     let deadline = Instant::now() + REMOVE_PATIENCE;
     for group in subtree(dir)?.into_iter().rev() {
         loop {
@@ -352,7 +369,7 @@ fn pids_of(group: &Path) -> Result<Vec<i32>, Error> {
         .collect()
 }
 
-fn number(dir: Option<&Path>, file: &str) -> Result<Option<u64>, Error> {
+pub(super) fn number(dir: Option<&Path>, file: &str) -> Result<Option<u64>, Error> {
     let Some(path) = dir.map(|dir| dir.join(file)) else { return Ok(None) };
     let Some(text) = read_if_there(&path)? else { return Ok(None) };
     text.trim().parse().map(Some).map_err(|_| Error::Content { path, text })

@@ -28,6 +28,7 @@
 mod facts;
 mod live;
 mod plan;
+mod sweep;
 
 use std::io;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ use std::path::PathBuf;
 pub use facts::{Facts, Hierarchy, Texts, Unified};
 pub use live::{Cgroup, Usage, remove_instance};
 pub use plan::{Limits, Op, Plan, Reserve, Version, plan};
+pub use sweep::{Survivor, remove_others};
 
 /// Why something about control groups failed.
 #[derive(Debug, thiserror::Error)]

@@ -108,6 +108,9 @@ pub(crate) fn check(spec: &Spec, facts: &Facts) -> Result<(), Error> {
     for file in [&spec.etc.resolv_conf, &spec.etc.hosts, &spec.etc.hostname].into_iter().flatten() {
         absolute("file for /etc", file)?;
     }
+    if let Some(spool) = &spec.spool {
+        absolute("directory of the spool", spool)?;
+    }
     for path in &spec.guest.storage_used {
         absolute("file of the storage in use", path)?;
     }

@@ -30,6 +30,16 @@ pub enum Op {
         /// Name of the argument.
         argument: String,
     },
+    /// Open a host directory as a detached tree of its own, with nothing above it, and give it to the guest, to write in,
+    /// as [`Op::PassFile`] does.
+    PassDirectory {
+        /// Host path.
+        path: PathBuf,
+        /// Name of the argument.
+        argument: String,
+        /// Whether its owners are seen through the user namespace.
+        mapped: bool,
+    },
     /// Open a FUSE connection for the guest, which finds its number in the argument of this name.
     OpenView(String),
     /// See the groups just joined as the roots of their hierarchies.

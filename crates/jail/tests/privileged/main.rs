@@ -5,6 +5,7 @@
 // Tests may: clippy's own exception covers only functions marked as tests.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod adopted;
 mod bench;
 mod containers;
 mod limits;
@@ -19,7 +20,10 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
-    let tests: [(&str, fn()); 38] = [
+    if std::env::args().nth(1).as_deref() == Some(adopted::DAEMON_ARG) {
+        return adopted::daemon();
+    }
+    let tests: [(&str, fn()); 42] = [
         ("merges_layers_and_hides_what_was_deleted", containers::merges_layers),
         ("is_pid_1_with_the_defaults", containers::is_pid_1_with_the_defaults),
         ("leaves_the_hosts_mounts_alone", containers::leaves_the_hosts_mounts_alone),
@@ -56,6 +60,10 @@ fn main() -> ExitCode {
         ("keeps_to_its_number_of_processes_and_dies_whole", limits::pids),
         ("version_2_kills_at_once", limits::version_2),
         ("is_given_the_groups_to_work_with_and_none_of_the_limits", limits::given),
+        ("the_guest_has_a_spool_with_nothing_above_it", adopted::has_a_spool),
+        ("the_guest_is_given_a_socket_to_listen_on", adopted::is_given_a_socket),
+        ("outlives_its_daemon_and_is_taken_over_as_no_other_process_is", adopted::survives),
+        ("all_but_the_kept_sandboxes_of_an_instance_go", adopted::others_are_removed),
         ("launches_side_by_side", bench::side_by_side),
         ("mapped_launches_are_measured", bench::mapped),
     ];

@@ -191,6 +191,7 @@ int main(int argc, char **argv) {
 		else if (!strcmp(line, "keyring")) keyring();
 		else if (!strcmp(line, "remove")) say("%d", remove(rest) ? errno : 0);
 		else if (!strcmp(line, "mkdir")) say("%d", mkdir(rest, 0755) ? errno : 0);
+		else if (!strcmp(line, "linger")) for (;;) pause();
 		else if (!strcmp(line, "args")) for (int i = 0; i < argc; i++) say("%s ", argv[i]);
 		else if (!strcmp(line, "enter")) { /* a control group below the directory of this descriptor */
 			char *group = rest, path[256];

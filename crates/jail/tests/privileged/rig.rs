@@ -87,6 +87,7 @@ impl Rig {
             command_capabilities: None,
             seccomp: Default::default(),
             shm_bytes: DEFAULT_SHM_BYTES,
+            spool: None,
         };
         Self { dir, spec }
     }
@@ -155,7 +156,8 @@ impl Rig {
         fs::remove_dir_all(work).and_then(|()| fs::create_dir(work)).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let control = theirs.into();
-        let request = LaunchRequest { plan, netns, user_namespace, control, guest: guest(), stderr: None };
+        let (guest, listen, stderr) = (guest(), None, None);
+        let request = LaunchRequest { plan, netns, user_namespace, control, listen, guest, stderr };
         let process = launcher().launch(request)?;
         Ok(Sandbox { process, control: ours })
     }
