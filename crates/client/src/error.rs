@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use berth_types::error::{ApiError, Kind};
+use berth_types::exec::OutputStream;
 
 use crate::host::BadHost;
 use crate::{archive, start};
@@ -139,6 +140,43 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// Output of an exec that is not kept any more: what is there is not all.
+    #[error(
+        "output of the exec in sandbox {sandbox} is not kept any more: {stream:?} from byte {from} to {to}"
+    )]
+    ExecGap {
+        /// Sandbox, as the caller named it.
+        sandbox: String,
+        /// Of which stream.
+        stream: OutputStream,
+        /// First byte that is missing.
+        from: u64,
+        /// First byte that is there again.
+        to: u64,
+    },
+    /// Output of an exec that does not follow what came before it.
+    #[error("the exec stream of sandbox {sandbox} goes on at byte {found} of {stream:?}, not at {expected}")]
+    ExecOffset {
+        /// Sandbox, as the caller named it.
+        sandbox: String,
+        /// In which stream.
+        stream: OutputStream,
+        /// Where it was.
+        expected: u64,
+        /// Where it went on.
+        found: u64,
+    },
+    /// A WebSocket to the daemon could not be made, or broke.
+    #[error("cannot {operation}: the WebSocket to {host} failed")]
+    WebSocket {
+        /// What was asked for.
+        operation: String,
+        /// The daemon's address.
+        host: String,
+        /// How.
+        #[source]
+        source: Box<tokio_tungstenite::tungstenite::Error>,
+    },
     /// A lease's time to live that the API has no number for.
     #[error("a lease of {ttl:?} is not possible: it lasts whole seconds, from 1 to 86400")]
     LeaseTtl {
@@ -206,12 +244,15 @@ impl Error {
             | Error::Send { .. }
             | Error::Read { .. }
             | Error::ProgressEnded { .. }
-            | Error::ExecLost { .. } => Kind::Unavailable,
+            | Error::ExecLost { .. }
+            | Error::WebSocket { .. } => Kind::Unavailable,
             Error::Status { .. }
             | Error::Decode { .. }
             | Error::Unframed { .. }
             | Error::ExecFrame { .. }
-            | Error::ExecEvent { .. } => Kind::Internal,
+            | Error::ExecEvent { .. }
+            | Error::ExecGap { .. }
+            | Error::ExecOffset { .. } => Kind::Internal,
         }
     }
 

@@ -8,10 +8,10 @@ use std::task::{Context, Poll};
 
 use berth_types::error::ApiError;
 use berth_types::files::{
-    ARCHIVE_ERROR, ARCHIVE_REPORT, ArchiveIn, ArchiveOut, ArchiveOutReport, ArchiveReport, FsRequest,
-    FsResponse, TAR_TYPE,
+    ARCHIVE_ERROR, ARCHIVE_REPORT, ArchiveIn, ArchiveOut, ArchiveOutReport, ArchiveReport, Change, FileIn,
+    FileOut, FileReport, FsRequest, FsResponse, TAR_TYPE, WatchQuery,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -24,10 +24,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::StreamReader;
 
 use crate::sandboxes::sandbox_path;
-use crate::transport::{Call, Connection, encode};
+use crate::transport::{Answer, Call, Connection, encode};
 use crate::{Client, Error};
 
-/// A tar that comes from a sandbox. Reading it fails when the connection breaks, and with an [`Error`] inside when the
+/// A tar, or the bytes of one file, that comes from a sandbox. Reading it fails when the connection breaks, and with an [`Error`] inside when the
 /// daemon says why it cannot go on: its end is the archive's end.
 pub struct ArchiveStream {
     reader: StreamReader<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>, Bytes>,
@@ -95,6 +95,44 @@ impl AsyncRead for ArchiveStream {
     }
 }
 
+/// Changes of files; dropping it ends the watch.
+#[derive(Debug)]
+pub struct Changes {
+    answer: Answer,
+    rest: BytesMut,
+}
+
+impl Changes {
+    /// The next one; nothing once what is watched is gone for good. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Change>, Error> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line = self.rest.split_to(end + 1);
+                let operation = || self.answer.operation().to_owned();
+                return match serde_json::from_slice(&line) {
+                    Ok(WatchLine::Change(change)) => Ok(Some(change)),
+                    Ok(WatchLine::Error { error }) => {
+                        Err(Error::Api { operation: operation(), source: Box::new(error) })
+                    }
+                    Err(source) => Err(Error::Decode { operation: operation(), source }),
+                };
+            }
+            match self.answer.chunk().await? {
+                Some(data) => self.rest.extend_from_slice(&data),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// A line of a watch: a change, or why there are no more.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum WatchLine {
+    Error { error: ApiError },
+    Change(Change),
+}
+
 impl fmt::Debug for ArchiveStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ArchiveStream").finish_non_exhaustive()
@@ -118,12 +156,18 @@ impl Client {
     /// A tar of a path of a sandbox.
     pub async fn get_archive(&self, sandbox: &str, source: &ArchiveOut) -> Result<ArchiveStream, Error> {
         let mut query = format!("/archive?path={}", encode(&source.path));
-        if !source.exclude.is_empty() {
-            query.push_str("&exclude=");
-            query.push_str(&encode(&source.exclude));
+        for (name, patterns) in
+            [("exclude", &source.exclude), ("include", &source.include), ("protect", &source.protect)]
+        {
+            if !patterns.is_empty() {
+                query.push_str(&format!("&{name}={}", encode(patterns)));
+            }
         }
         if source.ignore_failed_read {
             query.push_str("&ignore_failed_read=true");
+        }
+        if source.sparse {
+            query.push_str("&sparse=true");
         }
         let operation = format!("copy {} out of sandbox {sandbox}", source.path);
         let call = Call::new(Method::GET, sandbox_path(sandbox, &query), operation).with_trailers();
@@ -136,6 +180,52 @@ impl Client {
         let connection = answer.connection;
         let data = contents(answer.response.into_body(), operation, report.clone());
         Ok(ArchiveStream { reader: StreamReader::new(Box::pin(data)), report, _connection: connection })
+    }
+
+    /// Bytes of one file of a sandbox, to be read to their end.
+    pub async fn read_file(&self, sandbox: &str, file: &FileOut) -> Result<ArchiveStream, Error> {
+        let mut query = format!("/file?path={}&offset={}", encode(&file.path), file.offset);
+        if let Some(length) = file.length {
+            query.push_str(&format!("&length={length}"));
+        }
+        if let Some(user) = &file.user {
+            query.push_str(&format!("&user={}", encode(user)));
+        }
+        let operation = format!("read {} of sandbox {sandbox}", file.path);
+        let answer = self.send(Call::new(Method::GET, sandbox_path(sandbox, &query), operation)).await?;
+        let (operation, report) = (answer.operation().to_owned(), ReportOnceRead::default());
+        let connection = answer.connection;
+        let data = contents(answer.response.into_body(), operation, report.clone());
+        Ok(ArchiveStream { reader: StreamReader::new(Box::pin(data)), report, _connection: connection })
+    }
+
+    /// Makes `contents` a file of a sandbox, as a whole or not at all; tells its size in bytes.
+    pub async fn write_file(
+        &self,
+        sandbox: &str,
+        file: &FileIn,
+        contents: impl AsyncRead + Send + 'static,
+    ) -> Result<u64, Error> {
+        let mut query = format!("/file?path={}&create_only={}", encode(&file.path), file.create_only);
+        for (name, value) in [("mode", &file.mode), ("owner", &file.owner)] {
+            if let Some(value) = value {
+                query.push_str(&format!("&{name}={}", encode(value)));
+            }
+        }
+        let operation = format!("write {} of sandbox {sandbox}", file.path);
+        let call = Call::new(Method::PUT, sandbox_path(sandbox, &query), operation);
+        let report: FileReport = self.call(call.upload("application/octet-stream", contents)).await?;
+        Ok(report.bytes)
+    }
+
+    /// Changes at or below a path of a sandbox, as they happen. The first is [`ChangeKind::Ready`].
+    ///
+    /// [`ChangeKind::Ready`]: berth_types::files::ChangeKind::Ready
+    pub async fn watch(&self, sandbox: &str, watch: &WatchQuery) -> Result<Changes, Error> {
+        let query = format!("/watch?path={}&recursive={}", encode(&watch.path), watch.recursive);
+        let operation = format!("watch {} of sandbox {sandbox}", watch.path);
+        let answer = self.send(Call::new(Method::GET, sandbox_path(sandbox, &query), operation)).await?;
+        Ok(Changes { answer, rest: BytesMut::new() })
     }
 
     /// A small file-system call into a sandbox.

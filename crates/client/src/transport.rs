@@ -2,7 +2,7 @@
 //!
 //! Each call has a connection of its own. On a unix socket that costs tens of microseconds, and in return nothing is
 //! ever sent on a connection that the daemon has already closed, so no request needs repeating, and dropping an
-//! answer closes its connection at once, which is how the daemon learns that an exec's reader is gone.
+//! answer closes its connection at once, which is how the daemon learns that a reader is gone.
 
 use std::io;
 use std::pin::Pin;
@@ -215,7 +215,7 @@ impl From<hyper::Error> for ExchangeError {
     }
 }
 
-async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+pub(crate) async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port)))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;

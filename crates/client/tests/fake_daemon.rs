@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -123,6 +124,10 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+fn output(kind: u8, offset: u64, data: &[u8]) -> Vec<u8> {
+    frame(kind, &[&offset.to_be_bytes()[..], &9_u64.to_be_bytes(), data].concat())
+}
+
 fn event(value: Value) -> Vec<u8> {
     frame(3, value.to_string().as_bytes())
 }
@@ -142,7 +147,8 @@ fn request() -> ExecRequest {
 #[tokio::test]
 async fn exec_frames_survive_any_split() {
     let daemon = FakeDaemon::new(|_| {
-        let all = [started(), frame(1, b"out"), frame(2, b"err"), frame(1, b"more"), exited(3)].concat();
+        let all = [started(), output(1, 0, b"out"), output(2, 0, b"err"), output(1, 3, b"more"), exited(3)]
+            .concat();
         Reply::pieces(all.chunks(7).map(<[u8]>::to_vec).collect())
     });
     let outcome = daemon.client.exec_collect("box/1", &request()).await.unwrap();
@@ -150,25 +156,78 @@ async fn exec_frames_survive_any_split() {
     assert_eq!((outcome.status.exit_code, outcome.status.reason), (3, ExitReason::Exited));
     let seen = daemon.seen();
     assert_eq!(seen[0].0, "POST /v1/sandboxes/box%2F1/exec");
-    assert_eq!(serde_json::from_slice::<Value>(&seen[0].1).unwrap(), json!({"command": {"shell": "true"}}));
+    let mut sent = serde_json::from_slice::<Value>(&seen[0].1).unwrap();
+    let id = sent.as_object_mut().unwrap().remove("id").unwrap();
+    assert_eq!(id.as_str().unwrap().len(), 32, "a request without an id is given one");
+    assert_eq!(sent, json!({"command": {"shell": "true"}}));
 }
 
 #[tokio::test]
-async fn an_exec_without_its_end_is_lost_whether_the_stream_ends_or_breaks() {
+async fn an_exec_that_is_cut_is_picked_up_where_it_was() {
     for broken in [false, true] {
+        let tries = AtomicUsize::new(0);
         let daemon = FakeDaemon::new(move |_| {
-            let reply = Reply::pieces(vec![started(), frame(1, b"partial"), exited(0)[..9].to_vec()]);
+            let reply = match tries.fetch_add(1, Ordering::SeqCst) {
+                0 => Reply::pieces(vec![started(), output(1, 0, b"one"), exited(0)[..9].to_vec()]),
+                1 => Reply::pieces(vec![started(), output(2, 0, b"err")[..7].to_vec()]),
+                // More than was asked for: what is known already is not passed on again.
+                _ => {
+                    return Reply::pieces(vec![
+                        started(),
+                        output(1, 1, b"ne, two"),
+                        output(2, 0, b"err"),
+                        exited(4),
+                    ]);
+                }
+            };
             if broken { reply.broken() } else { reply }
         });
-        let mut stream = daemon.client.exec("s", &request()).await.unwrap();
+        let outcome = daemon.client.exec_collect("s", &request()).await.unwrap();
+        assert_eq!((&outcome.stdout[..], &outcome.stderr[..]), (&b"one, two"[..], &b"err"[..]));
+        assert_eq!(outcome.status.exit_code, 4);
+        let sent: Vec<Value> =
+            daemon.seen().iter().map(|(_, body)| serde_json::from_slice(body).unwrap()).collect();
+        assert!(sent.iter().all(|request| request["id"] == sent[0]["id"]), "{sent:?}");
+        assert_eq!(sent[2]["from"], json!({"stdout": 3, "stderr": 0}));
+    }
+}
+
+#[tokio::test]
+async fn an_exec_that_stays_cut_is_lost() {
+    for broken in [false, true] {
+        let daemon = FakeDaemon::new(move |_| {
+            let reply = Reply::pieces(vec![started(), output(1, 0, b"partial"), exited(0)[..9].to_vec()]);
+            if broken { reply.broken() } else { reply }
+        });
+        let client = daemon.client.clone().with_patience(Duration::from_millis(200));
+        let mut stream = client.exec("s", &request()).await.unwrap();
         assert!(matches!(stream.next().await, Some(Ok(ExecOutput::Started { .. }))));
         assert!(matches!(stream.next().await, Some(Ok(ExecOutput::Stdout(data))) if data == "partial"));
         let error = stream.next().await.unwrap().unwrap_err();
         assert!(matches!(&error, Error::ExecLost { source, .. } if source.is_some() == broken), "{error:?}");
         assert!(error.is_infrastructure());
         assert!(stream.next().await.is_none());
-        assert!(daemon.client.exec_collect("s", &request()).await.is_err());
     }
+}
+
+#[tokio::test]
+async fn output_that_does_not_follow_is_no_output() {
+    let daemon = FakeDaemon::new(|_| Reply::pieces(vec![started(), output(1, 5, b"late"), exited(0)]));
+    let error = daemon.client.exec_collect("s", &request()).await.unwrap_err();
+    assert!(matches!(error, Error::ExecOffset { expected: 0, found: 5, .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_gap_is_told_and_fails_who_wants_all() {
+    let gap = || event(json!({"event": "gap", "stream": "stdout", "from": 0, "to": 5}));
+    let daemon =
+        FakeDaemon::new(move |_| Reply::pieces(vec![started(), gap(), output(1, 5, b"late"), exited(0)]));
+    let mut stream = daemon.client.exec("s", &request()).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    assert!(matches!(stream.next().await, Some(Ok(ExecOutput::Gap { from: 0, to: 5, .. }))));
+    assert!(matches!(stream.next().await, Some(Ok(ExecOutput::Stdout(data))) if data == "late"));
+    let error = daemon.client.exec_collect("s", &request()).await.unwrap_err();
+    assert!(matches!(error, Error::ExecGap { to: 5, .. }), "{error:?}");
 }
 
 #[tokio::test]
@@ -352,7 +411,7 @@ async fn an_upload_that_is_refused_early_still_says_why() {
 
 #[tokio::test]
 async fn a_download_that_breaks_is_an_error_and_never_a_short_success() {
-    let source = ArchiveOut { path: "/d".into(), exclude: "*.pyc\n.git".into(), ignore_failed_read: false };
+    let source = ArchiveOut { exclude: "*.pyc\n.git".into(), ..ArchiveOut::new("/d") };
     let daemon = FakeDaemon::new(|_| Reply::pieces(vec![b"abc".to_vec(), b"def".to_vec()]));
     let mut bytes = Vec::new();
     daemon.client.get_archive("s", &source).await.unwrap().read_to_end(&mut bytes).await.unwrap();
@@ -380,7 +439,7 @@ fn answering(answer: String) -> (Client, TempDir) {
 
 #[tokio::test]
 async fn an_archive_s_trailers_tell_what_is_missing_and_why_it_broke_off() {
-    let source = ArchiveOut { path: "/d".into(), exclude: String::new(), ignore_failed_read: true };
+    let source = ArchiveOut { ignore_failed_read: true, ..ArchiveOut::new("/d") };
     let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n";
     let trailer = |name: &str, value: Value| {
         let value =

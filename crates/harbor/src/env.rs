@@ -150,7 +150,11 @@ impl Platform for Client {
             match next? {
                 ExecOutput::Started { .. } => {}
                 ExecOutput::Stdout(data) | ExecOutput::Stderr(data) => output(&data),
+                ExecOutput::Gap { stream, from, to } => {
+                    return Err(Error::ExecGap { sandbox: sandbox.to_owned(), stream, from, to });
+                }
                 ExecOutput::Exited(status) => return Ok(status),
+                ExecOutput::Detached => break,
             }
         }
         Err(Error::ExecLost { sandbox: sandbox.to_owned(), source: None })

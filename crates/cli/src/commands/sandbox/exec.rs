@@ -103,7 +103,11 @@ async fn pass_on(
             ExecOutput::Started { .. } => {}
             ExecOutput::Stdout(data) => write(stdout, &data).await?,
             ExecOutput::Stderr(data) => write(stderr, &data).await?,
+            ExecOutput::Gap { stream, from, to } => {
+                return Err(Error::ExecGap { sandbox: sandbox.to_owned(), stream, from, to }.into());
+            }
             ExecOutput::Exited(status) => return Ok(status),
+            ExecOutput::Detached => break,
         }
     }
     Err(Error::ExecLost { sandbox: sandbox.to_owned(), source: None }.into())
