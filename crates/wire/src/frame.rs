@@ -261,13 +261,62 @@ impl Decoder {
 
     /// The next complete frame, or `None` until more is fed.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, DecodeError> {
-        let pending = &self.buffer[self.taken..];
-        let Some((head, rest)) = pending.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let Some(FrameRef { channel, body, len }) = FrameRef::first(&self.buffer[self.taken..])? else {
+            return Ok(None);
+        };
+        let body = match body {
+            BodyRef::Data(data) => Body::Data(data.to_vec()),
+            BodyRef::Output { stream, offset, time_us, data } => {
+                Body::Output(Chunk { stream, offset, time_us, data: data.to_vec() })
+            }
+            BodyRef::Control(body) => body,
+        };
+        self.taken += len;
+        Ok(Some(Frame { channel, body }))
+    }
+}
+
+/// A frame whose data was left where it lies, for a reader that shares its buffer rather than copy out of it.
+#[derive(Debug, PartialEq)]
+pub struct FrameRef<'a> {
+    /// As in [`Frame`].
+    pub channel: u32,
+    /// What it says.
+    pub body: BodyRef<'a>,
+    /// How long the frame is in bytes, header included. The data of a body is the last part of it.
+    pub len: usize,
+}
+
+/// What a [`FrameRef`] says.
+#[derive(Debug, PartialEq)]
+pub enum BodyRef<'a> {
+    /// [`Body::Data`].
+    Data(&'a [u8]),
+    /// [`Body::Output`].
+    Output {
+        /// As in [`Chunk`].
+        stream: Output,
+        /// As in [`Chunk`].
+        offset: u64,
+        /// As in [`Chunk`].
+        time_us: u64,
+        /// As in [`Chunk`].
+        data: &'a [u8],
+    },
+    /// Any other.
+    Control(Body),
+}
+
+impl<'a> FrameRef<'a> {
+    /// The frame that `bytes` begin with; `None` when it is not complete.
+    ///
+    /// # Errors
+    /// [`DecodeError`], as soon as the header is there.
+    pub fn first(bytes: &'a [u8]) -> Result<Option<Self>, DecodeError> {
+        let Some((head, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
         let (kind, channel, len) = parse_header(head)?;
         let Some(body) = rest.get(..len) else { return Ok(None) };
-        let frame = Frame { channel, body: parse_body(kind, channel, body)? };
-        self.taken += HEADER_LEN + len;
-        Ok(Some(frame))
+        Ok(Some(Self { channel, body: parse_body(kind, channel, body)?, len: HEADER_LEN + len }))
     }
 }
 
@@ -296,13 +345,13 @@ fn parse_header(head: &[u8; HEADER_LEN]) -> Result<(u8, u32, usize), DecodeError
     }
 }
 
-fn parse_body(kind: u8, channel: u32, body: &[u8]) -> Result<Body, DecodeError> {
-    Ok(match kind {
+fn parse_body(kind: u8, channel: u32, body: &[u8]) -> Result<BodyRef<'_>, DecodeError> {
+    Ok(BodyRef::Control(match kind {
+        DATA => return Ok(BodyRef::Data(body)),
+        OUTPUT => return parse_output(body),
         HELLO => Body::Hello(json(kind, channel, body)?),
         OPEN => Body::Open(Box::new(json(kind, channel, body)?)),
         EVENT => Body::Event(json(kind, channel, body)?),
-        DATA => Body::Data(body.to_vec()),
-        OUTPUT => Body::Output(parse_chunk(body)?),
         END => Body::End,
         CANCEL => Body::Cancel,
         CREDIT => match body.try_into() {
@@ -310,21 +359,21 @@ fn parse_body(kind: u8, channel: u32, body: &[u8]) -> Result<Body, DecodeError> 
             Err(_) => return Err(DecodeError::Length { kind, len: 0 }),
         },
         _ => return Err(DecodeError::UnknownKind { kind }),
-    })
+    }))
 }
 
-fn parse_chunk(body: &[u8]) -> Result<Chunk, DecodeError> {
+fn parse_output(body: &[u8]) -> Result<BodyRef<'_>, DecodeError> {
     let short = DecodeError::Length { kind: OUTPUT, len: 0 };
     let Some(([stream, place @ ..], data)) = body.split_first_chunk::<OUTPUT_HEADER_LEN>() else {
         return Err(short);
     };
     let place: &[u8; OUTPUT_HEADER_LEN - 1] = place;
     let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte));
-    Ok(Chunk {
+    Ok(BodyRef::Output {
         stream: parse_stream(*stream)?,
         offset: number(&place[..8]),
         time_us: number(&place[8..]),
-        data: data.to_vec(),
+        data,
     })
 }
 

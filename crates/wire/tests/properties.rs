@@ -189,7 +189,7 @@ proptest! {
     }
 
     #[test]
-    fn lengths_that_nobody_sends_are_refused_by_the_header_alone(kind in 1_u8..=8, len in (16_u32 << 20) + 1..) {
+    fn lengths_that_nobody_sends_are_refused_by_the_header_alone(kind in 1_u8..=9, len in (16_u32 << 20) + 1..) {
         let mut bytes = vec![kind, 0, 0, 0, 0, 0, 0, u8::from(kind != 1)];
         bytes.extend_from_slice(&len.to_be_bytes());
         let mut decoder = Decoder::new();
@@ -211,7 +211,7 @@ proptest! {
     }
 
     #[test]
-    fn no_body_makes_the_decoder_panic(kind in 0_u8..10, body in vec(any::<u8>(), 0..100)) {
+    fn no_body_makes_the_decoder_panic(kind in 0_u8..11, body in vec(any::<u8>(), 0..100)) {
         let mut bytes = vec![kind, 0, 0, 0, 0, 0, 0, u8::from(kind != 1)];
         bytes.extend_from_slice(&(body.len() as u32).to_be_bytes());
         bytes.extend_from_slice(&body);
@@ -274,6 +274,12 @@ fn control_messages_look_like_the_document_says() {
         grace_ms: None,
         no_new_privs: true,
         plain_env: false,
+        fingerprint: Some("f".into()),
+        stdin: Stdin::Stream,
+        terminal: Some(TerminalSize { rows: 24, cols: 80 }),
+        keep: Keep { bytes: 1 << 20, when_full: WhenFull::DropOldest },
+        on_detach: OnDetach::Kill,
+        from: Offsets { stdout: 7, stderr: 0 },
     };
     let unpack = Unpack { path: "/app".into(), owner: Owner::User("app:app".into()), mode: None };
     let exited = Exited {
@@ -289,6 +295,8 @@ fn control_messages_look_like_the_document_says() {
             cpu_usec: None,
             rescued: false,
         },
+        written: Offsets { stdout: 12, stderr: 3 },
+        dropped: Offsets::default(),
     };
     let failed =
         Failure { code: FailureCode::NotFound, message: "open".into(), path: Some("/nowhere".into()) };
