@@ -480,7 +480,11 @@ async fn small_operations() {
         let request = FsRequest::Stat { path: text(&path(name)), user: user.map(str::to_owned) };
         rig.guest.fs(request).await.unwrap().stat
     };
-    let made = FsRequest::Mkdir { paths: vec![text(&path("a/b")), text(&path("c"))], mode: Some(0o777), owner: None };
+    let made = FsRequest::Mkdir {
+        paths: vec![text(&path("a/b")), text(&path("c"))],
+        mode: Some(0o777),
+        owner: None,
+    };
     rig.guest.fs(made.clone()).await.unwrap();
     rig.guest.fs(made).await.unwrap();
     let found = stat("a/b", None).await.unwrap();

@@ -17,10 +17,13 @@
 //! wait for another connection, over which a new [`Guest`] then finds every exec by its id.
 
 mod connection;
+mod cut;
 mod exec;
 mod files;
 mod input;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 use std::sync::Arc;

@@ -6,17 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use berth_wire::{
-    Body, Chunk, DecodeError, Decoder, Frame, GENERATION, Hello, MAX_DATA, Output, ReceiveWindow, Reply,
-    Request, WINDOW, WindowError,
+    Body, DecodeError, Frame, GENERATION, Hello, MAX_DATA, ReceiveWindow, Reply, Request, WINDOW, WindowError,
 };
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::Error;
-
-const READ: usize = 64 * 1024;
+use super::cut::{Cut, Cutter, Piece};
 
 /// What the guest sent on a channel.
 #[derive(Debug)]
@@ -26,15 +24,6 @@ pub(super) enum Incoming {
     /// No more data comes; other than that the channel goes on.
     End,
     Reply(Reply),
-}
-
-/// A piece of an exec's output; [`berth_wire::Chunk`] without a copy.
-#[derive(Debug)]
-pub(super) struct Piece {
-    pub(super) stream: Output,
-    pub(super) offset: u64,
-    pub(super) time_us: u64,
-    pub(super) data: Bytes,
 }
 
 /// A stream that is served. Dropping it closes the stream.
@@ -90,29 +79,27 @@ pub(super) async fn greet<S>(mut stream: S) -> Result<(Connection, Hello), Error
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut decoder = Decoder::new();
-    let hello = read_hello(&mut stream, &mut decoder).await?;
+    let mut cutter = Cutter::default();
+    let hello = read_hello(&mut stream, &mut cutter).await?;
     if hello.generation != GENERATION {
         return Err(Error::Generation { theirs: hello.generation });
     }
     let (out, queue) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared { slots: Mutex::default(), out, gone: watch::Sender::new(false) });
     let (reader, writer) = tokio::io::split(stream);
-    let task = tokio::spawn(serve(shared.clone(), reader, decoder, writer, queue)).abort_handle();
+    let task = tokio::spawn(serve(shared.clone(), reader, cutter, writer, queue)).abort_handle();
     Ok((Connection { shared, task }, hello))
 }
 
-async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, decoder: &mut Decoder) -> Result<Hello, Error> {
-    let mut buffer = vec![0; READ];
+async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, cutter: &mut Cutter) -> Result<Hello, Error> {
     loop {
-        match decoder.next_frame().map_err(|error| Error::Protocol(Some(error)))? {
-            Some(Frame { body: Body::Hello(hello), .. }) => return Ok(hello),
+        match cutter.next().map_err(|error| Error::Protocol(Some(error)))? {
+            Some((_, Cut::Control(Body::Hello(hello)))) => return Ok(hello),
             Some(_) => return Err(Error::Protocol(None)),
             None => {}
         }
-        match stream.read(&mut buffer).await.map_err(Error::Greeting)? {
-            0 => return Err(Error::Greeting(io::ErrorKind::UnexpectedEof.into())),
-            len => decoder.feed(&buffer[..len]),
+        if cutter.read_from(stream).await.map_err(Error::Greeting)? == 0 {
+            return Err(Error::Greeting(io::ErrorKind::UnexpectedEof.into()));
         }
     }
 }
@@ -122,7 +109,7 @@ async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, decoder: &mut Decoder)
 async fn serve<S: AsyncRead + AsyncWrite>(
     shared: Arc<Shared>,
     reader: ReadHalf<S>,
-    decoder: Decoder,
+    cutter: Cutter,
     writer: WriteHalf<S>,
     queue: mpsc::UnboundedReceiver<Vec<u8>>,
 ) {
@@ -133,7 +120,7 @@ async fn serve<S: AsyncRead + AsyncWrite>(
         std::future::pending().await
     };
     let read = tokio::select! {
-        read = read(&shared, reader, decoder) => read,
+        read = read(&shared, reader, cutter) => read,
         () = write => Ok(()),
     };
     match &read {
@@ -147,18 +134,16 @@ async fn serve<S: AsyncRead + AsyncWrite>(
     shared.end();
 }
 
-async fn read<S>(shared: &Shared, mut reader: ReadHalf<S>, mut decoder: Decoder) -> Result<(), Broken>
+async fn read<S>(shared: &Shared, mut reader: ReadHalf<S>, mut cutter: Cutter) -> Result<(), Broken>
 where
     S: AsyncRead,
 {
-    let mut buffer = vec![0; READ];
     loop {
-        while let Some(frame) = decoder.next_frame()? {
-            shared.take(frame)?;
+        while let Some((channel, cut)) = cutter.next()? {
+            shared.take(channel, cut)?;
         }
-        match reader.read(&mut buffer).await.map_err(Broken::Read)? {
-            0 => return Ok(()),
-            len => decoder.feed(&buffer[..len]),
+        if cutter.read_from(&mut reader).await.map_err(Broken::Read)? == 0 {
+            return Ok(());
         }
     }
 }
@@ -182,25 +167,24 @@ impl Shared {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, Frame { channel, body }: Frame) -> Result<(), Broken> {
+    fn take(&self, channel: u32, cut: Cut) -> Result<(), Broken> {
         let mut slots = self.slots();
         let Some(slot) = slots.open.get_mut(&channel) else {
             // Credit may arrive after the last word was read; nothing else may.
-            return if matches!(body, Body::Credit(_)) { Ok(()) } else { Err(Broken::Unexpected(channel)) };
+            let is_credit = matches!(cut, Cut::Control(Body::Credit(_)));
+            return if is_credit { Ok(()) } else { Err(Broken::Unexpected(channel)) };
         };
         // A receiver that is gone has cancelled: what still comes is of no interest.
-        match body {
-            Body::Data(data) => {
+        match cut {
+            Cut::Data(data) => {
                 slot.receive.received(data.len())?;
-                let _ = slot.incoming.send(Incoming::Data(data.into()));
+                let _ = slot.incoming.send(Incoming::Data(data));
             }
-            Body::Output(chunk) => {
-                slot.receive.received(chunk.data.len())?;
-                let Chunk { stream, offset, time_us, data } = chunk;
-                let piece = Piece { stream, offset, time_us, data: data.into() };
+            Cut::Output(piece) => {
+                slot.receive.received(piece.data.len())?;
                 let _ = slot.incoming.send(Incoming::Output(piece));
             }
-            Body::Event(reply) => {
+            Cut::Control(Body::Event(reply)) => {
                 let is_last = reply.is_last();
                 let _ = slot.incoming.send(Incoming::Reply(reply));
                 if is_last && let Some(slot) = slots.open.remove(&channel) {
@@ -208,11 +192,11 @@ impl Shared {
                     slot.send.close();
                 }
             }
-            Body::Credit(bytes) => grant(&slot.send, bytes)?,
-            Body::End => {
+            Cut::Control(Body::Credit(bytes)) => grant(&slot.send, bytes)?,
+            Cut::Control(Body::End) => {
                 let _ = slot.incoming.send(Incoming::End);
             }
-            Body::Hello(_) | Body::Open(_) | Body::Cancel => return Err(Broken::Unexpected(channel)),
+            Cut::Control(_) => return Err(Broken::Unexpected(channel)),
         }
         Ok(())
     }

@@ -10,7 +10,8 @@ use berth_types::exec::{
 use berth_wire::{Attach, Builtin, Offsets, Output, Reply, Stdin};
 use bytes::Bytes;
 
-use super::connection::{Channel, Incoming, Piece};
+use super::connection::{Channel, Incoming};
+use super::cut::Piece;
 use super::{Error, ExecInput};
 
 /// What to run.
