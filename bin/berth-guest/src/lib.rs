@@ -38,6 +38,7 @@ mod notify;
 mod pack;
 mod pattern;
 mod places;
+pub mod sftp;
 mod surroundings;
 mod tree;
 #[allow(dead_code, reason = "execs have no terminals yet")]
@@ -205,6 +206,17 @@ fn value<T: FromStr>(arg: &str, name: &str) -> Option<T> {
 
 fn take(number: RawFd) -> Result<OwnedFd, Error> {
     berth_sys::spawn::inherited(number).map_err(|source| Error::Descriptor { number, source })
+}
+
+/// Runs the program of the guest's own that the process's first argument names; `None` when it names none.
+pub fn builtin(argument: &str) -> Option<Result<(), sftp::Error>> {
+    let name = argument.strip_prefix(launch::BUILTIN)?;
+    (name == launch::SFTP).then(|| {
+        // Those of the standard library would cut what is sent at its last line.
+        let input = rustix::io::dup(rustix::stdio::stdin()).map_err(std::io::Error::from)?;
+        let output = rustix::io::dup(rustix::stdio::stdout()).map_err(std::io::Error::from)?;
+        sftp::serve(std::fs::File::from(input), std::fs::File::from(output))
+    })
 }
 
 /// Serves the control stream until it ends.

@@ -3,6 +3,13 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if let Some(served) = arguments.next().and_then(|first| berth_guest::builtin(&first)) {
+        return match served {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        };
+    }
     let options = match berth_guest::Options::from_args(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(error) => return fail(&error),

@@ -1,5 +1,6 @@
 //! Users as the sandbox's own `/etc/passwd` and `/etc/group` know them, by the rules of container runtimes.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 
@@ -34,6 +35,40 @@ pub(crate) enum Error {
 /// Looks `spec` up: `user` or `user:group`, each a name or a number; root when absent.
 pub(crate) fn lookup(spec: Option<&str>) -> Result<User, Error> {
     resolve(spec.unwrap_or("0"), &read("/etc/passwd")?, &read("/etc/group")?)
+}
+
+/// Names of ids, for people to read. What has none, or cannot be looked up, is shown as its number.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    users: HashMap<u32, String>,
+    groups: HashMap<u32, String>,
+}
+
+impl Names {
+    /// Those of the sandbox, as they are now.
+    pub(crate) fn read() -> Self {
+        Self::parse(&read("/etc/passwd").unwrap_or_default(), &read("/etc/group").unwrap_or_default())
+    }
+
+    fn parse(passwd: &str, group: &str) -> Self {
+        let mut names = Self::default();
+        // The first line of an id counts, as everywhere.
+        for account in passwd.lines().filter_map(account) {
+            names.users.entry(account.uid).or_insert_with(|| account.name.into());
+        }
+        for group in group.lines().filter_map(parse_group) {
+            names.groups.entry(group.gid).or_insert_with(|| group.name.into());
+        }
+        names
+    }
+
+    pub(crate) fn user(&self, uid: u32) -> String {
+        self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
+    }
+
+    pub(crate) fn group(&self, gid: u32) -> String {
+        self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
+    }
 }
 
 /// A file that is not there is an empty one: an image from scratch has neither.
@@ -175,6 +210,13 @@ mod tests {
         assert_eq!(resolved("1234"), Ok((5, 5, vec![], "/five".into())));
         assert_eq!(resolved("0"), Ok((0, 0, vec![10], "/root".into())));
         assert_eq!(resolved(":wheel"), Ok((0, 10, vec![], "/root".into())));
+    }
+
+    #[test]
+    fn ids_are_shown_by_their_first_name() {
+        let names = Names::parse(&format!("{PASSWD}again:x:1000:1::/:\n"), GROUP);
+        assert_eq!([names.user(1000), names.user(4242)], ["app", "4242"]);
+        assert_eq!([names.group(44), names.group(4242)], ["video", "4242"]);
     }
 
     #[test]
