@@ -31,6 +31,19 @@ pub(crate) enum Failure {
         #[source]
         source: archive::Error,
     },
+    /// A command that needs a terminal, without one.
+    #[error("stdin and stdout must both be a terminal")]
+    NoTerminal,
+    /// This program was told to end while a command ran for it.
+    #[error("ended by {signal}; the command was killed with everything that it started")]
+    Interrupted { signal: &'static str },
+    /// A port of this machine that cannot be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
     /// Stdin could not be read.
     #[error("cannot read stdin")]
     Stdin(#[source] io::Error),
@@ -92,7 +105,7 @@ impl Failure {
             Failure::Client(error) => error.kind(),
             Failure::Unpack { source, .. } => source.kind(),
             Failure::Job(error) => error.kind(),
-            Failure::StillThere { .. } => Kind::Unavailable,
+            Failure::StillThere { .. } | Failure::Listen { .. } => Kind::Unavailable,
             Failure::Json(_) | Failure::Output(_) | Failure::Doctor(_) | Failure::ExitCode { .. } => {
                 Kind::Internal
             }
@@ -100,6 +113,8 @@ impl Failure {
             Failure::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Kind::NotFound,
             Failure::Read { .. }
             | Failure::Stdin(_)
+            | Failure::NoTerminal
+            | Failure::Interrupted { .. }
             | Failure::CopySides { .. }
             | Failure::CopyRelative { .. }
             | Failure::CopySpecial { .. }

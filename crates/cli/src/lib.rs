@@ -20,6 +20,7 @@ mod commands;
 mod failure;
 mod output;
 mod progress;
+mod terminal;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -170,7 +171,11 @@ pub async fn run(invocation: Invocation, context: Context) -> ExitCode {
 
 async fn run_in(session: &Session, command: ClientCommand) -> ExitCode {
     // An exec's exit code is the command's own, so its failures have one code that stands apart, as docker has it.
-    let exec = matches!(&command, ClientCommand::Sandbox(command) if command.is_exec());
+    let exec = match &command {
+        ClientCommand::Sandbox(command) => command.is_exec(),
+        ClientCommand::Shell(_) | ClientCommand::Attach(_) => true,
+        _ => false,
+    };
     match command.run(session).await {
         Ok(code) => code,
         Err(failure) => {

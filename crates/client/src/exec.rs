@@ -43,6 +43,8 @@ pub enum ExecOutput {
         id: String,
         /// The program that was started.
         program: String,
+        /// How many bytes of input it has been given.
+        stdin_offset: u64,
     },
     /// Bytes of its stdout, following those before.
     Stdout(Bytes),
@@ -327,9 +329,9 @@ impl ExecStream {
                 self.time_us = Some(time_us);
                 self.take_output(stream, offset, data)
             }
-            Frame::Event(ExecEvent::Started { id, program, .. }) => {
+            Frame::Event(ExecEvent::Started { id, program, stdin_offset, .. }) => {
                 let is_news = !std::mem::replace(&mut self.is_started, true);
-                Ok(is_news.then_some(ExecOutput::Started { id, program }))
+                Ok(is_news.then_some(ExecOutput::Started { id, program, stdin_offset }))
             }
             Frame::Event(ExecEvent::Gap { stream, from, to }) => {
                 let at = self.place(stream);

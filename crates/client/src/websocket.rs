@@ -49,11 +49,12 @@ pub struct Attached {
     is_over: bool,
 }
 
-/// A connection to a port inside a sandbox. `shutdown` ends it for both sides.
+/// A connection to a port inside a sandbox. Either side ends its half with an empty message; dropping it ends both.
 pub struct PortStream {
     socket: Socket,
     read: Bytes,
     is_over: bool,
+    has_ended: bool,
 }
 
 impl Client {
@@ -84,7 +85,7 @@ impl Client {
         let operation = format!("connect to port {port} of sandbox {sandbox}");
         let path = sandbox_path(sandbox, &format!("/tcp?host={}&port={port}", encode(host)));
         let socket = self.upgrade(&path, &operation).await?;
-        Ok(PortStream { socket, read: Bytes::new(), is_over: false })
+        Ok(PortStream { socket, read: Bytes::new(), is_over: false, has_ended: false })
     }
 
     async fn upgrade(&self, path: &str, operation: &str) -> Result<Socket, Error> {
@@ -161,7 +162,9 @@ impl Attached {
         Ok(match frame {
             Frame::Output { stream: OutputStream::Stdout, data, .. } => ExecOutput::Stdout(data),
             Frame::Output { stream: OutputStream::Stderr, data, .. } => ExecOutput::Stderr(data),
-            Frame::Event(ExecEvent::Started { id, program, .. }) => ExecOutput::Started { id, program },
+            Frame::Event(ExecEvent::Started { id, program, stdin_offset, .. }) => {
+                ExecOutput::Started { id, program, stdin_offset }
+            }
             Frame::Event(ExecEvent::Gap { stream, from, to }) => ExecOutput::Gap { stream, from, to },
             Frame::Event(ExecEvent::Exited(status)) => ExecOutput::Exited(status),
             Frame::Event(ExecEvent::Detached) => ExecOutput::Detached,
@@ -238,6 +241,7 @@ impl AsyncRead for PortStream {
     ) -> Poll<io::Result<()>> {
         while self.read.is_empty() && !self.is_over {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
+                Some(Ok(Message::Binary(data))) if data.is_empty() => self.is_over = true,
                 Some(Ok(Message::Binary(data))) => self.read = data,
                 Some(Ok(Message::Close(_))) => self.is_over = true,
                 Some(Ok(_)) => {}
@@ -268,11 +272,21 @@ impl AsyncWrite for PortStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match ready!(Pin::new(&mut self.socket).poll_close(cx)) {
-            Ok(()) | Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed) => {
-                Poll::Ready(Ok(()))
+        let is_gone = |error: &tungstenite::Error| {
+            matches!(error, tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed)
+        };
+        if !self.has_ended {
+            match ready!(Pin::new(&mut self.socket).poll_ready(cx)) {
+                Err(error) if is_gone(&error) => return Poll::Ready(Ok(())),
+                ready => ready.map_err(io::Error::other)?,
             }
-            Err(error) => Poll::Ready(Err(io::Error::other(error))),
+            let end = Message::Binary(Bytes::new());
+            Pin::new(&mut self.socket).start_send(end).map_err(io::Error::other)?;
+            self.has_ended = true;
+        }
+        match ready!(Pin::new(&mut self.socket).poll_flush(cx)) {
+            Err(error) if !is_gone(&error) => Poll::Ready(Err(io::Error::other(error))),
+            _ => Poll::Ready(Ok(())),
         }
     }
 }

@@ -169,7 +169,7 @@ pub enum ChangeKind {
 }
 
 /// Query of `GET /v1/sandboxes/{id}/tcp`: a WebSocket whose binary messages are the bytes of a connection to a port
-/// inside.
+/// inside. An empty message ends its sender's half; closing it ends both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TcpQuery {

@@ -5,9 +5,11 @@ mod daemon;
 mod doctor;
 mod image;
 mod node;
+mod port_forward;
 mod removal;
 mod run;
 mod sandbox;
+mod shell;
 mod version;
 
 use std::process::ExitCode;
@@ -27,6 +29,12 @@ pub enum ClientCommand {
     /// Sandboxes: create, list, run commands, copy files, remove
     #[command(subcommand)]
     Sandbox(sandbox::SandboxCommand),
+    /// Open a shell in a sandbox, with this terminal
+    Shell(shell::Shell),
+    /// Go back to a shell or command in a sandbox that was left running
+    Attach(shell::Attach),
+    /// Reach ports of a sandbox from this machine
+    PortForward(port_forward::PortForward),
     /// Images: pull, import, bootstrap, build, push, list, remove
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -48,6 +56,9 @@ impl ClientCommand {
         match self {
             ClientCommand::Run(command) => command.run(session).await,
             ClientCommand::Sandbox(command) => command.run(session).await,
+            ClientCommand::Shell(command) => command.run(session).await,
+            ClientCommand::Attach(command) => command.run(session).await,
+            ClientCommand::PortForward(command) => command.run(session).await.map(|()| ExitCode::SUCCESS),
             ClientCommand::Image(command) => command.run(session).await.map(|()| ExitCode::SUCCESS),
             ClientCommand::Daemon(command) => command.run(session).await,
             ClientCommand::Node => node::run(session).await.map(|()| ExitCode::SUCCESS),

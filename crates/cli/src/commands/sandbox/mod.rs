@@ -3,9 +3,11 @@
 mod cp;
 mod create;
 mod exec;
+mod execs;
 mod inspect;
 mod ls;
 mod rm;
+mod session;
 
 use std::process::ExitCode;
 
@@ -14,7 +16,8 @@ use clap::Subcommand;
 use crate::Session;
 use crate::failure::Failure;
 
-pub(crate) use exec::EXEC_FAILURE;
+pub(crate) use exec::{EXEC_FAILURE, exit_code, sit_at, tell_of};
+pub(crate) use session::{End, Session as Seat};
 
 /// Commands on sandboxes.
 #[derive(Debug, Subcommand)]
@@ -27,6 +30,14 @@ pub enum SandboxCommand {
     Inspect(inspect::Inspect),
     /// Run a command in a sandbox and exit as it does
     Exec(exec::Exec),
+    /// List the commands of a sandbox: those that run, and what they use
+    Ps(execs::Ps),
+    /// Print what a command has written, also one that was left running
+    Logs(execs::Logs),
+    /// Kill a command with everything that it started, or send it a signal
+    Kill(execs::Kill),
+    /// Kill every process of every command, daemons that they left behind included
+    Quiesce(execs::Quiesce),
     /// Copy files into or out of a sandbox
     Cp(cp::Cp),
     /// End sandboxes and remove what they wrote
@@ -36,12 +47,16 @@ pub enum SandboxCommand {
 impl SandboxCommand {
     /// Whether the exit code is to be the one of a command in a sandbox.
     pub(crate) fn is_exec(&self) -> bool {
-        matches!(self, SandboxCommand::Exec(_))
+        matches!(self, SandboxCommand::Exec(_) | SandboxCommand::Logs(_))
     }
 
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         match self {
             SandboxCommand::Exec(command) => return command.run(session).await,
+            SandboxCommand::Logs(command) => return command.run(session).await,
+            SandboxCommand::Ps(command) => command.run(session).await,
+            SandboxCommand::Kill(command) => command.run(session).await,
+            SandboxCommand::Quiesce(command) => command.run(session).await,
             SandboxCommand::Create(command) => command.run(session).await,
             SandboxCommand::Ls(command) => command.run(session).await,
             SandboxCommand::Inspect(command) => command.run(session).await,
