@@ -158,13 +158,50 @@ pub enum Error {
         /// Reference or id that was asked for.
         name: String,
     },
-    /// No exec of that id is running in the sandbox.
-    #[error("no exec {exec:?} is running in sandbox {sandbox}")]
+    /// No exec of that id was ever started in the sandbox.
+    #[error("there is no exec {exec:?} in sandbox {sandbox}")]
     ExecNotFound {
-        /// The sandbox.
+        /// Its sandbox.
         sandbox: String,
-        /// The exec.
+        /// The id that was asked for.
         exec: String,
+    },
+    /// The exec has ended: nothing can be sent to it.
+    #[error("exec {exec:?} in sandbox {sandbox} is over")]
+    ExecOver {
+        /// Its sandbox.
+        sandbox: String,
+        /// Its id.
+        exec: String,
+    },
+    /// The exec's input is not one that is streamed, or has been ended.
+    #[error("exec {exec:?} takes no (more) input")]
+    NoStdin {
+        /// Its id.
+        exec: String,
+    },
+    /// Bytes of an exec's input would be missing.
+    #[error("exec {exec:?} has been given {given} bytes of input, and what was sent begins at {offset}")]
+    StdinGap {
+        /// Its id.
+        exec: String,
+        /// Where the body would begin.
+        offset: u64,
+        /// What the exec has been given.
+        given: u64,
+    },
+    /// What the client sends could not be read.
+    #[error("the request's body could not be read")]
+    Body(#[source] std::io::Error),
+    /// The sandbox does not answer: it is stopped, frozen or starved. What came of the call is not known.
+    #[error("sandbox {id} did not answer within {seconds} s{}", unknown_start(starting.as_deref()))]
+    Unresponsive {
+        /// Its id.
+        id: String,
+        /// How long it was waited for.
+        seconds: u64,
+        /// The exec that was to be started.
+        starting: Option<String>,
     },
     /// A call into the sandbox failed for a reason that lies in the sandbox's files.
     #[error("{message}")]
@@ -249,6 +286,11 @@ impl Error {
             Error::LeaseNotFound { .. } => ("lease_not_found", Kind::NotFound),
             Error::ImageNotFound { .. } => ("image_not_found", Kind::NotFound),
             Error::ExecNotFound { .. } => ("exec_not_found", Kind::NotFound),
+            Error::ExecOver { .. } => ("exec_over", Kind::Conflict),
+            Error::NoStdin { .. } => ("no_stdin", Kind::Conflict),
+            Error::StdinGap { .. } => ("stdin_gap", Kind::Conflict),
+            Error::Body(_) => ("body_failed", Kind::User),
+            Error::Unresponsive { .. } => ("sandbox_unresponsive", Kind::Unavailable),
             Error::InSandbox { code, kind, .. } => (code, *kind),
             Error::EmptyArchive => ("bad_archive", Kind::User),
             Error::Image(error) => (error.code(), error.kind()),
@@ -277,6 +319,10 @@ impl Error {
                 Some("`berth image ls` lists them; `berth image pull`, `bootstrap`, `import` and `build` bring one in".into())
             }
             Error::SandboxNotFound { .. } => Some("`berth sandbox ls` lists them".into()),
+            Error::Unresponsive { starting: Some(exec), .. } => Some(format!(
+                "a repeat of the request with the id {exec:?} is safe: it never runs twice"
+            )),
+            Error::StdinGap { given, .. } => Some(format!("send what begins at {given}")),
             Error::NameTaken { name, .. } => Some(format!("`berth sandbox rm {name}` removes it")),
             Error::StorageUnenforced { resources } => Some(format!(
                 "put the data directory on {}, or do without the limit: \"storage_unenforced\": \"allow\" in the \
@@ -386,6 +432,10 @@ fn storage(resources: &Resources) -> String {
     let mb = resources.storage_mb.map(|mb| format!("{mb} MB"));
     let inodes = resources.storage_inodes.map(|inodes| format!("{inodes} files"));
     mb.into_iter().chain(inodes).collect::<Vec<_>>().join(", ")
+}
+
+fn unknown_start(exec: Option<&str>) -> String {
+    exec.map(|exec| format!(", and whether exec {exec:?} was started is not known")).unwrap_or_default()
 }
 
 fn because(reason: Option<&str>) -> String {

@@ -1,21 +1,36 @@
 //! Commands in a sandbox.
+//!
+//! The guest is the one authority on execs: it starts each id once, keeps its output and its end. What is added here is
+//! what only the machine knows of an end ([`memory`]), limits of time for a guest that says nothing ([`crate::patience`]),
+//! and the words of the API.
+
+mod control;
+mod input;
+mod memory;
+mod request;
 
 use std::time::Duration;
 
 use berth_sandbox::DiskFull;
-use berth_sandbox::guest::{self, ExecSpec};
+use berth_sandbox::guest::{self, ExecInput};
 use berth_types::error::Kind;
-use berth_types::exec::{ExecRequest, ExecStatus, ExitReason, OutputStream};
+use berth_types::exec::{
+    ExecInfo, ExecOffsets, ExecRequest, ExecStatus, ExitReason, OnDisconnect, OutputStream,
+};
 use berth_types::sandbox::{Limit, ReasonCode};
+use berth_wire::WINDOW;
 use berth_wire::message::FailureCode;
 use bytes::Bytes;
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::patience::START;
 use crate::registry::{Entry, Live};
 use crate::{Error, Node, files};
 
-/// Longest id of an exec.
-const MAX_ID: usize = 64;
+pub(crate) use memory::Execs;
+
+use memory::Facts;
 
 /// Longest that the end of a command which failed is held up to learn whether its disk was full. It takes less than one
 /// millisecond where nothing else is wrong.
@@ -24,72 +39,203 @@ const DISK_LIMIT: Duration = Duration::from_millis(20);
 /// The same for whether the disk is lost; it matters more.
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long after its limit of time, and the grace to end in, a command's end is waited for.
+const OVERTIME: Duration = Duration::from_millis(berth_wire::DEFAULT_GRACE_MS + 20_000);
+
 /// Something that an exec did.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ExecOutput {
-    /// The command runs.
+    /// The command runs, or has run. Comes first, unless it could not be started.
     Started {
         /// The exec's id.
         id: String,
         /// Path of its program.
         program: String,
+        /// Whether it had been started before this was asked for.
+        attached: bool,
+        /// How many bytes of input it has been given.
+        stdin_offset: u64,
     },
-    /// Bytes of its stdout.
-    Stdout(Bytes),
-    /// Bytes of its stderr.
-    Stderr(Bytes),
+    /// Bytes that it wrote.
+    Output {
+        /// To which of its outputs.
+        stream: OutputStream,
+        /// Where in that they begin, in bytes.
+        offset: u64,
+        /// When it wrote them, in microseconds since the epoch.
+        time_us: u64,
+        /// They.
+        data: Bytes,
+    },
+    /// Output that was asked for is not kept any more.
+    Gap {
+        /// Of which output.
+        stream: OutputStream,
+        /// Where the missing bytes begin.
+        from: u64,
+        /// Where output goes on.
+        to: u64,
+    },
     /// It ended; nothing follows.
     Exited(ExecStatus),
+    /// It runs on, and all that it has written was sent; nothing follows. Only without [`AttachSpec::follow`].
+    Detached,
 }
 
-/// A command under way. Dropping it before its end kills everything that it started.
+/// How to attach to an exec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachSpec {
+    /// From where on its output is wanted.
+    pub from: ExecOffsets,
+    /// Whether its input comes from here from now on: [`Exec::input`].
+    pub stdin: bool,
+    /// Whether to stay until it has ended.
+    pub follow: bool,
+}
+
+/// A command that one is attached to. Dropping it before its end detaches: the command runs on or is killed, as its
+/// request's `on_disconnect` says.
 pub struct Exec {
     node: Node,
     sandbox: String,
     id: String,
     live: Live,
     inner: guest::Exec,
+    /// What was waited for at the start.
+    first: Option<guest::ExecOutput>,
+    input: Option<ExecInput>,
+    /// When it must have ended; `None` without a limit of time, or where that is not known here.
+    deadline: Option<Instant>,
+    /// Whether it had ended before: what the machine is like now says nothing of its end then.
+    is_old: bool,
 }
 
 impl Node {
-    /// Runs a command in a sandbox.
+    /// Runs a command in a sandbox, once: where one of that id was started by the same request before, it is attached
+    /// to.
     ///
     /// # Errors
-    /// [`Error::SandboxNotFound`], [`Error::SandboxNotRunning`], [`Error::BadRequest`]. A command that cannot be started is
-    /// no error: it exits, with a reason.
+    /// [`Error::SandboxNotFound`], [`Error::SandboxNotRunning`], [`Error::BadRequest`], [`Error::Unresponsive`]; a conflict
+    /// when the id is that of another request. A command that cannot be started is no error: it exits, with a reason.
     pub async fn exec(&self, sandbox: &str, request: ExecRequest) -> Result<Exec, Error> {
         let (sandbox, record, live) = self.live(sandbox)?;
-        let id = match request.id {
-            Some(id) => check_id(id)?,
+        let id = match &request.id {
+            Some(id) => request::check_id(id.clone())?,
             None => Uuid::now_v7().simple().to_string(),
         };
-        let mut env = (*live.env).clone();
-        env.extend(request.env);
-        let spec = ExecSpec {
-            env,
-            cwd: request.cwd.unwrap_or(record.workdir),
-            user: Some(request.user.unwrap_or(record.user)).filter(|user| !user.is_empty()),
-            timeout: timeout(request.timeout_seconds)?,
+        let defaults = request::Defaults {
+            env: (*live.env).clone(),
+            cwd: record.workdir,
+            user: record.user,
             no_new_privileges: live.no_new_privileges,
-            ..ExecSpec::new(id.clone(), request.command)
         };
-        let inner = match live.machine.guest().exec(spec).await {
-            Ok(inner) => inner,
-            Err(source) => return Err(self.guest_error(&sandbox, source).await),
-        };
-        Ok(Exec { node: self.clone(), sandbox, id, live, inner })
+        let request::Asked { spec, input: data } = request::ask(id.clone(), request, defaults)?;
+        let deadline =
+            spec.timeout.and_then(|limit| Instant::now().checked_add(limit.checked_add(OVERTIME)?));
+        let on_detach = spec.on_detach;
+        let call = live.machine.guest().exec(spec);
+        let (inner, first) = self.start_exec(&sandbox, &id, call).await?;
+        let attached = matches!(&first, guest::ExecOutput::Started { attached: true, .. });
+        if !attached {
+            live.execs.started(&id, deadline);
+        }
+        let mut input = inner.input();
+        if let Some(data) = data {
+            self.give(&sandbox, &id, input.take(), data, attached, on_detach).await;
+        }
+        let is_old = attached && self.is_over(&sandbox, &live, &id).await?;
+        let deadline = live.execs.deadline(&id);
+        Ok(Exec { node: self.clone(), sandbox, id, live, inner, first: Some(first), input, deadline, is_old })
     }
 
-    /// Kills a running exec with everything it started.
+    /// As [`Node::exec`], and returns what there is to tell of it as soon as it runs.
     ///
     /// # Errors
-    /// [`Error::ExecNotFound`] when none of that id is running.
-    pub async fn kill_exec(&self, sandbox: &str, exec: &str) -> Result<(), Error> {
+    /// As [`Node::exec`].
+    pub async fn exec_detached(&self, sandbox: &str, request: ExecRequest) -> Result<ExecInfo, Error> {
+        if request.on_disconnect == OnDisconnect::Kill {
+            let problem = "with detach there is nobody whose going away could kill it".to_owned();
+            return Err(Error::BadRequest { field: "on_disconnect", problem });
+        }
+        let exec = self.exec(sandbox, request).await?;
+        self.find_exec(&exec.sandbox, &exec.live, &exec.id).await
+    }
+
+    /// Attaches to a command that was started before, whether it runs or has ended.
+    ///
+    /// # Errors
+    /// [`Error::ExecNotFound`], [`Error::NoStdin`]; as [`Node::execs`].
+    pub async fn attach_exec(&self, sandbox: &str, exec: &str, spec: AttachSpec) -> Result<Exec, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
-        match live.machine.guest().kill(exec).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Error::ExecNotFound { sandbox, exec: exec.to_owned() }),
-            Err(source) => Err(self.guest_error(&sandbox, source).await),
+        let id = exec.to_owned();
+        let AttachSpec { from, stdin, follow } = spec;
+        let is_old = self.is_over(&sandbox, &live, exec).await?;
+        // What is over takes no input.
+        let stdin = stdin && !is_old;
+        let spec = guest::AttachSpec { id: id.clone(), from, stdin, follow };
+        let call = live.machine.guest().attach(spec);
+        let (inner, first) = match self.start_exec(&sandbox, exec, call).await {
+            Err(Error::InSandbox { code: "bad_request", .. }) if stdin => {
+                return Err(Error::NoStdin { exec: id });
+            }
+            other => other?,
+        };
+        let (input, deadline) = (inner.input(), live.execs.deadline(exec));
+        Ok(Exec { node: self.clone(), sandbox, id, live, inner, first: Some(first), input, deadline, is_old })
+    }
+
+    async fn is_over(&self, sandbox: &str, live: &Live, exec: &str) -> Result<bool, Error> {
+        Ok(self.find_exec(sandbox, live, exec).await?.status.is_some())
+    }
+
+    /// Waits for the guest's first word on an exec.
+    async fn start_exec(
+        &self,
+        sandbox: &str,
+        exec: &str,
+        call: impl Future<Output = Result<guest::Exec, guest::Error>>,
+    ) -> Result<(guest::Exec, guest::ExecOutput), Error> {
+        let call = async {
+            let mut exec = call.await?;
+            let first = exec.next().await.unwrap_or(Err(guest::Error::Gone))?;
+            Ok((exec, first))
+        };
+        match self.ask_of(sandbox, exec, START, call).await {
+            Err(Error::Unresponsive { id, seconds, .. }) => {
+                Err(Error::Unresponsive { id, seconds, starting: Some(exec.to_owned()) })
+            }
+            other => other,
+        }
+    }
+
+    /// Gives a command the input that came with its request. What fits into the window is on its way at once; the rest
+    /// must not depend on whether the one who asked stays.
+    async fn give(
+        &self,
+        sandbox: &str,
+        exec: &str,
+        input: Option<ExecInput>,
+        data: Vec<u8>,
+        attached: bool,
+        on_detach: OnDisconnect,
+    ) {
+        match input.filter(|_| !attached) {
+            Some(input) if data.len() <= WINDOW as usize => {
+                // Only a command that is over takes nothing.
+                let _ = input.write(&data).await;
+                input.end();
+            }
+            Some(input) if on_detach == OnDisconnect::Kill => {
+                tokio::spawn(async move {
+                    if input.write(&data).await.is_ok() {
+                        input.end();
+                    }
+                });
+            }
+            _ => {
+                let (node, sandbox, exec) = (self.clone(), sandbox.to_owned(), exec.to_owned());
+                tokio::spawn(async move { node.feed(&sandbox, &exec, data).await });
+            }
         }
     }
 
@@ -146,35 +292,77 @@ impl Node {
 }
 
 impl Exec {
-    /// What happened next; after [`ExecOutput::Exited`] and after an error there is nothing more to ask for.
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What writes to its standard input, where that is streamed and comes from here.
+    pub fn input(&self) -> Option<ExecInput> {
+        self.input.clone()
+    }
+
+    /// What happened next; after [`ExecOutput::Exited`], [`ExecOutput::Detached`] and an error there is nothing more to
+    /// ask for. Nothing is lost when the future is dropped.
     ///
     /// # Errors
-    /// [`Error::CutOff`], [`Error::Guest`]: the sandbox was ended, or died. How the command ended is not known.
+    /// [`Error::CutOff`], [`Error::Guest`]: the sandbox was ended, or died. [`Error::Unresponsive`] when a limit of time is
+    /// over and the sandbox tells no end. How the command ended is not known then.
     pub async fn next(&mut self) -> Result<ExecOutput, Error> {
-        match self.inner.next().await {
-            Some(Ok(guest::ExecOutput::Started { program, .. })) => {
-                Ok(ExecOutput::Started { id: self.id.clone(), program })
+        let output = match self.first.take() {
+            Some(first) => Some(Ok(first)),
+            None => self.wait().await?,
+        };
+        match output {
+            Some(Ok(output)) => self.told(output).await,
+            Some(Err(source)) => Err(self.node.guest_error(&self.sandbox, source).await),
+            None => Err(self.node.guest_error(&self.sandbox, guest::Error::Gone).await),
+        }
+    }
+
+    /// Waits for the guest, where there is a limit of time not longer than that and [`OVERTIME`]; but one who has read
+    /// slowly gets what there is.
+    async fn wait(&mut self) -> Result<Option<Result<guest::ExecOutput, guest::Error>>, Error> {
+        let Some(deadline) = self.deadline else { return Ok(self.inner.next().await) };
+        let deadline = deadline.max(Instant::now() + START);
+        match tokio::time::timeout_at(deadline, self.inner.next()).await {
+            Ok(output) => Ok(output),
+            Err(_) => Err(self.node.unresponsive(&self.sandbox, OVERTIME)),
+        }
+    }
+
+    async fn told(&self, output: guest::ExecOutput) -> Result<ExecOutput, Error> {
+        Ok(match output {
+            guest::ExecOutput::Started { program, attached, stdin_offset } => {
+                ExecOutput::Started { id: self.id.clone(), program, attached, stdin_offset }
             }
-            Some(Ok(guest::ExecOutput::Output { stream: OutputStream::Stdout, data, .. })) => {
-                Ok(ExecOutput::Stdout(data))
+            guest::ExecOutput::Output { stream, offset, time_us, data } => {
+                ExecOutput::Output { stream, offset, time_us, data }
             }
-            Some(Ok(guest::ExecOutput::Output { stream: OutputStream::Stderr, data, .. })) => {
-                Ok(ExecOutput::Stderr(data))
-            }
-            // The one reader was there from the start and follows.
-            Some(Ok(guest::ExecOutput::Gap { .. } | guest::ExecOutput::Detached)) => {
-                Err(self.node.guest_error(&self.sandbox, guest::Error::Answer { request: "exec" }).await)
-            }
-            Some(Ok(guest::ExecOutput::Exited(status))) => {
+            guest::ExecOutput::Gap { stream, from, to } => ExecOutput::Gap { stream, from, to },
+            guest::ExecOutput::Detached => ExecOutput::Detached,
+            guest::ExecOutput::Exited(status) => {
                 // What a command says that could not read its files is no result.
                 if status.exit_code != 0 && self.node.disk_is_lost().await {
                     return Err(self.node.guest_error(&self.sandbox, guest::Error::Gone).await);
                 }
-                Ok(ExecOutput::Exited(with_limits(&self.sandbox, &self.live, status).await))
+                ExecOutput::Exited(self.with_facts(status).await)
             }
-            Some(Err(source)) => Err(self.node.guest_error(&self.sandbox, source).await),
-            None => Err(self.node.guest_error(&self.sandbox, guest::Error::Gone).await),
-        }
+        })
+    }
+
+    /// With what the machine knew at its end, which is asked for once.
+    async fn with_facts(&self, mut status: ExecStatus) -> ExecStatus {
+        let facts = match self.live.execs.facts(&self.id) {
+            Some(known) => known,
+            None if self.is_old => Facts::default(),
+            None => {
+                let status = with_limits(&self.sandbox, &self.live, status.clone()).await;
+                self.live.execs.ended(&self.id, Facts::of(&status))
+            }
+        };
+        facts.add_to(&mut status);
+        status
     }
 }
 
@@ -216,26 +404,6 @@ fn of_machine(error: Error) -> Error {
 /// Whether a sandbox that ended so was ended by somebody.
 fn is_on_purpose(code: ReasonCode) -> bool {
     matches!(code, ReasonCode::Ttl | ReasonCode::Deleted | ReasonCode::LeaseEnded)
-}
-
-fn check_id(id: String) -> Result<String, Error> {
-    let fits = (1..=MAX_ID).contains(&id.len())
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
-    if fits {
-        return Ok(id);
-    }
-    Err(Error::BadRequest { field: "id", problem: format!("{id:?} is not 1 to {MAX_ID} of [A-Za-z0-9_-]") })
-}
-
-fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, Error> {
-    match seconds {
-        None => Ok(None),
-        Some(0.0) => Ok(None),
-        Some(seconds) => Duration::try_from_secs_f64(seconds).map(Some).map_err(|error| Error::BadRequest {
-            field: "timeout_seconds",
-            problem: format!("{seconds}: {error}"),
-        }),
-    }
 }
 
 #[cfg(test)]
@@ -302,22 +470,5 @@ mod tests {
         assert_eq!(told(Some(DiskFull::Limit)).await, "sandbox_disk_full");
         assert_eq!(told(None).await, "sandbox_disk_full");
         assert_eq!(told(Some(DiskFull::Machine)).await, "disk_full");
-    }
-
-    #[test]
-    fn timeouts() {
-        assert_eq!(timeout(None).unwrap(), None);
-        assert_eq!(timeout(Some(0.0)).unwrap(), None);
-        assert_eq!(timeout(Some(0.5)).unwrap(), Some(Duration::from_millis(500)));
-        assert!(timeout(Some(-1.0)).is_err());
-        assert!(timeout(Some(f64::NAN)).is_err());
-    }
-
-    #[test]
-    fn ids() {
-        assert!(check_id("a-b_1".into()).is_ok());
-        for bad in ["", "a b", "a/b", &"x".repeat(65)] {
-            assert!(check_id(bad.into()).is_err(), "{bad:?}");
-        }
     }
 }

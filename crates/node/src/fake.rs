@@ -12,7 +12,7 @@ use berth_sandbox::{Death, Disk, DiskFull, Driver, Error, Features, Machine, Sta
 use berth_store::Store;
 use berth_types::image::{ArchiveFormat, ImportImage};
 use berth_types::sandbox::{CreateSandbox, Sandbox, Usage};
-use berth_wire::{Body, Frame, GENERATION, Hello, TreeKill};
+use berth_wire::{Body, Decoder, Frame, GENERATION, Hello, Outcome, Reply, Request, TreeKill};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
@@ -32,11 +32,18 @@ pub(crate) struct Controls {
     pub(crate) enforces_inodes: bool,
     pub(crate) disk_lost: AtomicBool,
     pub(crate) features: Features,
+    /// Whether guests answer what they are asked of execs: that there are none. They say nothing at all without.
+    pub(crate) answering: bool,
     pub(crate) specs: Mutex<Vec<StartSpec>>,
     pub(crate) machines: Mutex<BTreeMap<String, Arc<FakeMachine>>>,
 }
 
 impl Controls {
+    /// With guests that answer.
+    pub(crate) fn answering() -> Controls {
+        Controls { answering: true, ..Controls::default() }
+    }
+
     pub(crate) fn machine(&self, id: &str) -> Arc<FakeMachine> {
         self.machines.lock().unwrap()[id].clone()
     }
@@ -47,7 +54,7 @@ struct FakeDriver(Arc<Controls>);
 impl Driver for FakeDriver {
     fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, Error>> {
         async move {
-            let guest = Guest::connect(greeting()).await.map_err(Error::Guest)?;
+            let guest = Guest::connect(greeting(self.0.answering)).await.map_err(Error::Guest)?;
             let machine = Arc::new(FakeMachine {
                 guest,
                 death: watch::Sender::new(None),
@@ -85,8 +92,8 @@ impl Driver for FakeDriver {
     }
 }
 
-/// The host's end of a stream at whose other end somebody greets and then says nothing.
-fn greeting() -> UnixStream {
+/// The host's end of a stream at whose other end somebody greets, and then says nothing or that there are no execs.
+fn greeting(answers: bool) -> UnixStream {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let hello = Hello {
         generation: GENERATION,
@@ -95,13 +102,37 @@ fn greeting() -> UnixStream {
         is_init: true,
         earlier_connections: 0,
     };
-    let mut bytes = Vec::new();
-    Frame { channel: 0, body: Body::Hello(hello) }.encode(&mut bytes).unwrap();
     tokio::spawn(async move {
-        let _ = theirs.write_all(&bytes).await;
-        let _ = theirs.read_to_end(&mut Vec::new()).await;
+        let _ = theirs.write_all(&encoded(0, Body::Hello(hello))).await;
+        if answers {
+            answer(theirs).await;
+        } else {
+            let _ = theirs.read_to_end(&mut Vec::new()).await;
+        }
     });
     ours
+}
+
+fn encoded(channel: u32, body: Body) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Frame { channel, body }.encode(&mut bytes).unwrap();
+    bytes
+}
+
+async fn answer(mut stream: UnixStream) {
+    let mut decoder = Decoder::new();
+    let mut buffer = vec![0; 4096];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        decoder.feed(&buffer[..read]);
+        while let Ok(Some(Frame { channel, body })) = decoder.next_frame() {
+            let Body::Open(request) = body else { continue };
+            let Request::Execs { .. } = *request else { continue };
+            let reply = Reply::Done(Outcome::Execs(Vec::new()));
+            if stream.write_all(&encoded(channel, Body::Event(reply))).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 pub(crate) struct FakeMachine {

@@ -31,6 +31,7 @@ mod images;
 mod leases;
 #[cfg(test)]
 mod life_tests;
+mod patience;
 mod registry;
 mod request;
 mod resources;
@@ -51,11 +52,12 @@ use sha2::{Digest, Sha256};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use berth_image::RegistryConfig;
+pub use berth_sandbox::guest::{Connect, ExecInput, Socket};
 pub use berth_sandbox::ids::Options as IdOptions;
 pub use doctor::local_doctor;
 pub use error::Error;
-pub use exec::{Exec, ExecOutput};
-pub use files::Download;
+pub use exec::{AttachSpec, Exec, ExecOutput};
+pub use files::{Changes, Download, FileContents};
 pub use images::{Body, Sink};
 pub use registry::Filter;
 pub use resources::LimitPolicy;

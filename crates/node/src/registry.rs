@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use crate::Error;
 use crate::admission::Grant;
+use crate::exec::Execs;
 
 /// Which sandboxes to list.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +38,8 @@ pub(crate) struct Live {
     pub(crate) grant: Arc<Grant>,
     pub(crate) no_new_privileges: bool,
     pub(crate) met: Met,
+    /// What the node knows of its execs.
+    pub(crate) execs: Execs,
 }
 
 /// Limits that a sandbox's execs have met: not every machine counts all of them for the sandbox as a whole.

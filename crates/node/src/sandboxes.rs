@@ -86,6 +86,7 @@ impl Node {
             grant: Arc::new(grant),
             no_new_privileges,
             met: Met::default(),
+            execs: Default::default(),
         };
         let met = live.met.clone();
         let shell = machine.guest().info().shell.clone();
