@@ -2,17 +2,17 @@
 //!
 //! The fields of a header are the `tar` crate's business; the order of headers is handled here, since that crate cuts
 //! pax records at newlines (names and attributes may hold some) and holds extension headers of any size in memory.
-//! Understood are ustar, pax (global ones too), and GNU's long names and old sparse files.
+//! Understood are ustar, pax (global ones too), GNU's long names, and sparse files in all of GNU's ways.
 
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use crate::sparse::{Sparse, Told};
+
 const BLOCK: u64 = 512;
 /// Longest extension header (a name, or a set of pax records) that is read.
 const MAX_EXTENSION: u64 = 1 << 20;
-/// Most pieces of data in a sparse file.
-const MAX_PIECES: usize = 1 << 20;
 
 /// Why no further member can be had.
 #[derive(Debug, thiserror::Error)]
@@ -49,13 +49,6 @@ pub(crate) struct Member {
     /// For a sparse file: where its data goes, and how long the file is.
     pub(crate) sparse: Option<Sparse>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// Map of a sparse file.
-#[derive(Debug, Default)]
-pub(crate) struct Sparse {
-    pub(crate) pieces: Vec<(u64, u64)>,
-    pub(crate) size: u64,
 }
 
 /// What an entry is.
@@ -193,15 +186,25 @@ impl<R: Read> Archive<R> {
             stored: size,
             ..Member::default()
         };
+        let mut told = Told::default();
         for (key, value) in self.globals.iter().chain(&extensions.records) {
-            if key.starts_with(b"GNU.sparse.") {
-                kind = Kind::Unknown;
-            }
-            apply_record(&mut member, key, value).ok_or(Error::Pax(start))?;
+            let taken = match key.strip_prefix(b"GNU.sparse.") {
+                Some(key) => told.take(key, value),
+                None => apply_record(&mut member, key, value),
+            };
+            taken.ok_or(Error::Pax(start))?;
         }
-        if header.entry_type() == EntryType::GNUSparse {
-            member.sparse = Some(self.sparse_map(header, start)?);
+        if told.is_sparse() && told.is_in_data().is_none() {
+            kind = Kind::Unknown;
         }
+        if let Some(name) = told.name() {
+            member.path = name;
+        }
+        // Its blocks stand before the data, and are not counted by the size.
+        let map = match header.entry_type() {
+            EntryType::GNUSparse => self.sparse_map(header, start)?,
+            _ => Sparse::default(),
+        };
         // Old archives mark a directory by its name alone.
         member.kind = if kind == Kind::File && member.path.ends_with(b"/") { Kind::Dir } else { kind };
         // Some writers give these the size of what they stand for; no data follows all the same.
@@ -209,7 +212,26 @@ impl<R: Read> Archive<R> {
             member.stored = 0;
         }
         (self.data_left, self.padding) = (member.stored, padding(member.stored));
+        if header.entry_type() == EntryType::GNUSparse {
+            member.sparse = Some(map);
+        } else if told.is_sparse() && member.kind == Kind::File {
+            member.sparse = Some(self.told_map(&told, start)?);
+            member.stored = self.data_left;
+        }
+        if member.sparse.as_ref().is_some_and(|map| map.stored() != member.stored) {
+            return Err(Error::Sparse(start));
+        }
         Ok(member)
+    }
+
+    /// The map that pax records tell; without data where it stood before that.
+    fn told_map(&mut self, told: &Told, start: u64) -> Result<Sparse, Error> {
+        let stored = self.data_left;
+        let map = match told.is_in_data() {
+            Some(true) => told.read_map(self, stored).map(|(map, _)| map),
+            _ => told.map(stored),
+        };
+        map.ok_or(Error::Sparse(start))
     }
 
     fn sparse_map(&mut self, header: &Header, start: u64) -> Result<Sparse, Error> {
@@ -217,14 +239,14 @@ impl<R: Read> Archive<R> {
         let gnu = header.as_gnu().ok_or_else(wrong)?;
         let mut map = Sparse { pieces: Vec::new(), size: gnu.real_size().map_err(|_| wrong())? };
         for piece in gnu.sparse.iter().filter(|piece| !piece.is_empty()) {
-            map.add(piece).ok_or_else(wrong)?;
+            add(&mut map, piece).ok_or_else(wrong)?;
         }
         let mut more = gnu.is_extended();
         while more {
             let mut block = tar::GnuExtSparseHeader::new();
             self.fill(block.as_mut_bytes())?;
             for piece in block.sparse().iter().filter(|piece| !piece.is_empty()) {
-                map.add(piece).ok_or_else(wrong)?;
+                add(&mut map, piece).ok_or_else(wrong)?;
             }
             more = block.is_extended();
         }
@@ -232,18 +254,8 @@ impl<R: Read> Archive<R> {
     }
 }
 
-impl Sparse {
-    /// `None` for a piece that goes back, or beyond the file.
-    fn add(&mut self, piece: &tar::GnuSparseHeader) -> Option<()> {
-        let (offset, length) = (piece.offset().ok()?, piece.length().ok()?);
-        let end = offset.checked_add(length)?;
-        let before = self.pieces.last().map_or(0, |(offset, length)| offset + length);
-        if offset < before || end > self.size || self.pieces.len() >= MAX_PIECES {
-            return None;
-        }
-        self.pieces.push((offset, length));
-        Some(())
-    }
+fn add(map: &mut Sparse, piece: &tar::GnuSparseHeader) -> Option<()> {
+    map.add(piece.offset().ok()?, piece.length().ok()?)
 }
 
 impl<R: Read> Read for Archive<R> {

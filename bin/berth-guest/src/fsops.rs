@@ -1,14 +1,13 @@
-//! Small file-system operations, as root but for a look with somebody else's eyes.
+//! Small file-system operations, as root but for looks with somebody else's eyes.
 
 use std::os::fd::OwnedFd;
 
-use berth_wire::{FailureCode, FileKind, FileStat, Fs, Outcome};
+use berth_wire::{DirEntry, FailureCode, FileKind, FileStat, Fs, MAX_CONTROL, Outcome};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::failure::{self, Result};
 use crate::places::{self, file_type, identity};
-use crate::users;
 
 /// Carries out the request.
 pub(crate) fn perform(request: &Fs) -> Result<Outcome> {
@@ -18,7 +17,7 @@ pub(crate) fn perform(request: &Fs) -> Result<Outcome> {
                 .map(|stat| Outcome::Fs { stat, entries: Vec::new() });
         }
         Fs::Mkdir { paths, mode, owner } => {
-            let owner = owner.as_deref().map(ids).transpose()?;
+            let owner = owner.as_deref().map(places::ids).transpose()?;
             for path in paths {
                 mkdir(failure::absolute(path)?, *mode, owner)?;
             }
@@ -28,8 +27,9 @@ pub(crate) fn perform(request: &Fs) -> Result<Outcome> {
                 empty(failure::absolute(path)?, *mode)?;
             }
         }
-        Fs::List { .. } => {
-            return Err(failure::because(FailureCode::Refused, "lists are not there yet", None));
+        Fs::List { path, user } => {
+            let entries = list(failure::absolute(path)?, user.as_deref())?;
+            return Ok(Outcome::Fs { stat: None, entries });
         }
         Fs::Remove { paths } => {
             for path in paths {
@@ -40,22 +40,8 @@ pub(crate) fn perform(request: &Fs) -> Result<Outcome> {
     Ok(Outcome::Fs { stat: None, entries: Vec::new() })
 }
 
-fn lookup(spec: &str) -> Result<users::User> {
-    users::lookup(Some(spec)).map_err(|error| failure::because(FailureCode::Invalid, error.to_string(), None))
-}
-
-fn ids(spec: &str) -> Result<(u32, u32)> {
-    lookup(spec).map(|user| (user.ids.uid, user.ids.gid))
-}
-
 fn stat(path: &[u8], user: Option<&str>) -> Result<Option<FileStat>> {
-    if let Some(spec) = user {
-        let ids = lookup(spec)?.ids;
-        // This thread is for this request alone and ends with it.
-        berth_sys::guest_fs::see_as(ids.uid, ids.gid, &ids.groups).map_err(|error| {
-            failure::because(FailureCode::Permission, format!("look as user {spec}: {error}"), None)
-        })?;
-    }
+    places::see_as(user)?;
     match places::open(CWD, path, places::PLACE).and_then(rustix::fs::fstat) {
         Ok(stat) => Ok(Some(facts(&stat))),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
@@ -79,6 +65,75 @@ fn facts(stat: &Stat) -> FileStat {
             .saturating_mul(1_000_000)
             .saturating_add((stat.st_mtime_nsec / 1000).cast_signed()),
     }
+}
+
+/// Bytes of the answer that are not entries, and then some.
+const REST_OF_ANSWER: usize = 64 * 1024;
+/// Most bytes of an entry in JSON but for its texts: names of fields, and numbers at their longest.
+const REST_OF_ENTRY: usize = 192;
+
+/// What is in a directory. One that has more than an answer holds is refused with its count: half a list is none.
+fn list(path: &[u8], user: Option<&str>) -> Result<Vec<DirEntry>> {
+    let fail = |errno| failure::at("read directory", path, errno);
+    places::see_as(user)?;
+    let dir = places::open_dir(CWD, path, true).map_err(fail)?;
+    let (mut entries, mut count) = (Vec::new(), 0_u64);
+    let mut room = MAX_CONTROL - REST_OF_ANSWER;
+    for entry in Dir::read_from(&dir).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        count += 1;
+        // To the end, for the count.
+        if room > 0
+            && let Some((entry, len)) = dir_entry(&dir, path, name)?
+        {
+            room = room.saturating_sub(len);
+            entries.push(entry);
+        }
+    }
+    if room == 0 {
+        let message = format!(
+            "list: the directory has {count} entries, which is more than one answer of {MAX_CONTROL} bytes holds"
+        );
+        return Err(failure::because(FailureCode::Limit, message, Some(path)));
+    }
+    entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+/// An entry, and the most bytes that it takes in an answer; `None` when it has gone meanwhile.
+fn dir_entry(dir: &OwnedFd, path: &[u8], name: &[u8]) -> Result<Option<(DirEntry, usize)>> {
+    let fail = |errno| failure::at("look at", &[path, b"/", name].concat(), errno);
+    let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(fail(errno)),
+    };
+    let link = match file_type(&stat) {
+        FileType::Symlink => match rustix::fs::readlinkat(dir, name, Vec::new()) {
+            Ok(to) => Some(failure::shown(to.as_bytes())),
+            // Gone, or something else has taken its place.
+            Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
+            Err(errno) => return Err(fail(errno)),
+        },
+        _ => None,
+    };
+    let name = failure::shown(name);
+    let len = REST_OF_ENTRY + json_len(&name) + link.as_deref().map_or(0, json_len);
+    Ok(Some((DirEntry { name, stat: facts(&stat), link }, len)))
+}
+
+/// Bytes of a text in JSON, quotes aside.
+fn json_len(text: &str) -> usize {
+    let escaped = |byte: u8| match byte {
+        0..=0x1f => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum()
 }
 
 fn mkdir(path: &[u8], mode: Option<u32>, owner: Option<(u32, u32)>) -> Result<()> {

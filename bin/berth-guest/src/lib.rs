@@ -38,15 +38,21 @@ mod notify;
 mod pack;
 mod pattern;
 mod places;
+mod readfile;
+mod selection;
 pub mod sftp;
+mod sparse;
 mod surroundings;
+mod tarwrite;
 mod tree;
 #[allow(dead_code, reason = "execs have no terminals yet")]
 mod tty;
 mod unpack;
 mod users;
 pub mod views;
+mod watch;
 mod work;
+mod writefile;
 
 /// How to run.
 #[derive(Debug)]

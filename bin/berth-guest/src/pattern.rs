@@ -1,7 +1,11 @@
-//! Two dialects of file name patterns: GNU tar's `--exclude` and Go's `filepath.Match`.
+//! Three dialects of file name patterns: GNU tar's `--exclude`, Go's `filepath.Match` and Python's `fnmatch`.
 //!
-//! Both are parsed into the same pieces and matched by the same loop. Characters are those of UTF-8; a byte that is
+//! All are parsed into the same pieces and matched by the same loop. Characters are those of UTF-8; a byte that is
 //! part of none counts as one.
+
+mod python;
+
+pub(crate) use python::FileGlobs;
 
 /// One piece of a pattern.
 #[derive(Clone, Debug)]

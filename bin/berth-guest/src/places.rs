@@ -5,13 +5,30 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use berth_wire::FailureCode;
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::failure::{self, Result};
+use crate::users;
 
 /// Mode of directories that are made on the way.
 const MODE: u32 = 0o755;
+
+/// File systems that show the kernel, not files that anybody keeps, by their numbers in statfs(2): proc, sysfs, cgroup,
+/// cgroup2, devpts, mqueue, securityfs, debugfs, tracefs, bpf.
+const KERNEL_FILE_SYSTEMS: [u32; 10] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x1cd1,
+    0x1980_0202,
+    0x7363_6673,
+    0x6462_6720,
+    0x7472_6163,
+    0xcafe_4a11,
+];
 
 /// Only as a place to start from: no reading, no blocking on what it is.
 pub(crate) const PLACE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
@@ -87,13 +104,55 @@ pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     (name != b"." && name != b"..").then_some((&path[..start], name))
 }
 
+/// Opens the directory at `path`, which is not followed to elsewhere at its last name unless it is to `follow`.
+pub(crate) fn open_dir(parent: impl AsFd, path: &[u8], follow: bool) -> std::result::Result<OwnedFd, Errno> {
+    let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !follow);
+    open(parent, path, flags)
+}
+
+/// The ids of a user as a request names him.
+pub(crate) fn ids(spec: &str) -> Result<(u32, u32)> {
+    lookup(spec).map(|user| (user.ids.uid, user.ids.gid))
+}
+
+fn lookup(spec: &str) -> Result<users::User> {
+    users::lookup(Some(spec)).map_err(|error| failure::because(FailureCode::Invalid, error.to_string(), None))
+}
+
+/// From here on this thread, which is for one request alone, has the rights of that user over files. Root's as before
+/// when there is none.
+pub(crate) fn see_as(user: Option<&str>) -> Result<()> {
+    let Some(spec) = user else { return Ok(()) };
+    let ids = lookup(spec)?.ids;
+    berth_sys::guest_fs::see_as(ids.uid, ids.gid, &ids.groups).map_err(|error| {
+        failure::because(FailureCode::Permission, format!("look as user {spec}: {error}"), None)
+    })
+}
+
+/// Why the directory `dir` is left out of what is below another: it is the kernel's view of the machine, which has no
+/// end and no sizes, or the sandbox's own devices.
+pub(crate) fn not_for_users(dir: &OwnedFd, stat: &Stat) -> Option<&'static str> {
+    if is_the_kernel_s(dir) {
+        return Some("a file system of the kernel's");
+    }
+    let devices = rustix::fs::statat(CWD, "/dev", AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    (identity(&devices) == identity(stat)).then_some("the directory of devices")
+}
+
+/// Whether a file is on a file system that shows the kernel.
+pub(crate) fn is_the_kernel_s(file: &OwnedFd) -> bool {
+    // The numbers are of 32 bits; the field is wider.
+    rustix::fs::fstatfs(file).is_ok_and(|facts| KERNEL_FILE_SYSTEMS.contains(&(facts.f_type as u32)))
+}
+
 /// Type and numbers of a file, by its status.
-pub(crate) fn file_type(stat: &rustix::fs::Stat) -> FileType {
+pub(crate) fn file_type(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
 /// What tells one file from all others while it exists.
-pub(crate) fn identity(stat: &rustix::fs::Stat) -> (u64, u64) {
+pub(crate) fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 

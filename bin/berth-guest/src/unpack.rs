@@ -16,7 +16,6 @@ use rustix::io::Errno;
 use crate::archive::{self, Archive, Kind, Member};
 use crate::failure::{self, Result};
 use crate::places::{self, PLACE, file_type, identity};
-use crate::users;
 
 const BUFFER: usize = 64 * 1024;
 /// The kernel's own limit of symlinks in one path.
@@ -28,7 +27,7 @@ pub(crate) fn unpack(request: &Unpack, input: &mut impl Read) -> Result<Outcome>
     let owner = match &request.owner {
         Owner::Root => Some((0, 0)),
         Owner::Keep => None,
-        Owner::User(spec) => Some(user(spec)?),
+        Owner::User(spec) => Some(places::ids(spec)?),
     };
     let target = places::make(path, owner)?;
     let mut unpacker = Unpacker {
@@ -48,12 +47,6 @@ pub(crate) fn unpack(request: &Unpack, input: &mut impl Read) -> Result<Outcome>
     archive.drain().map_err(|error| bad_archive(&error))?;
     unpacker.set_times()?;
     Ok(Outcome::Unpacked(unpacker.report))
-}
-
-fn user(spec: &str) -> Result<(u32, u32)> {
-    let user = users::lookup(Some(spec));
-    let user = user.map_err(|error| failure::because(FailureCode::Invalid, error.to_string(), None))?;
-    Ok((user.ids.uid, user.ids.gid))
 }
 
 fn bad_archive(error: &archive::Error) -> berth_wire::Failure {
@@ -175,8 +168,12 @@ impl Unpacker {
         let next = match open() {
             // What a symlink names is not made up.
             Err(Errno::NOENT) if is_own => {
-                let made = rustix::fs::mkdirat(&walk.here, name, Mode::from_raw_mode(0o755));
-                made.map_err(|errno| Blocked::Failed("make directory", errno))?;
+                match rustix::fs::mkdirat(&walk.here, name, Mode::from_raw_mode(0o755)) {
+                    Ok(()) => {}
+                    // Somebody in the sandbox was faster; it is his, whatever it is.
+                    Err(Errno::EXIST) => return self.step(walk, name, false),
+                    Err(errno) => return Err(Blocked::Failed("make directory", errno)),
+                }
                 let next = open().map_err(fail)?;
                 let (uid, gid) = self.owner.unwrap_or((0, 0));
                 places::chown(&next, uid, gid)

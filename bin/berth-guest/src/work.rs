@@ -11,9 +11,11 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_
 
 use berth_wire::{FailureCode, MAX_DATA, ReceiveWindow, Reply, Request, SendWindow};
 
+use rustix::event::{EventfdFlags, eventfd};
+
 use crate::failure;
 use crate::link::Link;
-use crate::{fsops, glob, pack, unpack};
+use crate::{fsops, glob, pack, readfile, unpack, watch, writefile};
 
 /// Chunks that may wait to be sent.
 const OUTGOING: usize = 2;
@@ -61,7 +63,9 @@ pub(crate) struct Work {
     pub(crate) send: SendWindow,
     /// Taken from the queue but not yet sent.
     pending: VecDeque<u8>,
-    reply: Option<Reply>,
+    reply: Option<Box<Reply>>,
+    /// Readable once nobody waits for the thread any more, for one that waits for what neither queue tells.
+    stop: Option<Arc<OwnedFd>>,
 }
 
 /// Starts `request` in a thread.
@@ -77,8 +81,16 @@ pub(crate) fn start(channel_number: u32, request: Request, bell: Doorbell) -> fa
         bell: bell.clone(),
     };
     let output = Output { queue: output, buffer: Vec::new(), bell: bell.clone() };
+    let stop = match &request {
+        Request::Watch(_) => {
+            let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+            Some(Arc::new(stop.map_err(|errno| failure::at("make an eventfd for", b"", errno))?))
+        }
+        _ => None,
+    };
+    let stopped = stop.clone();
     let run = move || {
-        let reply = carry_out(request, input, output);
+        let reply = carry_out(request, input, output, stopped.as_deref());
         bell.tell(Note::Finished { channel: channel_number, reply });
     };
     std::thread::Builder::new().stack_size(STACK).spawn(run).map_err(|error| {
@@ -91,15 +103,19 @@ pub(crate) fn start(channel_number: u32, request: Request, bell: Doorbell) -> fa
         send: SendWindow::default(),
         pending: VecDeque::new(),
         reply: None,
+        stop,
     })
 }
 
-fn carry_out(request: Request, mut input: Input, mut output: Output) -> Reply {
-    let outcome = match request {
-        Request::Unpack(request) => unpack::unpack(&request, &mut input),
-        Request::Pack(request) => pack::pack(&request, &mut output),
-        Request::Fs(request) => fsops::perform(&request),
-        Request::Glob(request) => glob::find(&request, &mut output),
+fn carry_out(request: Request, mut input: Input, mut output: Output, stop: Option<&OwnedFd>) -> Reply {
+    let outcome = match (request, stop) {
+        (Request::Unpack(request), _) => unpack::unpack(&request, &mut input),
+        (Request::Pack(request), _) => pack::pack(&request, &mut output),
+        (Request::Fs(request), _) => fsops::perform(&request),
+        (Request::Glob(request), _) => glob::find(&request, &mut output),
+        (Request::ReadFile(request), _) => readfile::read(&request, &mut output),
+        (Request::WriteFile(request), _) => writefile::write(&request, &mut input),
+        (Request::Watch(request), Some(stop)) => watch::watch(&request, &mut output, stop),
         _ => Err(failure::because(FailureCode::Refused, "not file work", None)),
     };
     outcome.map_or_else(Reply::Failed, Reply::Done)
@@ -125,18 +141,22 @@ impl Work {
         self.incoming = None;
         self.outgoing = None;
         self.pending.clear();
+        if let Some(stop) = &self.stop {
+            // It can only fail when it is readable already.
+            let _ = rustix::io::write(&**stop, &1_u64.to_ne_bytes());
+        }
     }
 
     /// Keeps the thread's last word until its data is sent.
     pub(crate) fn finished(&mut self, reply: Reply) {
-        self.reply = Some(reply);
+        self.reply = Some(Box::new(reply));
     }
 
     /// Sends what window and link allow; gives the reply once everything before it is sent.
     pub(crate) fn pump(&mut self, channel: u32, link: &mut Link) -> Option<Reply> {
         while link.has_room() {
             if self.pending.is_empty() && !self.refill() {
-                return self.reply.take();
+                return self.reply.take().map(|reply| *reply);
             }
             let (chunk, _) = self.pending.as_slices();
             let len = self.send.take(chunk.len().min(MAX_DATA));

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{HEADER_LEN, Hello, MAX_CONTROL, MAX_DATA, OUTPUT_HEADER_LEN, Output, Reply, Request};
+use crate::{Change, HEADER_LEN, Hello, MAX_CONTROL, MAX_DATA, OUTPUT_HEADER_LEN, Output, Reply, Request};
 
 const HELLO: u8 = 1;
 const OPEN: u8 = 2;
@@ -186,6 +186,17 @@ pub fn encode_event(channel: u32, reply: &Reply, out: &mut Vec<u8>) -> Result<()
 /// Appends the frame that opens `channel`.
 pub fn encode_open(channel: u32, request: &Request, out: &mut Vec<u8>) -> Result<(), EncodeError> {
     encode_json(OPEN, channel, request, out)
+}
+
+/// Appends a change as the line that stands for it in the data of a [`Request::Watch`].
+pub fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let start = out.len();
+    if let Err(error) = serde_json::to_writer(&mut *out, change) {
+        out.truncate(start);
+        return Err(EncodeError::Json(error));
+    }
+    out.push(b'\n');
+    Ok(())
 }
 
 fn encode_json<T: Serialize>(kind: u8, channel: u32, body: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {

@@ -27,8 +27,8 @@ pub mod message;
 mod window;
 
 pub use frame::{
-    Body, BodyRef, Chunk, DecodeError, Decoder, EncodeError, Frame, FrameRef, encode_chunk, encode_data,
-    encode_event, encode_open,
+    Body, BodyRef, Chunk, DecodeError, Decoder, EncodeError, Frame, FrameRef, encode_change, encode_chunk,
+    encode_data, encode_event, encode_open,
 };
 pub use message::{
     Attach, Builtin, Change, ChangeKind, Command, Connect, DirEntry, Exec, ExecInfo, ExecUsage, ExitReason,

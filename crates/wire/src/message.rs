@@ -416,11 +416,14 @@ pub struct Pack {
     /// Whether what cannot be read is listed as unread, rather than failing the whole.
     #[serde(default)]
     pub ignore_failed_read: bool,
-    /// Globs as of Python's `fnmatch` on the path relative to `path`: where there are any, only files that match one come
-    /// along. What `protect` matches comes along whatever `exclude` says.
+    /// Globs as of Python's `fnmatch` on the path relative to `path`. Where there are any of these or of `exclude_files`,
+    /// regular files alone come along, without the directories that hold them, and here: those that match one.
     #[serde(default)]
     pub include: Vec<String>,
-    /// See `include`.
+    /// Globs as of `include`: files that match one stay out, also where `include` matches.
+    #[serde(default)]
+    pub exclude_files: Vec<String>,
+    /// Paths (no globs) relative to `path` of files that come along whatever `include`, `exclude` and `exclude_files` say.
     #[serde(default)]
     pub protect: Vec<String>,
     /// Whether holes of sparse files are told rather than sent as zeros (GNU sparse 1.0 in pax).

@@ -59,6 +59,7 @@ fn request() -> impl Strategy<Value = Request> {
             one_mount: !follow,
             ignore_failed_read: follow,
             include: vec!["*.log".into()],
+            exclude_files: vec!["b/*".into()],
             protect: Vec::new(),
             sparse: follow,
         })),
