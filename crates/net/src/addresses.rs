@@ -48,7 +48,7 @@ impl Addresses {
     /// Takes a free address: its number in the range and itself.
     pub(crate) fn take(&mut self, now: Instant) -> Option<(u32, Ipv4Addr)> {
         self.wake(now);
-        let last = self.last();
+        let last = last(self.range);
         let free = |n: &u32| !self.in_use.contains(n) && !self.resting_set.contains(n);
         let is_one_free =
             self.in_use.len() + self.resting.len() < usize::try_from(last).unwrap_or(usize::MAX);
@@ -58,7 +58,7 @@ impl Addresses {
         };
         self.in_use.insert(number);
         self.next = if number >= last { 1 } else { number + 1 };
-        Some((number, self.address(number)))
+        Some((number, address(self.range, number)))
     }
 
     /// Gives address `number` back; it rests from `now` on.
@@ -90,14 +90,23 @@ impl Addresses {
         Some(number)
     }
 
-    fn last(&self) -> u32 {
-        let hosts = 1u32 << (32 - u32::from(self.range.prefix_len()));
-        (hosts - 2).min(MAX_SLOTS - 1)
+    /// Marks number `number` as used, as it has been since before. Free ones are looked for behind it: those in front of
+    /// it may have been freed a moment ago.
+    pub(crate) fn occupy(&mut self, number: u32) {
+        self.in_use.insert(number);
+        self.next = if number >= last(self.range) { 1 } else { self.next.max(number + 1) };
     }
+}
 
-    fn address(&self, number: u32) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.range.network()) + number)
-    }
+/// The largest number in `range`, which has /30 or more addresses; 1 is the smallest.
+pub(crate) fn last(range: Ipv4Net) -> u32 {
+    let hosts = 1u32 << (32 - u32::from(range.prefix_len()));
+    (hosts - 2).min(MAX_SLOTS - 1)
+}
+
+/// Address `number` of `range`.
+pub(crate) fn address(range: Ipv4Net, number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(range.network()) + number)
 }
 
 #[cfg(test)]
@@ -129,6 +138,21 @@ mod tests {
         let numbers = [5, 6, 1, 2, 3].map(|_| addresses.take(soon).unwrap().0);
         assert_eq!(numbers, [5, 6, 1, 2, 3]);
         assert_eq!(addresses.take(soon), None);
+    }
+
+    #[test]
+    fn an_address_that_was_in_use_before_is_not_handed_out_and_those_behind_it_are_first() {
+        let start = Instant::now();
+        let mut addresses = Addresses::new("10.0.0.0/29".parse().unwrap());
+        [4, 2].into_iter().for_each(|number| addresses.occupy(number));
+        let numbers: Vec<_> = std::iter::from_fn(|| addresses.take(start)).map(|taken| taken.0).collect();
+        assert_eq!(numbers, [5, 6, 1, 3]);
+        addresses.give_back(4, start);
+        assert_eq!(addresses.counts(), (5, 1));
+        // The last number of all: it goes on with the first.
+        let mut addresses = Addresses::new("10.0.0.0/29".parse().unwrap());
+        addresses.occupy(6);
+        assert_eq!(addresses.take(start).unwrap().0, 1);
     }
 
     #[test]

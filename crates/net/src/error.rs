@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
+use crate::kept::{KeptSlot, Unfit};
 use crate::network::MOST_KEPT;
 use crate::range::Occupied;
 
@@ -71,6 +72,15 @@ pub enum Error {
     /// This machine cannot do `public`, for the reason in the source.
     #[error("network mode public is not available on this machine")]
     PublicRefused(#[source] Arc<Refusal>),
+    /// A sandbox's network cannot be taken over from the daemon before this one.
+    #[error("could not take over {kept}")]
+    Adopt {
+        /// What was written down of it.
+        kept: Box<KeptSlot>,
+        /// Why.
+        #[source]
+        source: Unfit,
+    },
     /// Every address of the range is in use or was until a minute ago.
     #[error("no free address in network range {range}: {attached} in use, {resting} resting after use")]
     NoFreeAddress {
@@ -170,6 +180,9 @@ impl Error {
                 "choose another range, for example 172.29.0.0/20, or none: berth then looks for one".into(),
             ),
             Error::PublicRefused(refusal) => refusal.hint(),
+            Error::Adopt { source: Unfit::Range { kept, .. }, .. } => Some(format!(
+                "sandboxes cannot change their address: configure the range {kept} until they have ended"
+            )),
             Error::NoFreeAddress { .. } => Some("configure a larger network range".into()),
             Error::BadPool { bound: PoolBound::Most(most), key, .. } => {
                 Some(format!("set most to at least the size of {key}, or {key} to at most {most}"))
@@ -226,6 +239,12 @@ pub enum Refusal {
         /// Where ranges are taken from.
         from: Ipv4Net,
     },
+    /// The range of sandboxes that live on is held by another daemon.
+    #[error("the range {range} of sandboxes that live on is held by another berth daemon")]
+    KeptRangeHeld {
+        /// The range.
+        range: Ipv4Net,
+    },
     /// The reservation of a range failed.
     #[error("could not reserve the range {range}")]
     Reserve {
@@ -257,7 +276,7 @@ impl Refusal {
             Refusal::NoFreeRange { .. } | Refusal::RangesHeld { .. } => {
                 "configure a network range that this machine does not route to"
             }
-            Refusal::NftRun { .. } | Refusal::Reserve { .. } => return None,
+            Refusal::NftRun { .. } | Refusal::Reserve { .. } | Refusal::KeptRangeHeld { .. } => return None,
         };
         Some(hint.to_owned())
     }

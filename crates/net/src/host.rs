@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -13,17 +14,21 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 
 use crate::error::{Error, Refusal};
+use crate::kept::{self, Sorted, Unfit};
 use crate::names::Names;
 use crate::netlink::{Link, Netlink, Route};
 use crate::network::Options;
 use crate::nft::Nft;
 use crate::range::{self, Occupied, OccupiedKind};
 use crate::resolver::{self, Resolver};
-use crate::ruleset;
+use crate::ruleset::{self, Rules};
 use crate::switches::{LinkSwitches, Switches};
 
 /// MTU where the host has no default route to take it from.
 const DEFAULT_MTU: u32 = 1500;
+/// How long the range of living sandboxes may still be held: the daemon before this one may be on its way out.
+const HELD_PATIENCE: Duration = Duration::from_secs(2);
+const HELD_LOOK: Duration = Duration::from_millis(20);
 
 /// What became of the start.
 #[derive(Debug)]
@@ -59,15 +64,15 @@ struct Facts {
 }
 
 impl Host {
-    /// Removes what a crashed daemon of the same instance left, and prepares `public` if the machine can do it.
-    pub(crate) fn prepare(names: Names, options: &Options) -> Result<(Self, Started), Error> {
-        let read = |what| move |source| Error::ReadHost { what, source };
-        let mut netlink = Netlink::open().map_err(read("tables"))?;
-        remove_stale_links(&mut netlink, &names)?;
-        let facts = Facts {
-            links: netlink.links().map_err(read("links"))?,
-            addresses: netlink.addresses().map_err(read("addresses"))?,
-            routes: netlink.routes().map_err(read("routes"))?,
+    /// Removes what a crashed daemon of the same instance left, but what is to be kept and can be, and prepares `public`
+    /// if the machine can do it.
+    pub(crate) fn prepare(names: Names, options: &Options) -> Result<(Self, Started, Sorted), Error> {
+        let mut netlink = Netlink::open().map_err(|source| Error::ReadHost { what: "tables", source })?;
+        let facts = Facts::read(&mut netlink)?;
+        let mut kept = kept::sort(&names, options.range, &options.keep, &facts.links, &facts.routes);
+        let facts = match remove_stale_links(&mut netlink, &names, &facts, &kept)? {
+            0 => facts,
+            _ => Facts::read(&mut netlink)?,
         };
         let resolver = resolver(options, &facts);
         let nft = Nft::find(options.nft.as_deref());
@@ -77,15 +82,32 @@ impl Host {
             // Only a diagnosis; and a second nft takes little longer than one, as loading mostly waits for the kernel.
             let nft = host.nft.clone();
             let listing = thread::Builder::new().spawn_scoped(scope, move || nft.list_chains());
-            let public = host.prepare_public(options, &facts, &resolver);
+            let public = host.prepare_public(options, &facts, &resolver, &kept);
             (public, listing.ok().and_then(|l| l.join().ok()?.ok()).unwrap_or_default())
         });
         let public = public?;
         let warnings = match &public {
-            Ok(_) => warnings(&host.names, &chains, &resolver),
-            Err(_) => Vec::new(),
+            Ok(_) => warnings(&host.names, &chains, &resolver, facts.overlap(&kept, &resolver.nameservers)),
+            Err(refusal) => {
+                host.give_up(&mut kept, refusal)?;
+                Vec::new()
+            }
         };
-        Ok((host, Started { public: public.map_err(Arc::new), warnings }))
+        Ok((host, Started { public: public.map_err(Arc::new), warnings }, kept))
+    }
+
+    /// Cuts living sandboxes off, as there are no rules for them that could be trusted.
+    fn give_up(&mut self, kept: &mut Sorted, refusal: &Refusal) -> Result<(), Error> {
+        for link in kept.links() {
+            tracing::warn!(link = link.name, "removing the link of a living sandbox, as public is refused");
+            remove_link(&mut self.netlink, &link.name)?;
+        }
+        kept.fit.clear();
+        if matches!(refusal, Refusal::Forwarding { .. }) {
+            // Just loaded, so that it can be deleted, now that there is no link; what counts is the first failure.
+            let _ = self.nft.delete_table(&self.names.table());
+        }
+        Ok(())
     }
 
     /// The outer error is the configuration's, the inner one the machine's.
@@ -94,22 +116,21 @@ impl Host {
         options: &Options,
         facts: &Facts,
         resolver: &Resolver,
+        kept: &Sorted,
     ) -> Result<Result<Ipv4Net, Refusal>, Error> {
         let occupied = facts.occupied(&resolver.nameservers);
-        let (range, reservation) = match options.range {
-            Some(range) => configured_range(range, &occupied)?,
-            None => match free_range(self.names.instance(), &occupied) {
-                Ok(found) => found,
-                Err(refusal) => return Ok(Err(refusal)),
-            },
+        let found = match (kept.range, options.range) {
+            // What overlaps it by now is no reason to cut living sandboxes off; it is warned of.
+            (Some(range), _) => kept_range(range),
+            (None, Some(range)) => Ok(configured_range(range, &occupied)?),
+            (None, None) => free_range(self.names.instance(), &occupied),
         };
-        let rules = ruleset::of(&self.names, range, &resolver.nameservers);
-        if let Err(refusal) = self.nft.load(&rules) {
-            return Ok(Err(refusal));
-        }
-        if let Err(refusal) = enable_forwarding() {
-            // Just loaded, so that it can be deleted; what counts is the first failure.
-            let _ = self.nft.delete_table(&self.names.table());
+        let (range, reservation) = match found {
+            Ok(found) => found,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let loaded = self.load_rules(range, &resolver.nameservers, !kept.fit.is_empty());
+        if let Err(refusal) = loaded.and_then(|()| enable_forwarding()) {
             return Ok(Err(refusal));
         }
         self.public = Some(Public {
@@ -119,6 +140,38 @@ impl Host {
             _reservation: reservation,
         });
         Ok(Ok(range))
+    }
+
+    /// Has the rules in force, and where sandboxes live, at no time others than these or those before.
+    fn load_rules(&self, range: Ipv4Net, nameservers: &[Ipv4Addr], living: bool) -> Result<(), Refusal> {
+        let (table, link_prefix) = (self.names.table(), self.names.link_prefix());
+        let rules = Rules { table: &table, link_prefix: &link_prefix, range, nameservers };
+        let guard = ruleset::guard_name(&table);
+        if !living {
+            // A daemon may have died between setting a guard and taking it away.
+            return self.nft.load(&(ruleset::replace(&rules) + &ruleset::delete(&guard)));
+        }
+        let renewed = self.nft.load(&ruleset::renew(&rules));
+        let Err(Refusal::NftRefused { stderr, .. }) = renewed else { return renewed };
+        tracing::info!(stderr, "the rules of an earlier daemon have other chains, and are replaced");
+        self.nft.load(&ruleset::guard(&rules))?;
+        self.nft.load(&ruleset::replace(&rules))?;
+        self.nft.delete_table(&guard)
+    }
+
+    /// Checks that the other end of `link` is in `netns`.
+    pub(crate) fn check_peer(
+        &mut self,
+        link: &str,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Result<(), Unfit>, Error> {
+        let failed = |source| Error::ReadHost { what: "links", source };
+        let peer = match self.netlink.peer_namespace(link) {
+            Err(error) if is_no_device(&error) => return Ok(Err(Unfit::Gone)),
+            other => other.map_err(failed)?,
+        };
+        let given = self.netlink.namespace_number(netns).map_err(failed)?;
+        Ok(if peer.is_some() && peer == given { Ok(()) } else { Err(Unfit::Elsewhere) })
     }
 
     /// A link that is gone already went with its namespace.
@@ -159,6 +212,25 @@ impl Host {
 }
 
 impl Facts {
+    fn read(netlink: &mut Netlink) -> Result<Self, Error> {
+        let read = |what| move |source| Error::ReadHost { what, source };
+        Ok(Self {
+            links: netlink.links().map_err(read("links"))?,
+            addresses: netlink.addresses().map_err(read("addresses"))?,
+            routes: netlink.routes().map_err(read("routes"))?,
+        })
+    }
+
+    /// What else has come to overlap the range of living sandboxes, which have routes in it themselves.
+    fn overlap(&self, kept: &Sorted, nameservers: &[Ipv4Addr]) -> Option<(Ipv4Net, Occupied)> {
+        let range = kept.range?;
+        let is_kept = |occupied: &Occupied| {
+            occupied.kind == OccupiedKind::Route && kept.links().any(|l| occupied.net == l.address.into())
+        };
+        let others: Vec<_> = self.occupied(nameservers).into_iter().filter(|o| !is_kept(o)).collect();
+        range::conflict(&range, &others).map(|occupied| (range, occupied.clone()))
+    }
+
     fn occupied(&self, nameservers: &[Ipv4Addr]) -> Vec<Occupied> {
         let addresses = self.addresses.iter().map(|&net| Occupied { net, kind: OccupiedKind::Address });
         let routes = self.routes.iter().map(|r| Occupied { net: r.destination, kind: OccupiedKind::Route });
@@ -185,8 +257,18 @@ fn resolver(options: &Options, facts: &Facts) -> Resolver {
     Resolver::of_host(files.iter().map(String::as_str), &own)
 }
 
-fn warnings(names: &Names, chains: &str, resolver: &Resolver) -> Vec<String> {
+fn warnings(
+    names: &Names,
+    chains: &str,
+    resolver: &Resolver,
+    overlap: Option<(Ipv4Net, Occupied)>,
+) -> Vec<String> {
     let mut warnings = Vec::new();
+    if let Some((range, occupied)) = overlap {
+        warnings.push(format!(
+            "the range {range} of sandboxes that live on overlaps {occupied}: it is used on until a start without them"
+        ));
+    }
     if resolver.nameservers.is_empty() {
         warnings.push(format!(
             "no name server that a sandbox can reach is named in {}: sandboxes cannot resolve names",
@@ -208,6 +290,18 @@ fn configured_range(range: Ipv4Net, occupied: &[Occupied]) -> Result<(Ipv4Net, U
         Ok(Some(reservation)) => Ok((range, reservation)),
         Ok(None) => Err(Error::RangeTaken { range }),
         Err(refusal) => Err(Error::PublicRefused(Arc::new(refusal))),
+    }
+}
+
+/// The range of living sandboxes.
+fn kept_range(range: Ipv4Net) -> Result<(Ipv4Net, UnixDatagram), Refusal> {
+    let until = Instant::now() + HELD_PATIENCE;
+    loop {
+        match reserve(range)? {
+            Some(reservation) => return Ok((range, reservation)),
+            None if Instant::now() >= until => return Err(Refusal::KeptRangeHeld { range }),
+            None => thread::sleep(HELD_LOOK),
+        }
     }
 }
 
@@ -251,14 +345,21 @@ fn enable_forwarding() -> Result<(), Refusal> {
     fs::write(path, "1").map_err(failed)
 }
 
-fn remove_stale_links(host: &mut Netlink, names: &Names) -> Result<(), Error> {
-    let links = host.links().map_err(|source| Error::ReadHost { what: "links", source })?;
+/// Returns how many there were.
+fn remove_stale_links(
+    host: &mut Netlink,
+    names: &Names,
+    facts: &Facts,
+    kept: &Sorted,
+) -> Result<usize, Error> {
     let prefix = names.link_prefix();
-    for link in links.into_iter().filter(|l| l.name.starts_with(&prefix)) {
+    let is_stale = |link: &&Link| link.name.starts_with(&prefix) && !kept.has_link(&link.name);
+    let stale: Vec<_> = facts.links.iter().filter(is_stale).collect();
+    for link in &stale {
         tracing::info!(link = link.name, "removing a link that an earlier daemon left");
         remove_link(host, &link.name)?;
     }
-    Ok(())
+    Ok(stale.len())
 }
 
 fn remove_link(host: &mut Netlink, link: &str) -> Result<(), Error> {

@@ -42,6 +42,16 @@
 //! network with a maker, slots with a user namespace are what is kept, with ids that count as used meanwhile.
 //! `examples/measure.rs` shows what it is good for.
 //!
+//! # Sandboxes that outlive their daemon
+//!
+//! What keeps a sandbox connected and confined is the kernel's: the link, the routes, the table, forwarding. So a sandbox
+//! whose daemon has died or stopped ([`Network::leave`]) goes on as it was, able to do no more and no less. The next
+//! daemon is told what to keep ([`Options::keep`], from [`Slot::kept`]), removes everything else, has its own rules in
+//! force without a gap, and takes the slots over one by one ([`Network::adopt`]) or gives them up
+//! ([`Network::abandon`]). The range is theirs, even if another one would be chosen now; where another one is configured,
+//! or public is refused by now, they are cut off and the adoption says why. Of a slot that is adopted the host's side is
+//! checked; addresses inside are the sandbox's own to change.
+//!
 //! # What it refuses
 //!
 //! A configured range that overlaps anything the host routes to or has an address in ([`Error::RangeOverlaps`]); and,
@@ -61,8 +71,8 @@
 //! [`Error`] for what was asked, [`Refusal`] for what the machine cannot do. Nothing half-made stays: a link lives as long
 //! as its [`Slot`], whatever became of the call that asked for it. Where a process outlives its slot in the namespace,
 //! the link is removed by name, as soon as the kernel has passed it over or takes none any more for half a second.
-//! Namespaces are descriptors only, so that the slots of a daemon that is killed go with it; its nft table stays until
-//! its next start. That no slot could be made ahead of demand is logged, and whoever attaches then gets the error if it
+//! Namespaces are descriptors only, so that the slots of a daemon that is killed go with it, but
+//! for those that a process lives in; its nft table stays until its next start. That no slot could be made ahead of demand is logged, and whoever attaches then gets the error if it
 //! lasts.
 //!
 //! Start reading at [`Network::start`], then `worker` (the threads), [`ruleset`] (pure) and [`range`] (pure).
@@ -92,11 +102,13 @@ mod maker_tests;
 #[cfg(test)]
 mod pool_tests;
 #[cfg(test)]
+mod takeover_tests;
+#[cfg(test)]
 mod world_tests;
 
 pub use berth_types::sandbox::NetworkMode as Mode;
 pub use error::{Error, PoolBound, Refusal};
-pub use kept::{KeptIds, KeptLink, KeptSlot};
+pub use kept::{KeptIds, KeptLink, KeptSlot, Unfit};
 pub use maker::{NamespaceMaker, Namespaces, UserNamespace};
 pub use network::{MOST_KEPT, Network, Options, PoolSizes, SlotSpec};
 pub use shelf::PoolCounts;

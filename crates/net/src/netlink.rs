@@ -23,22 +23,26 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-// linux/netlink.h, linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h
+// linux/netlink.h, linux/net_namespace.h, linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_PRIORITY: u16 = 6;
+const NETNSA_NSID: u16 = 1;
+const NSID_HEADER: usize = 4;
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
@@ -119,6 +123,27 @@ impl Netlink {
         let answers = self.exchange(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
         let link = answers.iter().find_map(|(payload, _)| read_link(payload));
         link.map(|l| l.index).ok_or_else(|| malformed("no link in the answer to RTM_GETLINK"))
+    }
+
+    /// The number by which this namespace knows the one that the other end of the pair `name` is in; none where that is
+    /// this namespace itself.
+    pub(crate) fn peer_namespace(&mut self, name: &str) -> io::Result<Option<i32>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let answers = self.exchange(RouteNetlinkMessage::GetLink(message), NLM_F_ACK)?;
+        let number_in = |payload: &[u8]| attribute(payload, LINK_HEADER, IFLA_LINK_NETNSID).and_then(number);
+        Ok(answers.iter().find_map(|(payload, _)| number_in(payload)).map(u32::cast_signed))
+    }
+
+    /// The number by which this namespace knows `netns`; none where it has none for it, as no link leads there.
+    pub(crate) fn namespace_number(&mut self, netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+        let mut message = NsidMessage::default();
+        message.attributes.push(NsidAttribute::Fd(netns.as_raw_fd().cast_unsigned()));
+        let answers = self.exchange(RouteNetlinkMessage::GetNsId(message), NLM_F_ACK)?;
+        let number_in = |payload: &[u8]| attribute(payload, NSID_HEADER, NETNSA_NSID).and_then(number);
+        let found = answers.iter().find_map(|(payload, _)| number_in(payload)).map(u32::cast_signed);
+        // -1: NETNSA_NSID_NOT_ASSIGNED.
+        Ok(found.filter(|number| *number >= 0))
     }
 
     /// Makes a pair of links, both down.

@@ -113,7 +113,7 @@ pub struct Network {
 
 impl Network {
     /// Starts a network in the network namespace of the calling thread: removes what a crashed daemon of the same
-    /// instance left, and prepares the host for public sandboxes. Where the host cannot do these, the network
+    /// instance left, but for what is to be kept ([`Options::keep`]), and prepares the host for public sandboxes. Where the host cannot do these, the network
     /// starts all the same, and [`Network::public`] says why.
     ///
     /// # Errors
@@ -153,21 +153,29 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// [`Error::Stopped`].
+    /// [`Error::Adopt`] with the reason; [`Error::PublicRefused`] where this machine cannot do `public` any more; and what
+    /// the kernel refuses.
     pub async fn adopt(
         &self,
         kept: KeptSlot,
         netns: OwnedFd,
         user: Option<UserNamespace>,
     ) -> Result<Slot, Error> {
-        drop((kept, netns, user));
-        Err(Error::Stopped)
+        if kept.link.is_some()
+            && let Err(refusal) = &self.public
+        {
+            return Err(Error::PublicRefused(Arc::clone(refusal)));
+        }
+        match self.door.adopt(kept, netns, user)? {
+            Taken::Ready(slot) => Ok(slot),
+            Taken::Waiting(slot) => slot.await.map_err(|_| Error::Stopped)?,
+        }
     }
 
     /// Gives up a slot of [`Options::keep`] whose sandbox is gone: its link is removed, its address rests. One that was
     /// adopted, or that is not known, is left alone.
     pub fn abandon(&self, kept: &KeptSlot) {
-        let _ = kept;
+        self.door.abandon(kept);
     }
 
     /// Figures of the slots that are kept ready: those with a user namespace where the network has a maker of such.
@@ -202,9 +210,7 @@ impl Network {
         self.door.shut_down(reply);
         done.await.unwrap_or(Ok(()))
     }
-}
 
-impl Network {
     /// Ends the network and leaves what is in use as it is, for the next one of this instance to adopt: the links of
     /// living slots, their addresses and the nft table. Slots that were ready for nobody are removed, and a slot that is
     /// dropped from now on leaves its link to the kernel, which takes it with the namespace.
@@ -214,7 +220,7 @@ impl Network {
     /// Something that nobody uses could not be removed; the next start does it. A network that has ended before is no
     /// error.
     pub async fn leave(&self) -> Result<(), Error> {
-        Ok(())
+        self.door.leave().await.unwrap_or(Ok(()))
     }
 }
 

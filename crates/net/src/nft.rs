@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::Refusal;
+use crate::ruleset;
 
 const SBIN: [&str; 2] = ["/usr/sbin/nft", "/sbin/nft"];
 
@@ -29,7 +30,7 @@ impl Nft {
 
     /// Deletes table `inet name`; one that is not there is no error.
     pub(crate) fn delete_table(&self, name: &str) -> Result<(), Refusal> {
-        self.load(&format!("table inet {name} {{}}\ndelete table inet {name}\n"))
+        self.load(&ruleset::delete(name))
     }
 
     /// All chains of all tables, without their rules.

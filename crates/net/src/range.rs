@@ -47,6 +47,11 @@ impl fmt::Display for Occupied {
     }
 }
 
+/// Whether a range can number sandboxes, and is written as ranges are.
+pub(crate) fn is_usable(range: Ipv4Net) -> bool {
+    CONFIGURABLE.contains(&range.prefix_len()) && range == range.trunc()
+}
+
 /// What of `occupied` overlaps `range`, if anything does.
 pub fn conflict<'a>(range: &Ipv4Net, occupied: &'a [Occupied]) -> Option<&'a Occupied> {
     let overlaps = |net: &Ipv4Net| range.contains(&net.network()) || net.contains(&range.network());

@@ -1,12 +1,26 @@
 //! The nft ruleset of one network, as text. Pure, and the same whatever sandboxes there are: links are known by the
 //! beginning of their names, so that a sandbox more or less changes nothing here.
+//!
+//! # Taking over while sandboxes live
+//!
+//! A transaction of nftables is all or nothing, but not one moment for every packet. Two things can let packets through
+//! that neither the rules before nor those after do:
+//!
+//! * A chain that is deleted and one that takes its place are two hooks. A packet can be past the new one, still empty,
+//!   when the switch comes, and then finds the old one empty. So [`renew`] keeps the chains and replaces what is in
+//!   them, which is one moment for each chain and all that it jumps to.
+//! * A set of intervals gets its elements after the switch (seen on Linux 6.18, within a few replacements). So whatever refuses does it by a comparison and never by a
+//!   set; sets only allow.
+//!
+//! Where the chains that are there have other hooks (another version made them), they cannot be kept. Then [`guard`]
+//! drops every packet of a sandbox until the table is [replaced](replace).
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::names::{ANY_LINK, Names};
+use crate::names::ANY_LINK;
 
 /// What the ruleset depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +35,62 @@ pub struct Rules<'a> {
     pub nameservers: &'a [Ipv4Addr],
 }
 
-/// Text for `nft -f -` that replaces the table, whatever it was before, in one transaction.
-pub fn render(rules: &Rules<'_>) -> String {
+/// Text for `nft -f -` that replaces the table, whatever it was before, in one transaction. For when no sandbox lives, or
+/// under a [`guard`].
+pub fn replace(rules: &Rules<'_>) -> String {
+    format!("{}{}", delete(rules.table), body(rules))
+}
+
+/// Text for `nft -f -` that gives the table these rules in one transaction, and is refused where its chains are others.
+/// Nothing gets through meanwhile that the rules before and after do not let through. A guard goes.
+pub fn renew(rules: &Rules<'_>) -> String {
+    let table = rules.table;
+    let guard = delete(&guard_name(table));
+    format!(
+        r#"table inet {table} {{
+  set nameservers {{
+    type ipv4_addr
+  }}
+}}
+flush table inet {table}
+flush set inet {table} nameservers
+{}{guard}"#,
+        body(rules)
+    )
+}
+
+/// Text for `nft -f -` that lets nothing from or to a sandbox through, until the table [`guard_name`] is deleted.
+pub fn guard(rules: &Rules<'_>) -> String {
+    let (table, link_prefix) = (guard_name(rules.table), rules.link_prefix);
+    format!(
+        r#"{}table inet {table} {{
+  chain input {{
+    type filter hook input priority filter - 1; policy accept;
+    iifname "{link_prefix}*" drop
+  }}
+
+  chain forward {{
+    type filter hook forward priority filter - 1; policy accept;
+    iifname "{link_prefix}*" drop
+    oifname "{link_prefix}*" drop
+  }}
+}}
+"#,
+        delete(&table)
+    )
+}
+
+/// The table of a [`guard`].
+pub fn guard_name(table: &str) -> String {
+    format!("{table}_guard")
+}
+
+/// Text that deletes a table, if it is there: "table … {}" first, since deleting one that is not is an error.
+pub(crate) fn delete(table: &str) -> String {
+    format!("table inet {table} {{}}\ndelete table inet {table}\n")
+}
+
+fn body(rules: &Rules<'_>) -> String {
     let Rules { table, link_prefix, range, nameservers } = rules;
     let mut elements = String::new();
     if !nameservers.is_empty() {
@@ -30,11 +98,8 @@ pub fn render(rules: &Rules<'_>) -> String {
         // Writing to a String cannot fail.
         let _ = write!(elements, "\n    elements = {{ {} }}", list.join(", "));
     }
-    // "table … {}" first, since deleting a table that is not there is an error.
     format!(
-        r#"table inet {table} {{}}
-delete table inet {table}
-table inet {table} {{
+        r#"table inet {table} {{
   set nameservers {{
     type ipv4_addr{elements}
   }}
@@ -61,10 +126,12 @@ table inet {table} {{
 
   # Packets of an unknown connection would leave without translation, so they are dropped.
   chain from_sandbox {{
-    ct state vmap {{ established : accept, related : accept, invalid : drop }}
+    ct state established,related accept
+    ct state invalid drop
     oifname "{ANY_LINK}*" reject with icmpx admin-prohibited
     ip daddr @nameservers meta l4proto {{ tcp, udp }} th dport 53 accept
-    ip daddr {{ 169.254.0.0/16, {range} }} reject with icmpx admin-prohibited
+    ip daddr 169.254.0.0/16 reject with icmpx admin-prohibited
+    ip daddr {range} reject with icmpx admin-prohibited
   }}
 
   chain to_sandbox {{
@@ -79,12 +146,6 @@ table inet {table} {{
 }}
 "#
     )
-}
-
-/// The ruleset of the network that has these names.
-pub(crate) fn of(names: &Names, range: Ipv4Net, nameservers: &[Ipv4Addr]) -> String {
-    let (table, link_prefix) = (names.table(), names.link_prefix());
-    render(&Rules { table: &table, link_prefix: &link_prefix, range, nameservers })
 }
 
 /// Forward chains of other tables that drop what they do not accept, from `nft list chains`: `inet filter FORWARD`.
@@ -111,21 +172,45 @@ fn is_table(family_and_name: &str, name: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn rules(nameservers: &[Ipv4Addr]) -> Rules<'_> {
+        let range = "10.208.16.0/20".parse().unwrap();
+        Rules { table: "berth_a1b2", link_prefix: "btha1b2-", range, nameservers }
+    }
+
     #[test]
     fn the_ruleset() {
-        let names = Names::new("a1b2").unwrap();
-        let range = "10.208.16.0/20".parse().unwrap();
-        insta::assert_snapshot!(of(
-            &names,
-            range,
-            &[Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(1, 1, 1, 1)]
-        ));
+        insta::assert_snapshot!(replace(&rules(&[
+            Ipv4Addr::new(169, 254, 169, 254),
+            Ipv4Addr::new(1, 1, 1, 1)
+        ])));
+    }
+
+    #[test]
+    fn a_renewal_keeps_the_chains_and_has_the_same_rules() {
+        let resolvers = [Ipv4Addr::new(1, 1, 1, 1)];
+        let rules = rules(&resolvers);
+        let (renewed, replaced) = (renew(&rules), replace(&rules));
+        assert!(!renewed.contains("delete table inet berth_a1b2\n"), "{renewed}");
+        assert!(renewed.contains(replaced.strip_prefix(&delete("berth_a1b2")).unwrap()), "{renewed}");
+    }
+
+    #[test]
+    fn what_refuses_does_not_ask_a_set() {
+        let refuses = |line: &&str| line.contains("reject") || line.contains("drop");
+        let text = replace(&rules(&[Ipv4Addr::new(1, 1, 1, 1)]));
+        let refusing: Vec<_> = text.lines().filter(refuses).collect();
+        assert!(refusing.len() > 6, "{text}");
+        assert!(!refusing.iter().any(|line| line.contains('{') || line.contains('@')), "{refusing:?}");
+    }
+
+    #[test]
+    fn the_guard() {
+        insta::assert_snapshot!(guard(&rules(&[])));
     }
 
     #[test]
     fn no_resolver_leaves_an_empty_set() {
-        let names = Names::new("a1b2").unwrap();
-        let text = of(&names, "10.208.16.0/20".parse().unwrap(), &[]);
+        let text = replace(&rules(&[]));
         assert!(text.contains("type ipv4_addr\n  }"), "{text}");
     }
 

@@ -13,7 +13,10 @@
 //! its slot to whoever waits by then. None of the threads has a lower priority than the others: they hold the kernel's
 //! lock over all links (RTNL) in turn, and a holder that is not scheduled keeps everybody waiting.
 //!
-//! The keeper starts the network, in the calling thread's namespace, and ends it.
+//! The keeper starts the network, in the calling thread's namespace, looks at what is taken over from an earlier one,
+//! and ends it.
+
+mod adoption;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,12 +30,15 @@ use crate::addresses::Addresses;
 use crate::doomed::{Doomed, Seen};
 use crate::error::Error;
 use crate::host::{Host, Started};
+use crate::kept::{KeptSlot, Sorted, Unfit};
 use crate::maker::{IdLease, NamespaceMaker};
 use crate::making::{Lease, Made, Tools, Unmade};
 use crate::names::Names;
 use crate::network::{Options, SlotSpec};
 use crate::shelf::{PoolCounts, Shelf};
 use crate::slot::Slot;
+
+use self::adoption::Adoption;
 
 /// Threads that make slots: one that fills and one that serves.
 const MAKERS: usize = 2;
@@ -151,6 +157,12 @@ struct State {
     links: BTreeMap<u32, Tie>,
     /// Slots whose links are to go.
     doomed: Doomed,
+    /// Slots of living sandboxes that are to be adopted, by number. Their links are among `links`.
+    kept: BTreeMap<u32, KeptSlot>,
+    /// Those that cannot be.
+    unfit: Vec<(KeptSlot, Unfit)>,
+    /// Adoptions that wait for the keeper.
+    adoptions: Vec<Adoption>,
     filling: Option<Mode>,
     serving: usize,
     /// When shelves that are not empty may be filled on.
@@ -158,6 +170,8 @@ struct State {
     /// When filling may be tried again after a failure.
     retry_at: Instant,
     goodbyes: Vec<Reply<()>>,
+    /// What is in use stays when the network ends.
+    leaves: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,22 +214,31 @@ enum Purpose {
 }
 
 impl Shared {
-    fn new(host: &Host, options: &Options) -> Self {
+    fn new(host: &Host, options: &Options, kept: Sorted) -> Self {
         let (now, pool) = (Instant::now(), &options.pool);
         let public = host.public.as_ref();
+        let mut addresses = public.map(|p| Addresses::new(p.range));
+        if let Some(addresses) = &mut addresses {
+            kept.links().for_each(|link| addresses.occupy(link.number));
+        }
+        let links = kept.links().map(|link| (link.number, Tie { link: link.name.clone(), ids: None }));
         let state = State {
             phase: Phase::Open,
             waiting: VecDeque::new(),
             isolated: Shelf::new(pool.isolated, pool.most, now),
             connected: Shelf::new(pool.connected, pool.most, now),
-            addresses: public.map(|p| Addresses::new(p.range)),
-            links: BTreeMap::new(),
+            addresses,
+            links: links.collect(),
             doomed: Doomed::new(now),
+            kept: kept.fit,
+            unfit: kept.unfit,
+            adoptions: Vec::new(),
             filling: None,
             serving: 0,
             rested_at: now,
             retry_at: now,
             goodbyes: Vec::new(),
+            leaves: false,
         };
         Self {
             names: host.names.clone(),
@@ -240,8 +263,9 @@ impl Shared {
         }
         // Who waits hears that the network has stopped. Their doors must not be dropped under the lock.
         let waiting = std::mem::take(&mut state.waiting);
+        let adoptions = std::mem::take(&mut state.adoptions);
         drop(state);
-        drop(waiting);
+        drop((waiting, adoptions));
         self.work.notify_all();
         self.chores.notify_all();
     }
@@ -488,6 +512,16 @@ fn wait<'a>(
     }
 }
 
+/// What the keeper is to do.
+struct Chores {
+    /// Slots that are too many.
+    surplus: Vec<Made>,
+    /// Links that are to go.
+    doomed: Vec<Going>,
+    /// Slots that are taken over.
+    adoptions: Vec<Adoption>,
+}
+
 /// The thread that starts a network, removes links, and ends it.
 struct Keeper {
     shared: Arc<Shared>,
@@ -497,14 +531,15 @@ struct Keeper {
 
 impl Keeper {
     fn start(names: Names, options: &Options) -> Result<(Self, Started), Error> {
-        let (host, started) = Host::prepare(names, options)?;
-        let shared = Arc::new(Shared::new(&host, options));
+        let (host, started, kept) = Host::prepare(names, options)?;
+        let shared = Arc::new(Shared::new(&host, options, kept));
         let mut keeper = Self { shared, host, makers: Vec::new() };
         for _ in 0..MAKERS {
             match keeper.maker() {
                 Ok(maker) => keeper.makers.push(maker),
                 Err(error) => {
-                    // What counts is the first failure; the table is replaced at the next start.
+                    // What counts is the first failure; what is kept is there for another attempt.
+                    keeper.shared.leave();
                     keeper.shared.close();
                     let _ = keeper.end();
                     return Err(error);
@@ -522,7 +557,8 @@ impl Keeper {
     }
 
     fn run(mut self) {
-        while let Some((surplus, doomed)) = self.next_chore() {
+        while let Some(Chores { surplus, doomed, adoptions }) = self.next_chores() {
+            adoptions.into_iter().for_each(|adoption| self.adopt(adoption));
             self.shared.discard(surplus);
             self.look_for(&doomed);
         }
@@ -540,15 +576,16 @@ impl Keeper {
         }
     }
 
-    /// Waits for something to remove: slots that are too many, and links that are to go.
-    fn next_chore(&self) -> Option<(Vec<Made>, Vec<Going>)> {
+    /// Waits for something to do.
+    fn next_chores(&self) -> Option<Chores> {
         let mut state = self.shared.lock();
         while state.phase == Phase::Open {
             let now = Instant::now();
             let surplus = state.settle(now);
             let doomed = state.overdue(now);
-            if !surplus.is_empty() || !doomed.is_empty() {
-                return Some((surplus, doomed));
+            let adoptions = std::mem::take(&mut state.adoptions);
+            if !surplus.is_empty() || !doomed.is_empty() || !adoptions.is_empty() {
+                return Some(Chores { surplus, doomed, adoptions });
             }
             let until = state.chores_at();
             state = wait(&self.shared.chores, state, until, now);
@@ -595,14 +632,18 @@ impl Keeper {
         self.shared.discard(kept);
         let mut state = self.shared.lock();
         let mut ties = std::mem::take(&mut state.links);
-        let going = state.doomed.numbers();
+        let (going, leaves) = (state.doomed.numbers(), state.leaves);
         drop(state);
         let going: Vec<_> = going.iter().filter_map(|number| ties.remove(number)).collect();
-        let mut removed: Vec<_> = ties.values().map(|tie| self.host.remove_link(&tie.link)).collect();
+        let stays = leaves && !ties.is_empty();
+        let mut removed: Vec<_> = match stays {
+            true => Vec::new(),
+            false => ties.values().map(|tie| self.host.remove_link(&tie.link)).collect(),
+        };
         self.host.wait_for_end(going.iter().map(|tie| tie.link.as_str()), LAST_GRACE);
         removed.extend(going.iter().map(|tie| self.host.remove_link(&tie.link)));
         // Last, as a sandbox that still has a link must not be without rules.
-        let deleted = self.host.remove_table();
+        let deleted = if stays { Ok(()) } else { self.host.remove_table() };
         removed.into_iter().collect::<Result<(), _>>()?;
         deleted
     }

@@ -83,7 +83,7 @@ impl World {
         self.nft(&["list", "tables"])
     }
 
-    fn nft(&self, args: &[&str]) -> String {
+    pub(crate) fn nft(&self, args: &[&str]) -> String {
         let run = || Command::new("nft").args(args).output();
         let output = netns::run_in(self.host.as_fd(), run).unwrap();
         assert!(output.status.success(), "{output:?}");
