@@ -136,7 +136,6 @@ impl Node {
         let instance = instance(&options.data_dir);
         let opened = berth_disk::open(&options.data_dir, &options.disk).map_err(Error::Disk)?;
         let disk: Arc<dyn Engine> = Arc::from(opened.engine);
-        clear_disk(disk.as_ref())?;
         let root = disk.root().to_owned();
         let images = Images::open(berth_image::Options { root: root.clone(), registry: options.registry })?;
         let container = berth_sandbox::container::Options {
@@ -248,11 +247,4 @@ fn instance(data_dir: &Path) -> String {
     let absolute = data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_owned());
     let digest = Sha256::digest(absolute.as_os_str().as_encoded_bytes());
     digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn clear_disk(disk: &dyn Engine) -> Result<(), Error> {
-    for id in disk.list().map_err(Error::Disk)? {
-        disk.remove(&id).map_err(Error::Disk)?;
-    }
-    disk.reap_trash().map(drop).map_err(Error::Disk)
 }

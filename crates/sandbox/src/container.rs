@@ -7,37 +7,34 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use berth_disk::{Counted, Engine, Writable};
+use berth_disk::{Engine, Writable};
 use berth_jail::doctor::{Finding, State};
 use berth_jail::spec::{self, EtcFiles, Root};
 use berth_jail::views::{self, Views};
-use berth_jail::{Capability, Exit, GuestImage, IdRange, LaunchRequest, Launcher, Process, cgroup};
-use berth_net::{Mode, Network, Slot, SlotSpec};
-use berth_types::sandbox::{Capabilities, CapabilitySet, Limit, StartPhases, Usage};
+use berth_jail::{Capability, GuestImage, IdRange, LaunchRequest, Launcher, Process, cgroup};
+use berth_net::{KeptSlot, Mode, Network, Slot, SlotSpec};
+use berth_types::sandbox::{Capabilities, CapabilitySet, StartPhases};
 use berth_types::system::TaskStatus;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
 
-use crate::driver::{Death, Disk, DiskFull, Driver, Features, Machine, StartSpec};
+use crate::driver::{Driver, Features, Machine, StartSpec};
 use crate::guest::Guest;
 use crate::ids::{self, IdRanges};
+use crate::machine::{Container, Known};
 use crate::namespaces::Maker;
+use crate::parts::{Alive, Left, Parts, SandboxDisk};
 use crate::phases::Clock;
 use crate::reaper::Reaper;
-use crate::{Error, etc, stubs};
+use crate::resume::Record;
+use crate::sockets::Sockets;
+use crate::{Error, adopt, etc};
 
 /// How long a guest may take to answer. It needs milliseconds; a machine that swaps needs longer.
-const HELLO_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long the kernel may take to end a container's processes: one may sit in an uninterruptible wait.
-const KILL_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const HELLO_LIMIT: Duration = Duration::from_secs(20);
 
 /// What the container driver works with.
 #[derive(Debug)]
@@ -70,46 +67,9 @@ pub struct ContainerDriver {
     cgroups: cgroup::Facts,
     /// What sandboxes would see of the machine without limits.
     host: views::Host,
+    sockets: Sockets,
     reaper: Reaper,
     alive: Alive,
-}
-
-/// What living containers hold, so that a shutdown ends those too whose owners have not let go.
-#[derive(Default)]
-struct Alive {
-    parts: Mutex<Vec<Weak<Mutex<Option<Parts>>>>>,
-    closed: AtomicBool,
-}
-
-impl Alive {
-    fn add(&self, parts: &Arc<Mutex<Option<Parts>>>) {
-        let mut all = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|parts| parts.strong_count() > 0);
-        all.push(Arc::downgrade(parts));
-    }
-
-    /// Takes everything from its owners; no container starts afterwards.
-    fn close(&self) -> Vec<Parts> {
-        self.closed.store(true, Ordering::SeqCst);
-        let all = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
-        all.iter().filter_map(|parts| lock(&*parts.upgrade()?).take()).collect()
-    }
-}
-
-/// What one sandbox holds on this machine. Given back in the order of the fields.
-#[derive(Default)]
-pub(crate) struct Parts {
-    pub(crate) process: Option<Process>,
-    pub(crate) cgroup: Option<cgroup::Cgroup>,
-    pub(crate) slot: Option<Slot>,
-    pub(crate) disk: Option<SandboxDisk>,
-}
-
-/// A sandbox's directories and the engine that made them.
-pub(crate) struct SandboxDisk {
-    pub(crate) engine: Arc<dyn Engine>,
-    pub(crate) id: String,
-    pub(crate) writable: Writable,
 }
 
 impl ContainerDriver {
@@ -125,25 +85,53 @@ impl ContainerDriver {
         disk: Arc<dyn Engine>,
         adopt: Vec<(String, String)>,
     ) -> Result<(ContainerDriver, Adopted), Error> {
-        let adopted = adopt.into_iter().map(|(id, _)| (id, Err(Error::Ended))).collect();
         let cgroups = cgroup::Facts::detect().map_err(Error::Cgroup)?;
-        cgroup::remove_instance(&cgroups, &options.instance).map_err(Error::Cgroup)?;
+        let ids = id_ranges(&options)?;
+        let sockets = Sockets::open(&options.run_dir)
+            .map_err(|source| Error::Sockets { path: options.run_dir.clone(), source })?;
         let launcher = Arc::new(Launcher::spawn().map_err(Error::Launch)?);
         refuse_without_user_namespaces(options.ids, &launcher, disk.root())?;
-        let network = start_network(&options, &launcher).await?;
+        let guest = Arc::new(GuestImage::new(options.guest).map_err(Error::GuestImage)?);
+        let facts = berth_jail::Facts::detect().map_err(Error::Facts)?;
+        let host = views::Host::detect().map_err(Error::Host)?;
+        // From here on things of the earlier daemon go, and hardly anything can fail.
+        let (found, lost) = adopt::find(adopt, disk.as_ref(), ids.as_ref());
+        adopt::clear(&found, &cgroups, &options.instance, &sockets, disk.as_ref())?;
+        let network = start_network(&options, &launcher, ids, adopt::slots(&found)).await?;
         let driver = ContainerDriver {
             launcher,
-            guest: Arc::new(GuestImage::new(options.guest).map_err(Error::GuestImage)?),
+            guest,
             reaper: Reaper::start(),
             options,
             disk,
             network,
-            facts: berth_jail::Facts::detect().map_err(Error::Facts)?,
+            facts,
             cgroups,
-            host: views::Host::detect().map_err(Error::Host)?,
+            host,
+            sockets,
             alive: Alive::default(),
         };
+        let mut adopted = driver.adopt_all(found).await;
+        adopted.extend(lost.into_iter().map(|(id, error)| (id, Err(error))));
         Ok((driver, adopted))
+    }
+
+    pub(crate) fn reaper(&self) -> &Reaper {
+        &self.reaper
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Engine> {
+        &self.disk
+    }
+
+    pub(crate) fn sockets(&self) -> &Sockets {
+        &self.sockets
+    }
+
+    /// Has it ended, or let go of, with the driver.
+    pub(crate) fn keep(&self, container: &Container) -> Result<(), Error> {
+        self.alive.add(&container.parts);
+        if self.alive.is_closed() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// The network that its sandboxes are on.
@@ -175,19 +163,20 @@ impl ContainerDriver {
 
         let shown = self.views(&spec, &writable, memory.as_deref());
         let plan = self.plan(&spec, &writable, etc, membership, namespaces.ids, shown)?;
+        let socket = outlives(&spec).map(|_| parts.parts().socket.insert(self.sockets.of(&spec.id)));
+        let listen = socket.map(|socket| socket.listen()).transpose().map_err(Error::Socket)?;
         let (ours, theirs) = control_pair().map_err(Error::Socket)?;
-        parts.parts().process = Some(self.launch(plan, namespaces, theirs).await?);
+        parts.parts().process = Some(self.launch(plan, namespaces, theirs, listen).await?);
         clock.phases.launch_ms = clock.lap();
 
         let connected = tokio::time::timeout(HELLO_LIMIT, Guest::connect(ours)).await;
         let guest =
             connected.map_err(|_| Error::GuestSilent { limit: HELLO_LIMIT })?.map_err(Error::Guest)?;
         clock.phases.guest_ms = clock.lap();
-        let container = Container::new(guest, parts.release(), self.reaper.clone(), clock.phases, &spec)?;
-        self.alive.add(&container.parts);
-        if self.alive.closed.load(Ordering::SeqCst) {
-            return Err(Error::Cancelled);
-        }
+        let resume = record(parts.parts(), &spec, clock.phases)?;
+        let known = Known { phases: clock.phases, limits: spec.limits, resume };
+        let container = Container::new(guest, parts, self.reaper.clone(), known)?;
+        self.keep(&container)?;
         Ok(container)
     }
 
@@ -253,7 +242,7 @@ impl ContainerDriver {
             capabilities: Capability::defaults(),
             seccomp: berth_jail::seccomp::Profile::Default,
             shm_bytes: spec::DEFAULT_SHM_BYTES,
-            spool: None,
+            spool: Some(writable.spool.clone()),
         };
         berth_jail::plan(&jail, &self.facts).map_err(Error::Plan)
     }
@@ -274,6 +263,7 @@ impl ContainerDriver {
         plan: berth_jail::Plan,
         namespaces: Namespaces,
         control: OwnedFd,
+        listen: Option<OwnedFd>,
     ) -> Result<Process, Error> {
         let (launcher, guest) = (self.launcher.clone(), self.guest.clone());
         let launched = tokio::task::spawn_blocking(move || {
@@ -283,7 +273,7 @@ impl ContainerDriver {
                 netns: Some(namespaces.net.as_fd()),
                 user_namespace: namespaces.user.as_ref().map(AsFd::as_fd),
                 control,
-                listen: None,
+                listen,
                 guest: &guest,
                 stderr: None,
             })
@@ -323,19 +313,44 @@ fn refuse_without_user_namespaces(
     if failed.is_empty() { Ok(()) } else { Err(Error::UserNamespaces { found: failed.join("; ") }) }
 }
 
-async fn start_network(options: &Options, launcher: &Arc<Launcher>) -> Result<Network, Error> {
-    let maker = match options.ids {
-        None => None,
-        Some(ids) => {
-            let subordinate = ids::subordinate_of_host().map_err(Error::Ids)?;
-            let ids = IdRanges::new(ids, &subordinate).map_err(Error::Ids)?.begin_at(seed(&options.instance));
-            let maker: Arc<dyn berth_net::NamespaceMaker> =
-                Arc::new(Maker { launcher: launcher.clone(), ids });
-            Some(maker)
-        }
-    };
-    let network = berth_net::Options { instance: options.instance.clone(), maker, ..options.network.clone() };
+/// The ranges of ids that sandboxes are to have; none where they are to have none of their own.
+fn id_ranges(options: &Options) -> Result<Option<IdRanges>, Error> {
+    let Some(ids) = options.ids else { return Ok(None) };
+    let subordinate = ids::subordinate_of_host().map_err(Error::Ids)?;
+    let ranges = IdRanges::new(ids, &subordinate).map_err(Error::Ids)?;
+    Ok(Some(ranges.begin_at(seed(&options.instance))))
+}
+
+async fn start_network(
+    options: &Options,
+    launcher: &Arc<Launcher>,
+    ids: Option<IdRanges>,
+    keep: Vec<KeptSlot>,
+) -> Result<Network, Error> {
+    let maker = ids.map(|ids| -> Arc<dyn berth_net::NamespaceMaker> {
+        Arc::new(Maker { launcher: launcher.clone(), ids })
+    });
+    let instance = options.instance.clone();
+    let network = berth_net::Options { instance, maker, keep, ..options.network.clone() };
     Network::start(network).await.map_err(Error::Network)
+}
+
+/// How long it lives on without a daemon, in milliseconds; none when it ends with its connection.
+fn outlives(spec: &StartSpec) -> Option<u64> {
+    let ms = spec.orphan.map(|orphan| u64::try_from(orphan.as_millis()).unwrap_or(u64::MAX));
+    ms.filter(|ms| *ms > 0)
+}
+
+/// What another daemon needs of a sandbox that outlives this one.
+fn record(parts: &Parts, spec: &StartSpec, phases: StartPhases) -> Result<Option<String>, Error> {
+    let (Some(_), Some(process), Some(cgroup), Some(slot)) =
+        (&parts.socket, &parts.process, &parts.cgroup, &parts.slot)
+    else {
+        return Ok(None);
+    };
+    let identity = process.identity().map_err(Error::Identify)?;
+    let stubs = process.stubs().to_vec();
+    Record::new(identity, stubs, cgroup.clone(), slot.kept(), spec.limits, phases).write().map(Some)
 }
 
 /// A number that is another one for each instance, mostly.
@@ -386,7 +401,7 @@ fn guest_settings(spec: &StartSpec, writable: &Writable) -> spec::GuestSettings 
         pids: spec.limits.pids,
         storage_bytes: spec.limits.storage_bytes,
         storage_used: writable.used_files.clone(),
-        orphan_ms: None,
+        orphan_ms: outlives(spec),
     }
 }
 
@@ -445,264 +460,25 @@ impl Driver for ContainerDriver {
         }
         .boxed()
     }
-}
 
-/// A running container.
-struct Container {
-    guest: Guest,
-    /// Where the death is announced; `None` while it lives.
-    death: watch::Receiver<Option<Death>>,
-    parts: Arc<Mutex<Option<Parts>>>,
-    reaper: Reaper,
-    phases: StartPhases,
-    limits: crate::driver::Limits,
-}
-
-impl Container {
-    fn new(
-        guest: Guest,
-        parts: Parts,
-        reaper: Reaper,
-        phases: StartPhases,
-        spec: &StartSpec,
-    ) -> Result<Container, Error> {
-        let process = parts.process.as_ref().ok_or(Error::Ended)?;
-        let pidfd = process.pidfd().try_clone().map_err(Error::Socket)?;
-        #[expect(
-            deprecated,
-            reason = "an OwnedFd keeps its descriptor, which is all that the new, unsafe call asks"
-        )]
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(Error::Socket)?;
-        let parts = Arc::new(Mutex::new(Some(parts)));
-        let (announce, death) = watch::channel(None);
-        tokio::spawn(announce_death(pidfd, parts.clone(), announce));
-        Ok(Container { guest, death, parts, reaper, phases, limits: spec.limits })
-    }
-
-    /// Kills the first process, and with it everything in the container, and waits until it is gone.
-    async fn kill(&self) -> Result<(), Error> {
-        let killed = match lock(&self.parts).as_ref().and_then(|parts| parts.process.as_ref()) {
-            Some(process) => process.kill(),
-            None => return Ok(()),
-        };
-        killed.map_err(Error::Kill)?;
-        tokio::time::timeout(KILL_LIMIT, self.wait()).await.map(drop).map_err(|_| Error::Undead)
-    }
-
-    /// What counts for it, apart from its owner.
-    fn held(&self) -> Held {
-        let parts = lock(&self.parts);
-        let cgroup = parts.as_ref().and_then(|parts| parts.cgroup.clone());
-        let disk = parts.as_ref().and_then(|parts| parts.disk.as_ref());
-        Held { cgroup, disk: disk.map(|disk| (disk.engine.clone(), disk.id.clone())) }
-    }
-
-    async fn wait(&self) -> Death {
-        let mut death = self.death.clone();
-        let unknown = || Death { oom_kills: 0, how: "its first process was lost track of".to_owned() };
-        match death.wait_for(Option::is_some).await {
-            Ok(death) => death.clone().unwrap_or_else(unknown),
-            Err(_) => unknown(),
-        }
-    }
-}
-
-/// Where a container's use of the machine is read. What cannot be read is absent, and said in the log.
-struct Held {
-    cgroup: Option<cgroup::Cgroup>,
-    disk: Option<(Arc<dyn Engine>, String)>,
-}
-
-impl Held {
-    fn usage(&self, limits: &crate::driver::Limits) -> Usage {
-        let counted = self.cgroup.as_ref().and_then(|cgroup| {
-            cgroup.usage().inspect_err(|error| tracing::warn!(%error, "cannot read what a sandbox uses")).ok()
-        });
-        let counted = counted.unwrap_or_default();
-        let disk = self.disk_usage();
-        let disk_full = self.disk_full();
-        let met = |limit, times: Option<u64>| times.is_some_and(|times| times > 0).then_some(limit);
-        let hits = [
-            met(Limit::Memory, counted.oom_kills),
-            met(Limit::Pids, counted.pids_limit_events),
-            (disk_full == Some(DiskFull::Limit)).then_some(Limit::Disk),
-        ];
-        Usage {
-            memory_bytes: counted.memory_bytes,
-            memory_peak_bytes: counted.memory_peak_bytes,
-            memory_limit_bytes: limits.memory_bytes,
-            oom_kills: counted.oom_kills,
-            cpu_seconds: counted.cpu_usec.map(|usec| usec as f64 / 1e6),
-            pids: counted.pids,
-            pids_limit: limits.pids,
-            disk_bytes: disk.map(|disk| disk.bytes),
-            disk_limit_bytes: limits.storage_bytes,
-            disk_inodes: disk.and_then(|disk| disk.inodes),
-            disk_inodes_limit: limits.storage_inodes,
-            limits_hit: hits.into_iter().flatten().collect(),
-            machine_disk_full: disk_full == Some(DiskFull::Machine),
-        }
-    }
-
-    /// Absent where telling it takes a walk through all files: this is asked often.
-    fn disk_usage(&self) -> Option<berth_disk::Usage> {
-        let (engine, id) = self.disk.as_ref()?;
-        if !engine.enforces_storage() {
-            return None;
-        }
-        let usage = engine.usage(id).inspect_err(|error| unread(id, error, "what a sandbox has on disk"));
-        usage.ok().filter(|usage| usage.counted != Counted::Walked)
-    }
-
-    fn disk_full(&self) -> Option<DiskFull> {
-        let (engine, id) = self.disk.as_ref()?;
-        match engine.limit_hit(id) {
-            Ok(full) => full.map(whose),
-            Err(error) => {
-                unread(id, &error, "whether a sandbox's disk is full");
-                None
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        async move {
+            let (outlive, end): (Vec<_>, Vec<_>) =
+                self.alive.close().into_iter().partition(|parts| parts.socket.is_some());
+            if outlive.is_empty() {
+                end.into_iter().for_each(|parts| drop(self.reaper.guard_of(parts)));
+                return self.shutdown().await;
             }
-        }
-    }
-}
-
-impl Machine for Container {
-    fn guest(&self) -> &Guest {
-        &self.guest
-    }
-
-    fn died(&self) -> BoxFuture<'_, Death> {
-        self.wait().boxed()
-    }
-
-    fn stop(&self) -> BoxFuture<'_, Result<(), Error>> {
-        async move {
-            self.kill().await?;
-            let parts = lock(&self.parts).take();
-            drop(parts.map(|parts| self.reaper.guard_of(parts)));
-            Ok(())
+            let outlive = Left::new(outlive);
+            end.into_iter().for_each(|parts| drop(self.reaper.guard_of(parts)));
+            self.reaper.settled().await;
+            // Before the slots are let go of, which otherwise ends them.
+            if let Err(error) = self.network.leave().await {
+                tracing::warn!(%error, "something of the network stays behind until the next start");
+            }
+            drop(outlive);
         }
         .boxed()
-    }
-
-    fn phases(&self) -> StartPhases {
-        self.phases
-    }
-
-    fn usage(&self) -> BoxFuture<'_, Usage> {
-        async move {
-            let held = self.held();
-            let limits = self.limits;
-            let counted = tokio::task::spawn_blocking(move || held.usage(&limits)).await;
-            counted.unwrap_or_default()
-        }
-        .boxed()
-    }
-
-    fn disk_full(&self) -> BoxFuture<'_, Option<DiskFull>> {
-        async move {
-            let held = self.held();
-            tokio::task::spawn_blocking(move || held.disk_full()).await.unwrap_or_default()
-        }
-        .boxed()
-    }
-
-    fn stubs(&self) -> Vec<PathBuf> {
-        let parts = lock(&self.parts);
-        let stubs = parts
-            .as_ref()
-            .and_then(|parts| parts.process.as_ref())
-            .map_or(&[][..], |process| process.stubs());
-        stubs.iter().map(|stub| Path::new("/").join(stub)).collect()
-    }
-
-    fn take_disk(&self) -> BoxFuture<'_, Result<Disk, Error>> {
-        async move {
-            self.kill().await?;
-            let parts = lock(&self.parts).take().ok_or(Error::Ended)?;
-            let stubs = parts.process.as_ref().map(|process| process.stubs().to_vec()).unwrap_or_default();
-            let disk = parts.disk.as_ref().ok_or(Error::Ended)?;
-            let (engine, id, upper) = (disk.engine.clone(), disk.id.clone(), disk.writable.upper.clone());
-            let guard = self.reaper.guard_of(parts);
-            stubs::remove_empty(&upper, &stubs).map_err(Error::Stubs)?;
-            etc::remove(&upper).map_err(Error::EtcFiles)?;
-            let released = tokio::task::spawn_blocking(move || {
-                let tree = engine.release_tree(&id).map_err(Error::Disk)?;
-                write_out(&tree).map_err(|source| Error::WriteOut { path: tree.clone(), source })?;
-                Ok(tree)
-            });
-            let tree = released.await.map_err(|_| Error::Cancelled)??;
-            Ok(Disk::new(tree, Box::new(guard)))
-        }
-        .boxed()
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let parts = lock(&self.parts).take();
-        drop(parts.map(|parts| self.reaper.guard_of(parts)));
-    }
-}
-
-fn whose(full: berth_disk::Full) -> DiskFull {
-    match full {
-        berth_disk::Full::Bytes { .. } | berth_disk::Full::Inodes { .. } => DiskFull::Limit,
-        berth_disk::Full::Pool { .. } => DiskFull::Machine,
-    }
-}
-
-/// A disk that is gone went with its sandbox while somebody asked.
-fn unread(id: &str, error: &berth_disk::Error, what: &str) {
-    use berth_disk::Error::{Missing, ReadQuota};
-    match error {
-        Missing { .. } => tracing::debug!(id, %error, "cannot read {what}"),
-        ReadQuota { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            tracing::debug!(id, %error, "cannot read {what}");
-        }
-        error => tracing::warn!(id, %error, "cannot read {what}"),
-    }
-}
-
-/// Nothing that a sandbox writes is on its disk by then: see [`berth_jail::plan::Overlay::VOLATILE`]. A layer must be.
-fn write_out(tree: &Path) -> io::Result<()> {
-    Ok(rustix::fs::syncfs(std::fs::File::open(tree)?)?)
-}
-
-fn lock(parts: &Mutex<Option<Parts>>) -> MutexGuard<'_, Option<Parts>> {
-    // Nothing panics while it holds the lock.
-    parts.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Waits for the first process's end, reaps it, and tells what is known of it.
-async fn announce_death(
-    pidfd: AsyncFd<OwnedFd>,
-    parts: Arc<Mutex<Option<Parts>>>,
-    announce: watch::Sender<Option<Death>>,
-) {
-    let how = match pidfd.readable().await {
-        Ok(_) => None,
-        Err(error) => Some(format!("its first process cannot be watched: {error}")),
-    };
-    let death = match lock(&parts).as_mut() {
-        None => Death { oom_kills: 0, how: "it was taken down".to_owned() },
-        Some(parts) => Death {
-            oom_kills: parts.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills().ok()?).unwrap_or(0),
-            how: how.unwrap_or_else(|| describe_exit(parts.process.as_mut())),
-        },
-    };
-    announce.send_replace(Some(death));
-}
-
-fn describe_exit(process: Option<&mut Process>) -> String {
-    match process.map(Process::try_wait) {
-        Some(Ok(Some(Exit::Code(code)))) => format!("its first process exited with code {code}"),
-        Some(Ok(Some(Exit::Signal(signal)))) => format!("its first process was killed by signal {signal}"),
-        Some(Ok(Some(Exit::Unknown))) => {
-            "its first process is gone, how is not known: an earlier daemon had started it".to_owned()
-        }
-        Some(Ok(None)) | None => "its first process is gone".to_owned(),
-        Some(Err(error)) => format!("its first process is gone, how is not known: {error}"),
     }
 }
 

@@ -79,6 +79,48 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The directory of sandboxes' sockets cannot be made or cleared.
+    #[error("cannot prepare the directory of sockets, {}", path.display())]
+    Sockets {
+        /// The directory.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// What was written down of a running sandbox makes no sense, or cannot be written down.
+    #[error("what was written down of the running sandbox cannot be understood")]
+    Record(#[source] serde_json::Error),
+    /// A running sandbox is one of another berth: its guest speaks another protocol.
+    #[error(
+        "the sandbox's guest speaks generation {theirs} of the protocol, this berth {}: it was started by another \
+         version of berth, and has been ended",
+        berth_wire::GENERATION
+    )]
+    OtherGeneration {
+        /// Which one it speaks.
+        theirs: u32,
+    },
+    /// A running sandbox is one of another berth, which wrote down other things of it.
+    #[error(
+        "the running sandbox was written down in format {theirs} by another version of berth, and has been ended"
+    )]
+    OtherFormat {
+        /// Which one.
+        theirs: u32,
+    },
+    /// Its first process cannot be told from others.
+    #[error("cannot tell the sandbox's first process from others")]
+    Identify(#[source] io::Error),
+    /// The sandbox of an earlier daemon runs no more, or what runs is not it.
+    #[error("the sandbox did not outlive its daemon")]
+    NotThere(#[source] berth_jail::AdoptError),
+    /// The namespaces of a running sandbox cannot be opened.
+    #[error("cannot open the running sandbox's namespaces")]
+    Namespaces(#[source] io::Error),
+    /// The guest of a running sandbox lets nobody connect.
+    #[error("cannot connect to the running sandbox's guest")]
+    Connect(#[source] io::Error),
     /// The sandbox was ended while this was asked of it.
     #[error("the sandbox has ended")]
     Ended,

@@ -121,6 +121,14 @@ pub enum Error {
         /// As it was configured.
         last: u32,
     },
+    /// A sandbox that lives on has ids that another one has too.
+    #[error("{count} ids from {first} are another sandbox's")]
+    Taken {
+        /// The lowest.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
     /// What is promised to others cannot be read.
     #[error("cannot read {}", path.display())]
     ReadSubordinate {
@@ -155,7 +163,7 @@ impl Error {
                 "set isolation.first_id lower or isolation.last_id higher, or isolation.ids_per_sandbox lower"
                     .to_owned()
             }
-            Error::ReadSubordinate { .. } => return None,
+            Error::Taken { .. } | Error::ReadSubordinate { .. } => return None,
         };
         Some(hint)
     }
@@ -165,7 +173,8 @@ impl Error {
 #[derive(Clone, Debug)]
 pub struct IdRanges {
     options: Options,
-    total: usize,
+    /// The lowest of each, free or not.
+    all: Arc<[u32]>,
     free: Arc<Mutex<VecDeque<u32>>>,
 }
 
@@ -185,7 +194,8 @@ impl IdRanges {
         if free.is_empty() {
             return Err(Error::AllSubordinate { first, last, per_sandbox });
         }
-        Ok(IdRanges { options, total: free.len(), free: Arc::new(Mutex::new(free)) })
+        let all = free.iter().copied().collect();
+        Ok(IdRanges { options, all, free: Arc::new(Mutex::new(free)) })
     }
 
     /// The range that has been free for longest.
@@ -195,15 +205,33 @@ impl IdRanges {
     pub fn take(&self) -> Result<IdLease, Error> {
         let taken = lock(&self.free).pop_front();
         let Options { first, last, per_sandbox } = self.options;
-        let start = taken.ok_or(Error::Exhausted { total: self.total, first, last })?;
+        let start = taken.ok_or(Error::Exhausted { total: self.total(), first, last })?;
         let range = Range { first: start, count: per_sandbox };
-        Ok(IdLease { range, free: Arc::clone(&self.free) })
+        Ok(IdLease { range, starts: vec![start], free: Arc::clone(&self.free) })
+    }
+
+    /// The range of a sandbox that lives on from an earlier daemon, so that nobody else gets any of it. It need not be one
+    /// that is handed out today: who configures other ids keeps every range back that it overlaps.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when some of it is out already.
+    pub fn reserve(&self, range: Range) -> Result<IdLease, Error> {
+        let Range { first, count } = range;
+        let per_sandbox = self.options.per_sandbox;
+        let mut free = lock(&self.free);
+        let overlapped = |start: &u32| range.overlaps(*start, per_sandbox);
+        let starts: Vec<u32> = free.iter().copied().filter(overlapped).collect();
+        if starts.len() < self.all.iter().copied().filter(|start| overlapped(start)).count() {
+            return Err(Error::Taken { first, count });
+        }
+        free.retain(|start| !overlapped(start));
+        Ok(IdLease { range, starts, free: Arc::clone(&self.free) })
     }
 
     /// Hands out the ranges from another place on: `seed` says which, and may be any number.
     #[must_use]
     pub fn begin_at(self, seed: u64) -> IdRanges {
-        let place = seed % self.total as u64;
+        let place = seed % self.total() as u64;
         // Below the length, which is a usize.
         lock(&self.free).rotate_left(place as usize);
         self
@@ -211,7 +239,7 @@ impl IdRanges {
 
     /// How many ranges there are, free or not.
     pub fn total(&self) -> usize {
-        self.total
+        self.all.len()
     }
 
     /// How many are free.
@@ -224,6 +252,8 @@ impl IdRanges {
 #[derive(Debug)]
 pub struct IdLease {
     range: Range,
+    /// Those that are handed out again when it ends.
+    starts: Vec<u32>,
     free: Arc<Mutex<VecDeque<u32>>>,
 }
 
@@ -236,7 +266,7 @@ impl IdLease {
 
 impl Drop for IdLease {
     fn drop(&mut self) {
-        lock(&self.free).push_back(self.range.first);
+        lock(&self.free).extend(self.starts.drain(..));
     }
 }
 
@@ -357,6 +387,27 @@ mod tests {
         insta::assert_snapshot!(error, @"all 4 ranges of ids between isolation.first_id = 100000 and isolation.last_id = 362144 are in use");
         insta::assert_snapshot!(error.hint().unwrap(), @"set isolation.first_id lower or isolation.last_id higher, or isolation.ids_per_sandbox lower");
         drop(leases);
+        assert_eq!(ranges.free(), 4);
+    }
+
+    #[test]
+    fn ids_of_those_who_live_on_are_nobody_elses() {
+        let ranges = IdRanges::new(options(100_000, 100_000 + 4 * 65_536, 65_536), &[]).unwrap();
+        let kept = ranges.reserve(Range { first: 165_536, count: 65_536 }).unwrap();
+        assert_eq!((kept.range(), ranges.free()), (Range { first: 165_536, count: 65_536 }, 3));
+        let error = ranges.reserve(kept.range()).unwrap_err();
+        insta::assert_snapshot!(error, @"65536 ids from 165536 are another sandbox's");
+        let leases: Vec<_> = std::iter::from_fn(|| ranges.take().ok()).collect();
+        let others: Vec<_> = leases.iter().map(|lease| lease.range().first).collect();
+        assert_eq!(others, [100_000, 231_072, 296_608]);
+        drop((kept, leases));
+        assert_eq!(ranges.free(), 4);
+        // Of other options: it overlaps two of today's.
+        let kept = ranges.reserve(Range { first: 200_000, count: 65_536 }).unwrap();
+        assert_eq!(ranges.free(), 2);
+        drop(kept);
+        assert_eq!(ranges.free(), 4);
+        drop(ranges.reserve(Range { first: 3_000_000, count: 65_536 }).unwrap());
         assert_eq!(ranges.free(), 4);
     }
 

@@ -13,15 +13,20 @@
 //!
 //! Start reading at [`driver`], then [`container`]; the guest's protocol is in [`guest`].
 
+mod adopt;
 pub mod container;
 pub mod driver;
 mod error;
 mod etc;
 pub mod guest;
 pub mod ids;
+mod machine;
 mod namespaces;
+mod parts;
 mod phases;
 mod reaper;
+mod resume;
+mod sockets;
 mod stubs;
 
 pub use container::ContainerDriver;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::container::{Parts, SandboxDisk};
+use crate::parts::{Parts, SandboxDisk};
 
 /// What the node lists this under.
 const NAME: &str = "reaper";
@@ -121,7 +121,7 @@ impl Drop for Guard {
 /// In the order of dependence: processes, their groups, their network, their files. Tells what stays behind.
 fn give_back(parts: Parts) -> Vec<String> {
     let mut failures = Vec::new();
-    let Parts { process, cgroup, slot, disk } = parts;
+    let Parts { process, cgroup, slot, socket, disk } = parts;
     drop(process);
     if let Some(cgroup) = cgroup
         && let Err(error) = cgroup.kill_all().and_then(|()| cgroup.remove())
@@ -131,6 +131,12 @@ fn give_back(parts: Parts) -> Vec<String> {
         failures.push(format!("control groups stay behind: {error}"));
     }
     drop(slot);
+    if let Some(socket) = socket
+        && let Err(error) = socket.remove()
+    {
+        tracing::warn!(socket = socket.name(), %error, "a sandbox's socket stays behind until the next start");
+        failures.push(format!("socket {} stays behind: {error}", socket.name()));
+    }
     if let Some(disk) = disk
         && let Err(error) = remove(&disk)
     {
