@@ -1,14 +1,18 @@
 //! Whether anybody still needs the daemon.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use berth_node::Node;
-use http_body_util::{BodyStream, StreamBody};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use tokio_util::sync::CancellationToken;
 
 use crate::App;
@@ -27,7 +31,8 @@ impl Default for Activity {
 }
 
 impl Activity {
-    fn begin(self: &Arc<Self>) -> Busy {
+    /// Notes that something is under way until what this gives is dropped.
+    pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.open.fetch_add(1, Ordering::SeqCst);
         Busy(self.clone())
     }
@@ -53,14 +58,34 @@ impl Drop for Busy {
 /// Counts every request as activity until its response has been sent.
 pub(crate) async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
     let busy = app.activity.begin();
-    next.run(request).await.map(|body| {
-        // Frames, not data alone: an archive ends in trailers.
-        let stream = futures_util::StreamExt::map(BodyStream::new(body), move |frame| {
-            let _held = &busy;
-            frame
-        });
-        axum::body::Body::new(StreamBody::new(stream))
-    })
+    next.run(request).await.map(|body| Body::new(Counted { body, _busy: busy }))
+}
+
+/// A body that counts as activity while it is there. All else is the body's own: its length, where that is known, makes
+/// for an answer in one piece.
+struct Counted {
+    body: Body,
+    _busy: Busy,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Cancels `stop` once there has been no sandbox and no request for `limit`.

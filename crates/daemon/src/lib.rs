@@ -15,18 +15,28 @@
 
 mod activity;
 mod archive;
+mod attach;
+mod browser;
+mod coding;
 mod exec;
 mod extract;
+mod file;
+mod frames;
 mod fs;
 mod images;
 mod leases;
 mod listen;
 mod openapi;
 mod progress;
+mod proxy;
 mod reply;
 mod router;
 mod sandboxes;
+mod socket;
+mod stream;
 mod system;
+mod tcp;
+mod transfer;
 
 use std::path::PathBuf;
 use std::sync::Arc;

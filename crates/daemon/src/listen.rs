@@ -23,7 +23,11 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// How long a connection may take from one request's end to the end of the next one's head. Clients keep idle
 /// connections for less.
-const HEAD_LIMIT: Duration = Duration::from_secs(60);
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
+
+/// Longest head of a request, and most of a body that is held for a client that does not read, or sends faster than what it
+/// sends is used: a stalled connection costs no more than this.
+const BUFFER: usize = 128 << 10;
 
 /// Owner and group may talk to the daemon, nobody else: whoever can is root on this machine.
 const SOCKET_MODE: u32 = 0o660;
@@ -152,9 +156,10 @@ async fn converse(
     head_limit: Duration,
 ) {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(head_limit);
+    builder.timer(TokioTimer::new()).header_read_timeout(head_limit).max_buf_size(BUFFER);
     let service = TowerToHyperService::new(router);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection.with_upgrades());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {

@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use crate::{archive, exec, fs, images, leases, sandboxes, system};
+use crate::{archive, attach, exec, file, fs, images, leases, proxy, sandboxes, system, tcp};
 
 /// Berth's HTTP API. Bodies of execs and archives are streams; see each route.
 #[derive(OpenApi)]
@@ -23,10 +23,23 @@ use crate::{archive, exec, fs, images, leases, sandboxes, system};
         sandboxes::set_lease,
         sandboxes::set_ttl,
         exec::start,
+        exec::list,
+        exec::show,
         exec::kill,
+        exec::output,
+        exec::stdin,
+        attach::attach,
+        exec::signal,
+        exec::resize,
+        exec::quiesce,
         archive::put,
         archive::get,
+        file::get,
+        file::put,
+        file::watch,
         fs::call,
+        tcp::connect,
+        proxy::pass,
         images::list,
         images::show,
         images::remove,

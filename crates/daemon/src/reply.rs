@@ -34,9 +34,16 @@ impl From<ApiError> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.0.kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(ErrorBody { error: self.0 })).into_response()
+        (status(&self.0), Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+/// The status of an error's kind, but for where HTTP has a word for the very thing.
+fn status(error: &ApiError) -> StatusCode {
+    match error.code.as_str() {
+        "unsupported_encoding" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "not_listening" | "bad_gateway" => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::from_u16(error.kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
 

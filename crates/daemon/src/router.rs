@@ -1,12 +1,14 @@
 //! Every route.
 
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post, put};
+use axum::routing::{any, get, post, put};
 use axum::{Router, middleware};
 use berth_types::error::{ApiError, Kind};
 
 use crate::reply::Failure;
-use crate::{App, activity, archive, exec, fs, images, leases, sandboxes, system};
+use crate::{
+    App, activity, archive, attach, browser, exec, file, fs, images, leases, proxy, sandboxes, system, tcp,
+};
 
 pub(crate) fn router(app: App) -> Router {
     let v1 = Router::new()
@@ -21,8 +23,18 @@ pub(crate) fn router(app: App) -> Router {
         .route("/sandboxes/{id}/lease", put(sandboxes::set_lease))
         .route("/sandboxes/{id}/ttl", put(sandboxes::set_ttl))
         .route("/sandboxes/{id}/exec", post(exec::start))
-        .route("/sandboxes/{id}/execs/{exec}", axum::routing::delete(exec::kill))
+        .route("/sandboxes/{id}/quiesce", post(exec::quiesce))
+        .route("/sandboxes/{id}/execs", get(exec::list))
+        .route("/sandboxes/{id}/execs/{exec}", get(exec::show).delete(exec::kill))
+        .route("/sandboxes/{id}/execs/{exec}/output", get(exec::output))
+        .route("/sandboxes/{id}/execs/{exec}/stdin", post(exec::stdin))
+        .route("/sandboxes/{id}/execs/{exec}/attach", get(attach::attach))
+        .route("/sandboxes/{id}/execs/{exec}/signal", post(exec::signal))
+        .route("/sandboxes/{id}/execs/{exec}/resize", post(exec::resize))
         .route("/sandboxes/{id}/archive", get(archive::get).put(archive::put))
+        .route("/sandboxes/{id}/file", get(file::get).put(file::put))
+        .route("/sandboxes/{id}/watch", get(file::watch))
+        .route("/sandboxes/{id}/tcp", get(tcp::connect))
         .route("/sandboxes/{id}/fs", post(fs::call))
         .route("/images", get(images::list))
         .route("/images/pull", post(images::pull))
@@ -31,8 +43,13 @@ pub(crate) fn router(app: App) -> Router {
         .route("/images/bootstrap", post(images::bootstrap))
         .route("/images/build", post(images::build))
         .route("/images/{id}", get(images::show).delete(images::remove));
+    // Pages of a sandbox come from here, so what pages ask for does not get further than this.
+    let proxy = Router::new()
+        .route("/sandboxes/{id}/proxy/{port}", any(proxy::pass))
+        .route("/sandboxes/{id}/proxy/{port}/", any(proxy::pass))
+        .route("/sandboxes/{id}/proxy/{port}/{*path}", any(proxy::pass));
     Router::new()
-        .nest("/v1", v1)
+        .nest("/v1", v1.layer(middleware::from_fn(browser::refuse)).merge(proxy))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_route)
         .layer(middleware::from_fn_with_state(app.clone(), activity::count))
