@@ -343,6 +343,36 @@ pub enum Unavailable {
         /// What is wrong with it.
         why: String,
     },
+    /// The pool file is shorter than the file system in it.
+    #[error(
+        "the pool {path} has been cut off: {found} bytes are left of the {size} that its file system has"
+    )]
+    PoolShort {
+        /// The file.
+        path: PathBuf,
+        /// How long it is, in bytes.
+        found: u64,
+        /// How long it should be at least, in bytes.
+        size: u64,
+    },
+    /// The pool's file system is in use, but not from the pool file: of two copies one would be corrupted.
+    #[error("the file system of the pool {path} is mounted from {device}, which has another file behind it")]
+    PoolElsewhere {
+        /// The file.
+        path: PathBuf,
+        /// What is mounted.
+        device: String,
+    },
+    /// Somebody else has a loop device on the pool file, and not as Berth would; a second one would corrupt it.
+    #[error(
+        "the pool {path} is behind {device} already, read-only or in part: detach it (losetup --detach {device})"
+    )]
+    PoolHeld {
+        /// The file.
+        path: PathBuf,
+        /// The device.
+        device: String,
+    },
     /// The pool was made by another Berth.
     #[error("the pool {path} has the format {found:?}, this berth knows {known:?}")]
     PoolFormat {

@@ -10,7 +10,10 @@
 //! only while the file system below keeps its reserve, so sandboxes cannot fill the host.
 //!
 //! Two loop devices on one file would corrupt it. So there is one owner (the data directory's lock), and a device that
-//! a killed daemon left, kept alive by what still dies in a namespace of its, is found and used again.
+//! an earlier daemon left is found and used again. It lives as long as anything is mounted from it: by sandboxes that
+//! outlive their daemon, whose mount namespaces hold the file system though the daemon's own is gone, or for a moment by
+//! what still dies. Mounting it once more is then one mount more of the same living file system. While there is no daemon
+//! nobody makes the file larger.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -30,7 +33,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::choose::PoolOptions;
-use crate::superblock::{self, LABEL, Odd, Superblock};
+use crate::superblock::{self, LABEL, Odd, Superblock, uuid_text};
 use crate::{Capacity, Error, Unavailable, layout};
 
 const FILE: &str = "pool.btrfs";
@@ -101,9 +104,13 @@ impl Pool {
         let found = judge(&mut file, &path)?;
         let metadata = file.metadata().map_err(Unavailable::system("look at", &path))?;
         let (size, identity) = (metadata.len(), (metadata.dev(), metadata.ino()));
+        if size < found.total_bytes {
+            // Mounting would say so, but not where the file system is alive and only gets one mount more.
+            return Err(Unavailable::PoolShort { path, found: size, size: found.total_bytes });
+        }
         // Somebody may have copied it with holes in it.
         allocate(&file, 0, size).map_err(Unavailable::system("allocate all of", &path))?;
-        let device = find_or_attach(&file, &path, options.direct_io)?;
+        let device = find_or_attach(&file, &path, &found, options.direct_io)?;
         let root = data_dir.join(MOUNTED);
         mount_at(&device, &root)?;
         let state = State { file, stopping: false, complained: false };
@@ -389,9 +396,19 @@ fn judge(file: &mut File, path: &Path) -> Result<Superblock, Unavailable> {
     }
 }
 
-fn find_or_attach(file: &File, path: &Path, direct_io: bool) -> Result<LoopDevice, Unavailable> {
-    let found = LoopDevice::find(file).map_err(Unavailable::system("look for a loop device of", path))?;
-    if let Some(device) = found {
+fn find_or_attach(
+    file: &File,
+    path: &Path,
+    superblock: &Superblock,
+    direct_io: bool,
+) -> Result<LoopDevice, Unavailable> {
+    let found = LoopDevice::find_all(file).map_err(Unavailable::system("look for loop devices of", path))?;
+    // After that: a device is attached for longer than its file system is alive.
+    let living = living_devices(superblock);
+    let names: Vec<_> = found.iter().map(|device| (device_name(device), device.is_whole())).collect();
+    if let Some(at) = choose_device(&names, &living, path)?
+        && let Some(device) = found.into_iter().nth(at)
+    {
         return Ok(device);
     }
     let attached = match LoopDevice::attach(file.as_fd(), direct_io) {
@@ -402,6 +419,36 @@ fn find_or_attach(file: &File, path: &Path, direct_io: bool) -> Result<LoopDevic
         other => other,
     };
     attached.map_err(Unavailable::system("attach a loop device to", path))
+}
+
+/// `loop<n>`.
+fn device_name(device: &LoopDevice) -> String {
+    device.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Names of the devices that the file system of this superblock is mounted from, in whatever mount namespace.
+fn living_devices(superblock: &Superblock) -> Vec<String> {
+    let devices = Path::new("/sys/fs/btrfs").join(uuid_text(superblock.id)).join("devices");
+    let Ok(entries) = fs::read_dir(devices) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
+/// Which of the devices on the file, given by name and whether they are fit, is to be mounted; none where there is none.
+fn choose_device(
+    found: &[(String, bool)],
+    living: &[String],
+    path: &Path,
+) -> Result<Option<usize>, Unavailable> {
+    let path = || path.to_owned();
+    if let Some(device) = living.first() {
+        let at = found.iter().position(|(name, _)| living.contains(name));
+        let elsewhere = || Unavailable::PoolElsewhere { path: path(), device: format!("/dev/{device}") };
+        return at.map(Some).ok_or_else(elsewhere);
+    }
+    match found.iter().find(|(_, fit)| !fit) {
+        Some((name, _)) => Err(Unavailable::PoolHeld { path: path(), device: format!("/dev/{name}") }),
+        None => Ok((!found.is_empty()).then_some(0)),
+    }
 }
 
 fn mount_at(device: &LoopDevice, root: &Path) -> Result<(), Unavailable> {
@@ -457,6 +504,26 @@ mod tests {
         assert_eq!(until_next_look(0), LOOK_AT_MOST);
         assert!(until_next_look(GIB) < until_next_look(4 * GIB));
         assert_eq!(until_next_look(u64::MAX), LOOK_AT_LEAST);
+    }
+
+    #[test]
+    fn the_device_that_lives_is_used_and_never_a_second_one() {
+        let choose = |found: &[(&str, bool)], living: &[&str]| {
+            let found: Vec<_> = found.iter().map(|(name, fit)| ((*name).to_owned(), *fit)).collect();
+            let living: Vec<_> = living.iter().map(|name| (*name).to_owned()).collect();
+            choose_device(&found, &living, Path::new("/pool"))
+        };
+        assert!(matches!(choose(&[], &[]), Ok(None)));
+        assert!(matches!(choose(&[("loop1", true)], &[]), Ok(Some(0))));
+        assert!(matches!(choose(&[("loop1", true), ("loop2", true)], &["loop2"]), Ok(Some(1))));
+        for found in [&[][..], &[("loop1", true)]] {
+            let refused = choose(found, &["loop2"]);
+            assert!(
+                matches!(refused, Err(Unavailable::PoolElsewhere { device, .. }) if device == "/dev/loop2")
+            );
+        }
+        let refused = choose(&[("loop1", true), ("loop2", false)], &[]);
+        assert!(matches!(refused, Err(Unavailable::PoolHeld { device, .. }) if device == "/dev/loop2"));
     }
 
     #[test]

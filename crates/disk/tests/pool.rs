@@ -9,7 +9,7 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -140,6 +140,9 @@ fn what_a_sandbox_wrote_becomes_a_layer() {
     fs::create_dir_all(upper.join("upper/upper")).unwrap();
     fs::create_dir_all(upper.join("work/x")).unwrap();
     fs::write(upper.join(".upper-0"), "mine").unwrap();
+    fs::create_dir(upper.join("spool")).unwrap();
+    fs::write(upper.join("spool/mine"), "mine").unwrap();
+    fs::write(writable.spool.join("0"), "said by a command").unwrap();
     std::os::unix::fs::symlink("/etc", upper.join("link")).unwrap();
     fs::set_permissions(upper, fs::Permissions::from_mode(0o2751)).unwrap();
     std::os::unix::fs::chown(upper, Some(7), Some(8)).unwrap();
@@ -159,7 +162,10 @@ fn what_a_sandbox_wrote_becomes_a_layer() {
 
     let mut names: Vec<_> = fs::read_dir(&layer).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, [".upper-0", "big", "link", "upper", "work"]);
+    assert_eq!(names, [".upper-0", "big", "link", "spool", "upper", "work"]);
+    let spooled: Vec<_> =
+        fs::read_dir(layer.join("spool")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(spooled, ["mine"], "what a sandbox said is no part of what it wrote");
     assert!(layer.join("upper/upper").is_dir() && layer.join("work/x").is_dir());
     assert_eq!(fs::metadata(layer.join("big")).unwrap().len(), content);
     let after = fs::metadata(&layer).unwrap();
@@ -268,16 +274,70 @@ fn daemon_to_be_killed() {
     rustix::fs::syncfs(File::open(&upper).unwrap()).unwrap();
     opened.engine.create("removed", &bytes(8 * MIB)).unwrap();
     opened.engine.remove("removed").unwrap();
+    if std::env::var_os("BERTH_TEST_KILLED_SANDBOX").is_some() {
+        start_sandbox(Path::new(&dir));
+    }
     fs::write(Path::new(&dir).join("ready"), "").unwrap();
     std::thread::sleep(Duration::from_secs(600));
 }
 
+/// A process in a mount namespace of its own that has the directory of sandbox `left` and nothing else of the pool.
+fn start_sandbox(dir: &Path) {
+    let script = r#"
+        mount --bind "$0/pool/sandboxes/left" "$0/held" && umount -l "$0/pool" && cd "$0/held" &&
+        echo $$ > "$0/sandbox.new" && mv "$0/sandbox.new" "$0/sandbox" && exec sleep 600"#;
+    fs::create_dir(dir.join("held")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(dir).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    eventually("the sandbox runs", || {
+        assert!(child.try_wait().unwrap().is_none(), "the sandbox did not start");
+        dir.join("sandbox").exists()
+    });
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < until, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What [`start_sandbox`] started, after its daemon died. Ends with the test.
+struct Orphan(rustix::process::Pid);
+
+impl Orphan {
+    fn of(dir: &Path) -> Self {
+        let pid = fs::read_to_string(dir.join("sandbox")).unwrap().trim().parse().unwrap();
+        Self(rustix::process::Pid::from_raw(pid).unwrap())
+    }
+
+    /// The sandbox's directory as its process has it.
+    fn dir(&self) -> PathBuf {
+        format!("/proc/{}/cwd", self.0.as_raw_nonzero()).into()
+    }
+}
+
+impl Drop for Orphan {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::KILL);
+    }
+}
+
 /// Runs [`daemon_to_be_killed`] in `dir` until it is ready, and kills it.
 fn kill_a_daemon(dir: &Path, namespace: bool) {
+    kill_a_daemon_of(dir, namespace, false);
+}
+
+fn kill_a_daemon_of(dir: &Path, namespace: bool, sandbox: bool) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "daemon_to_be_killed", "--nocapture"]).env("BERTH_TEST_KILLED_POOL", dir);
     if namespace {
         command.env("BERTH_TEST_KILLED_NAMESPACE", "1");
+    }
+    if sandbox {
+        command.env("BERTH_TEST_KILLED_SANDBOX", "1");
     }
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(60);
@@ -324,6 +384,131 @@ fn a_killed_daemon_with_a_namespace_leaves_a_pool_that_opens() {
     let Opened { engine, .. } = open(dir.path(), &options()).unwrap();
     assert_eq!(common::devices_of(&dir.path().join("pool.btrfs")).len(), 1);
     is_as_it_was_left(engine.as_ref());
+}
+
+/// The sum of the files that a sandbox's use is read from.
+fn sum(files: &[PathBuf]) -> u64 {
+    files.iter().map(|file| fs::read_to_string(file).unwrap().trim().parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn sandboxes_that_outlive_their_daemon_keep_their_disk_and_its_limit() {
+    let dir = on_disk();
+    let file = dir.path().join("pool.btrfs");
+    if pool(dir.path(), &options()).is_none() {
+        return;
+    }
+    eventually("a pool that was closed has no device", || common::devices_of(&file).is_empty());
+    kill_a_daemon_of(dir.path(), true, true);
+    let sandbox = Orphan::of(dir.path());
+    let devices = common::devices_of(&file);
+    assert_eq!(devices.len(), 1, "the sandbox holds it");
+    fs::write(sandbox.dir().join("upper/between"), "no daemon").unwrap();
+    fs::write(sandbox.dir().join("spool/0"), "said").unwrap();
+    // The daemon was killed while it made the file larger.
+    File::options().write(true).open(&file).unwrap().set_len(384 * MIB).unwrap();
+
+    let larger = Options {
+        pool: PoolOptions { max: Some(512 * MIB), step: 128 * MIB, ..options().pool },
+        ..options()
+    };
+    let Opened { engine, .. } = open(dir.path(), &larger).unwrap();
+    assert_eq!(common::devices_of(&file), devices, "a second device on one file");
+    assert!(fs::metadata(&file).unwrap().blocks() * 512 >= 384 * MIB, "it has holes");
+    assert_eq!(engine.list().unwrap(), ["left"]);
+    engine.health().unwrap();
+    let found = engine.writable("left").unwrap();
+    assert_eq!(fs::read(found.upper.join("between")).unwrap(), b"no daemon");
+    assert_eq!(fs::read(found.spool.join("0")).unwrap(), b"said");
+    fs::write(found.upper.join("after"), "a daemon").unwrap();
+    assert_eq!(fs::read(sandbox.dir().join("upper/after")).unwrap(), b"a daemon");
+    assert!(matches!(engine.writable("removed"), Err(Error::Missing { .. })));
+
+    // The limit of 8 MiB is still there, for the spool too, and can be changed.
+    let (written, error) = fill(&sandbox.dir().join("spool/1"));
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::DQUOT.raw_os_error()), "{error}");
+    assert!((6 * MIB..=8 * MIB).contains(&written), "{written}");
+    assert!(matches!(engine.limit_hit("left").unwrap(), Some(Full::Bytes { .. })));
+    assert_eq!(engine.usage("left").unwrap().bytes, sum(&found.used_files));
+    engine.set_limits("left", &bytes(16 * MIB)).unwrap();
+    fs::write(sandbox.dir().join("upper/more"), vec![1; 4 << 20]).unwrap();
+
+    // It grows on, and both see it.
+    let other = engine.create("other", &Limits::default()).unwrap();
+    fs::write(other.upper.join("f"), vec![1; 330 << 20]).unwrap();
+    rustix::fs::syncfs(File::open(&other.upper).unwrap()).unwrap();
+    eventually("the pool grows", || fs::metadata(&file).unwrap().len() == 512 * MIB);
+    eventually("what is in it grows", || engine.capacity().unwrap().total == 512 * MIB);
+    let room = rustix::fs::statvfs(sandbox.dir()).unwrap();
+    assert_eq!(room.f_blocks * room.f_frsize, 512 * MIB);
+
+    // The next daemon ends before its sandboxes, and the device with the last of them.
+    drop(engine);
+    assert!(!common::is_mounted(&dir.path().join("pool")));
+    assert_eq!(common::devices_of(&file), devices);
+    fs::write(sandbox.dir().join("upper/alone"), "again").unwrap();
+    drop(sandbox);
+    eventually("the device goes with the last sandbox", || common::devices_of(&file).is_empty());
+    let Opened { engine, .. } = open(dir.path(), &larger).unwrap();
+    let upper = engine.writable("left").unwrap().upper;
+    assert_eq!(fs::read(upper.join("alone")).unwrap(), b"again");
+}
+
+#[test]
+fn a_pool_that_is_cut_off_under_living_sandboxes_is_not_opened() {
+    let dir = on_disk();
+    if pool(dir.path(), &options()).is_none() {
+        return;
+    }
+    kill_a_daemon_of(dir.path(), true, true);
+    let _sandbox = Orphan::of(dir.path());
+    File::options().write(true).open(dir.path().join("pool.btrfs")).unwrap().set_len(200 * MIB).unwrap();
+    let refused = open(dir.path(), &options());
+    let Err(Error::Unavailable { source, .. }) = refused else { panic!("{refused:?}") };
+    assert!(
+        matches!(*source, Unavailable::PoolShort { found, size, .. } if (found, size) == (200 * MIB, 256 * MIB)),
+        "{source:?}"
+    );
+}
+
+#[test]
+fn a_pool_that_others_have_attached_or_mounted_a_copy_of_is_not_opened() {
+    let dir = on_disk();
+    let file = dir.path().join("pool.btrfs");
+    if pool(dir.path(), &options()).is_none() {
+        return;
+    }
+    eventually("a pool that was closed has no device", || common::devices_of(&file).is_empty());
+    let refusal = || match open(dir.path(), &options()) {
+        Err(Error::Unavailable { source, .. }) => *source,
+        other => panic!("{other:?}"),
+    };
+    let attached = Command::new("losetup").args(["--read-only", "--find", "--show"]).arg(&file).output();
+    match attached {
+        Ok(output) if output.status.success() => {
+            let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+            let refused = refusal();
+            assert!(Command::new("losetup").arg("--detach").arg(&device).status().unwrap().success());
+            assert!(matches!(refused, Unavailable::PoolHeld { device: told, .. } if told == device));
+        }
+        other => println!("SKIP: no losetup here: {other:?}"),
+    }
+
+    let (copy, at) = (dir.path().join("copy"), dir.path().join("at"));
+    fs::copy(&file, &copy).unwrap();
+    fs::create_dir(&at).unwrap();
+    let backing = File::options().read(true).write(true).open(&copy).unwrap();
+    let device = berth_sys::loopdev::LoopDevice::attach(backing.as_fd(), false).unwrap();
+    rustix::mount::mount(device.path(), &at, "btrfs", rustix::mount::MountFlags::empty(), c"nodiscard")
+        .unwrap();
+    let refused = refusal();
+    rustix::mount::unmount(&at, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(
+        matches!(&refused, Unavailable::PoolElsewhere { device: told, .. } if Path::new(told) == device.path())
+    );
+    assert!(common::devices_of(&file).is_empty(), "a device was attached all the same");
+    drop(device);
+    open(dir.path(), &options()).unwrap();
 }
 
 #[test]

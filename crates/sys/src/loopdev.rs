@@ -14,6 +14,7 @@ const GET_STATUS64: u32 = 0x4c05;
 const CONFIGURE: u32 = 0x4c0a;
 const CTL_GET_FREE: u32 = 0x4c82;
 
+const READ_ONLY: u32 = 1;
 const AUTOCLEAR: u32 = 4;
 const DIRECT_IO: u32 = 16;
 
@@ -78,6 +79,7 @@ pub struct LoopDevice {
     device: File,
     path: PathBuf,
     direct_io: bool,
+    whole: bool,
 }
 
 impl LoopDevice {
@@ -99,9 +101,13 @@ impl LoopDevice {
         Err(io::Error::from_raw_os_error(libc::EBUSY))
     }
 
-    /// The device that has the file `backing` behind it already, if there is one. `LOOP_GET_STATUS64`, Linux 2.6.
-    pub fn find(backing: &File) -> io::Result<Option<Self>> {
+    /// The devices that have the file `backing` behind them already. `LOOP_GET_STATUS64`, Linux 2.6.
+    ///
+    /// They are opened for reading: where a device is mounted, a kernel may refuse to open it for writing
+    /// (`CONFIG_BLK_DEV_WRITE_MOUNTED`), and everything here can be done all the same, with `CAP_SYS_ADMIN`.
+    pub fn find_all(backing: &File) -> io::Result<Vec<Self>> {
         let wanted = backing.metadata()?;
+        let mut found = Vec::new();
         for entry in std::fs::read_dir("/sys/block")? {
             let entry = entry?;
             // Only a device with a file has this directory; opening all of them would wake them for nothing.
@@ -109,7 +115,7 @@ impl LoopDevice {
                 continue;
             }
             let path = Path::new("/dev").join(entry.file_name());
-            let device = match OpenOptions::new().read(true).write(true).open(&path) {
+            let device = match File::open(&path) {
                 Err(error) if is_gone(&error) => continue,
                 device => device?,
             };
@@ -118,15 +124,16 @@ impl LoopDevice {
                 info => info?,
             };
             if info.inode == wanted.ino() && info.device == wanted.dev() {
-                return Self::look(device, path).map(Some);
+                found.push(Self::look(device, path)?);
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     fn look(device: File, path: PathBuf) -> io::Result<Self> {
-        let direct_io = status(device.as_fd())?.flags & DIRECT_IO != 0;
-        Ok(Self { device, path, direct_io })
+        let Info { flags, offset, sizelimit, .. } = status(device.as_fd())?;
+        let whole = flags & READ_ONLY == 0 && (offset, sizelimit) == (0, 0);
+        Ok(Self { device, path, direct_io: flags & DIRECT_IO != 0, whole })
     }
 
     /// `/dev/loop<n>`.
@@ -137,6 +144,11 @@ impl LoopDevice {
     /// Whether it goes past the page cache of the file system below.
     pub fn direct_io(&self) -> bool {
         self.direct_io
+    }
+
+    /// Whether it is all of the file, for reading and writing, as [`LoopDevice::attach`] makes it.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Makes the device as large as the file behind it is now. `LOOP_SET_CAPACITY`, Linux 2.6.30.
