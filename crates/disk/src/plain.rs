@@ -197,6 +197,32 @@ mod tests {
     }
 
     #[test]
+    fn a_sandbox_that_is_there_is_found_again_and_its_spool_is_no_part_of_its_tree() {
+        let (dir, engine) = engine();
+        let made = engine.create("a", NONE).unwrap();
+        assert_eq!(fs::metadata(&made.spool).unwrap().mode() & 0o7777, 0o700);
+        fs::write(made.upper.join("file"), "x").unwrap();
+        fs::create_dir_all(made.spool.join("deep/er")).unwrap();
+        fs::write(made.spool.join("said"), vec![1; 100_000]).unwrap();
+        let usage = engine.usage("a").unwrap();
+        assert!(usage.bytes >= 100_000 && usage.inodes == Some(4), "{usage:?}");
+        drop(engine);
+
+        let engine = Plain::open(&dir.path().join("data")).unwrap();
+        assert_eq!(engine.writable("a").unwrap(), made);
+        assert!(matches!(engine.writable("b"), Err(Error::Missing { .. })));
+        assert!(matches!(engine.writable("../a"), Err(Error::BadId { .. })));
+        let tree = engine.release_tree("a").unwrap();
+        assert_eq!(fs::read(tree.join("file")).unwrap(), b"x");
+        assert!(!made.spool.exists());
+        assert!(matches!(engine.writable("a"), Err(Error::Open { path, .. }) if path == made.spool));
+        engine.remove("a").unwrap();
+        assert!(matches!(engine.writable("a"), Err(Error::Missing { .. })));
+        engine.reap_trash().unwrap();
+        assert!(is_empty(&engine.layout.trash));
+    }
+
+    #[test]
     fn ids_that_are_not_names_are_refused() {
         let (_dir, engine) = engine();
         for id in ["", ".", "..", "a/b", "../x", "a b", "a\0", &"x".repeat(65)] {

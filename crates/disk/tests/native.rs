@@ -34,6 +34,18 @@ fn quotas_are_turned_on_only_where_that_is_allowed() {
     // They are on now, so it is the best engine without being asked for.
     let Opened { engine, choice } = open(&data, &options(false)).unwrap();
     assert_eq!((choice.engine, choice.rejected.len()), (Kind::Btrfs, 0));
+    // What one daemon made the next one finds, with its account.
+    let found = engine.writable("a").unwrap();
+    fs::write(found.spool.join("said"), vec![1; 4 << 20]).unwrap();
+    let sum = || -> u64 {
+        found
+            .used_files
+            .iter()
+            .map(|file| fs::read_to_string(file).unwrap().trim().parse::<u64>().unwrap())
+            .sum()
+    };
+    assert!(sum() >= 4 * MIB, "the spool does not count");
+    assert!(matches!(engine.writable("b"), Err(Error::Missing { .. })));
     assert!(fill(&engine.root().join("sandboxes/a/upper/f")).0 <= 16 * MIB);
     engine.remove("a").unwrap();
     engine.reap_trash().unwrap();

@@ -69,6 +69,7 @@ fn a_limit_of_inodes_is_exact() {
     let made = (0..1000).take_while(|n| File::create(overlay.path().join(n.to_string())).is_ok()).count();
     assert_eq!(made, 100);
     assert_eq!(engine.usage("a").unwrap().inodes, Some(100));
+    assert!(File::create(writable.spool.join("said")).is_err(), "the spool is outside of the limit");
     assert_eq!(engine.limit_hit("a").unwrap(), Some(Full::Inodes { used: 100, limit: 100 }));
     fs::remove_file(overlay.path().join("1")).unwrap();
     File::create(overlay.path().join("1")).unwrap();
@@ -80,10 +81,14 @@ fn what_a_sandbox_wrote_becomes_a_layer() {
     let writable = engine.create("a", &bytes(2 * MIB)).unwrap();
     fs::create_dir_all(writable.upper.join("d/e")).unwrap();
     fs::write(writable.upper.join("d/e/f"), vec![1; 1 << 20]).unwrap();
+    fs::write(writable.spool.join("said"), "x").unwrap();
+    assert_eq!(engine.writable("a").unwrap(), writable);
     let tree = engine.release_tree("a").unwrap();
     let layer = engine.root().join("layers/0123456789abcdef01234567");
     fs::create_dir(engine.root().join("layers")).unwrap();
     fs::rename(&tree, &layer).unwrap();
+    assert_eq!(fs::read_dir(&layer).unwrap().count(), 1);
+    assert!(!writable.spool.exists());
     engine.remove("a").unwrap();
     engine.reap_trash().unwrap();
     // No limit any more; and its project is nobody else's as long as it lives.
@@ -106,7 +111,7 @@ fn removed_sandboxes_leave_no_account() {
     let dir = File::open(&writable.dir).unwrap();
     let project = quota::project_id(dir.as_fd()).unwrap();
     assert_ne!(project, 0);
-    for path in [&writable.upper, &writable.work] {
+    for path in [&writable.upper, &writable.work, &writable.spool] {
         assert_eq!(quota::project_id(File::open(path).unwrap().as_fd()).unwrap(), project);
     }
     drop(dir);
