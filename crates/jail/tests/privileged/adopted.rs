@@ -100,10 +100,26 @@ fn orphan(rig: &Rig) -> Identity {
     serde_json::from_str(&line).unwrap()
 }
 
+/// This machine's, and version 2 alone where that is mounted beside version 1: without a controller, but the rest works.
+fn versions() -> Vec<(Facts, Limits)> {
+    let facts = Facts::detect().unwrap();
+    let limits = Limits { memory_bytes: Some(64 << 20), pids: Some(20), ..Limits::default() };
+    let mut versions = vec![(facts.clone(), limits)];
+    let mut second = facts;
+    let Some(unified) = second.v2.as_mut().filter(|_| !second.v1.is_empty()) else { return versions };
+    if !unified.delegated {
+        unified.controllers.clear();
+        second.v1.clear();
+        versions.push((second, Limits::default()));
+    }
+    versions
+}
+
 pub fn survives() {
-    for ids in [None, Some(crate::rig::IDS)] {
-        let limits = Limits { memory_bytes: Some(64 << 20), pids: Some(20), ..Limits::default() };
-        let groups = Groups::make_for(limits, &Facts::detect().unwrap(), ids.map(|ids| ids.first));
+    for (ids, (facts, limits)) in
+        versions().into_iter().flat_map(|version| [(None, version.clone()), (Some(crate::rig::IDS), version)])
+    {
+        let groups = Groups::make_for(limits, &facts, ids.map(|ids| ids.first));
         let mut rig = Rig::usual();
         rig.spec.ids = ids;
         rig.spec.cgroups = groups.membership.clone();
@@ -166,11 +182,13 @@ fn refuses_all_but(identity: &Identity, cgroup: &Cgroup) {
 }
 
 pub fn others_are_removed() {
-    let facts = Facts::detect().unwrap();
+    versions().into_iter().for_each(|(facts, limits)| others_are_removed_of(&facts, &limits));
+}
+
+fn others_are_removed_of(facts: &Facts, limits: &Limits) {
     let instance = format!("keep{}", std::process::id());
     let start = |id: &str| {
-        let limits = Limits { pids: Some(20), ..Limits::default() };
-        let plan = cgroup::plan(&limits, &facts, &format!("berth/{instance}/{id}"), None).unwrap();
+        let plan = cgroup::plan(limits, facts, &format!("berth/{instance}/{id}"), None).unwrap();
         let mut rig = Rig::usual();
         rig.spec.cgroups = plan.membership();
         let group = plan.create().unwrap();
@@ -183,14 +201,14 @@ pub fn others_are_removed() {
     let (_, mut third, _third_rig) = start("third");
     // In none of its own groups: where the first process of a sandbox is with version 1 anyway.
     let survivor = Survivor { id: "kept".to_owned(), pid: kept.process.pid() };
-    remove_others(&facts, &instance, &[survivor]).unwrap();
+    remove_others(facts, &instance, &[survivor]).unwrap();
     assert_eq!(other.process.wait().unwrap(), Exit::Signal(9));
     assert_eq!(third.process.wait().unwrap(), Exit::Signal(9));
     assert!(other_group.dirs.iter().all(|dir| !dir.exists()));
     assert_eq!(kept.ask("forks 3"), "3");
     assert_eq!(group.usage().unwrap().pids.unwrap_or(4), 4);
 
-    remove_others(&facts, &instance, &[]).unwrap();
+    remove_others(facts, &instance, &[]).unwrap();
     assert!(group.dirs.iter().all(|dir| !dir.parent().unwrap().exists()));
     let mut kept = kept;
     assert_eq!(kept.process.wait().unwrap(), Exit::Signal(9));
