@@ -149,27 +149,43 @@ fn mkdir(path: &[u8], mode: Option<u32>, owner: Option<(u32, u32)>) -> Result<()
     }
 }
 
+/// How often something else may take the place of a directory that is to be emptied.
+const TRIES: usize = 64;
+
 /// A symlink is replaced, not followed: what it leads to is not what was asked to be emptied.
 fn empty(path: &[u8], mode: Option<u32>) -> Result<()> {
     let fail = |operation: &'static str| move |errno| failure::at(operation, path, errno);
-    if let Some((parent, name)) = places::split(path) {
-        let parent = places::make(parent, None)?.dir;
-        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) if file_type(&stat) == FileType::Directory => {}
-            Ok(_) => {
-                rustix::fs::unlinkat(&parent, name, AtFlags::empty())
-                    .map_err(fail("replace by a directory"))?;
-            }
-            Err(Errno::NOENT) => {}
-            Err(errno) => return Err(fail("look at")(errno)),
+    let dir = match places::split(path) {
+        Some((parent, name)) => {
+            let parent = places::make(parent, None)?.dir;
+            own_dir(&parent, name).map_err(fail("replace by a directory"))?
         }
-    }
-    let dir = places::make(path, None)?.dir;
+        None => places::make(path, None)?.dir,
+    };
     clear(&dir, path)?;
     match mode {
         Some(mode) => places::chmod(&dir, mode).map_err(fail("change mode")),
         None => Ok(()),
     }
+}
+
+/// Opens the directory `name`, which is made, also in the place of whatever else is there. Never by a symlink, however
+/// often one is put there meanwhile.
+fn own_dir(parent: &OwnedFd, name: &[u8]) -> std::result::Result<OwnedFd, Errno> {
+    for _ in 0..TRIES {
+        match places::open_dir(parent, name, false) {
+            Err(Errno::NOTDIR | Errno::LOOP) => match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
+                Err(errno) => return Err(errno),
+            },
+            Err(Errno::NOENT) => match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            },
+            opened => return opened,
+        }
+    }
+    Err(Errno::AGAIN)
 }
 
 fn remove(path: &[u8]) -> Result<()> {

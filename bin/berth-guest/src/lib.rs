@@ -30,6 +30,7 @@ mod archive;
 mod engine;
 mod exec;
 mod failure;
+pub mod files;
 mod fsops;
 mod glob;
 mod launch;

@@ -77,6 +77,10 @@ enum Blocked {
     Failed(&'static str, Errno),
 }
 
+fn leaves() -> Blocked {
+    Blocked::Refused("behind a symlink of the archive that leaves the target".into())
+}
+
 impl Unpacker {
     fn place<R: Read>(&mut self, member: &Member, archive: &mut Archive<R>) -> Result<()> {
         let shown = failure::shown(&member.path);
@@ -157,7 +161,7 @@ impl Unpacker {
             self.step(&mut walk, &name, is_own)?;
         }
         if walk.by_archive && !self.is_inside(&walk.here) {
-            return Err(Blocked::Refused("behind a symlink of the archive that leaves the target".into()));
+            return Err(leaves());
         }
         Ok(walk.here)
     }
@@ -168,6 +172,9 @@ impl Unpacker {
         let next = match open() {
             // What a symlink names is not made up.
             Err(Errno::NOENT) if is_own => {
+                if walk.by_archive && !self.is_inside(&walk.here) {
+                    return Err(leaves());
+                }
                 match rustix::fs::mkdirat(&walk.here, name, Mode::from_raw_mode(0o755)) {
                     Ok(()) => {}
                     // Somebody in the sandbox was faster; it is his, whatever it is.
