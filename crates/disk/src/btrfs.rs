@@ -69,8 +69,8 @@ pub(crate) struct Btrfs {
     /// Left free on the data directory's file system, where that is the file system.
     reserve: u64,
     orphans: Mutex<Orphans>,
-    /// What the devices had counted when this was opened; they never forget.
-    errors_at_start: Option<u64>,
+    /// What the devices had counted before there were sandboxes; they never forget.
+    errors_before: Option<u64>,
     /// Dropped last: it unmounts the root.
     pool: Option<Pool>,
 }
@@ -123,8 +123,9 @@ impl Btrfs {
 
     fn on(root: &Path, groups: PathBuf, reserve: u64, pool: Option<Pool>) -> Result<Self, Unavailable> {
         let layout = Layout::open(root).map_err(Box::new)?;
-        let errors_at_start = groups.parent().and_then(health::device_errors);
-        Ok(Self { layout, groups, reserve, orphans: Mutex::default(), errors_at_start, pool })
+        let errors = groups.parent().and_then(health::device_errors);
+        let errors_before = errors.map(|now| health::baseline(&layout, now)).transpose().map_err(Box::new)?;
+        Ok(Self { layout, groups, reserve, orphans: Mutex::default(), errors_before, pool })
     }
 
     /// Groups of subvolumes that a daemon destroyed and did not live to clean up after. Only on a pool: elsewhere
@@ -382,7 +383,7 @@ impl Engine for Btrfs {
     fn health(&self) -> Result<(), Error> {
         self.pool.as_ref().map_or(Ok(()), Pool::health)?;
         health::writable(&self.layout)?;
-        let errors = self.groups.parent().and_then(health::device_errors).zip(self.errors_at_start);
+        let errors = self.groups.parent().and_then(health::device_errors).zip(self.errors_before);
         match errors.map(|(now, then)| now.saturating_sub(then)) {
             None | Some(0) => Ok(()),
             Some(errors) => Err(Error::DeviceErrors { path: self.layout.root.clone(), errors }),

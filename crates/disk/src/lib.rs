@@ -159,7 +159,7 @@ pub trait Engine: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// The directory that the image store must live in, so that layers and writable directories are on one file
-    /// system. Names in it that are the engine's: `sandboxes`, `trash`.
+    /// system. Names in it that are the engine's: `sandboxes`, `trash`, `device-errors`.
     fn root(&self) -> &Path;
 
     /// Makes the writable directories of sandbox `id` (1 to 64 of `[A-Za-z0-9_-]`).
@@ -258,8 +258,8 @@ pub trait Engine: Send + Sync {
     }
 
     /// Whether what the sandboxes are on is still there, whole, and can be written to; cheap. With a pool: its file is
-    /// the one that was opened and not shorter. On btrfs the devices have no errors that they had not at the start
-    /// (not told by kernels before 5.14).
+    /// the one that was opened and not shorter. On btrfs the devices have no errors that they had not before the
+    /// oldest sandbox that was there at the start, or at the start (not told by kernels before 5.14).
     ///
     /// # Errors
     ///
