@@ -37,16 +37,18 @@ pub(crate) fn watch(request: &Watch, output: &mut impl Write, stop: &OwnedFd) ->
     while path.len() > 1 && path.ends_with(b"/") {
         path = &path[..path.len() - 1];
     }
+    // Held open it would not be gone when it is removed.
+    drop(top);
     let is_dir = file_type(&stat) == FileType::Directory;
     let mut watcher = Watcher {
         inotify,
         output,
         path,
-        top,
         stat,
         is_dir,
         recursive: request.recursive && is_dir,
         root: 0,
+        above: None,
         dirs: HashMap::new(),
         told: HashSet::new(),
         moving: None,
@@ -61,12 +63,13 @@ struct Watcher<'a, W> {
     output: &'a mut W,
     /// What is watched, as it was asked for.
     path: &'a [u8],
-    top: OwnedFd,
     stat: Stat,
     is_dir: bool,
     recursive: bool,
     /// Number of the watch of the top.
     root: i32,
+    /// Number of the watch of the directory that the top, a directory, is in.
+    above: Option<i32>,
     /// Paths, relative to the top, of the directories that are watched.
     dirs: HashMap<i32, Vec<u8>>,
     /// What was found by looking, and whose making may be told yet.
@@ -94,7 +97,25 @@ impl<W: Write> Watcher<'_, W> {
     /// Sets all the watches that there are to be now.
     fn begin(&mut self) -> Result<()> {
         self.root = self.add(b"")?.ok_or_else(|| failure::at("watch", self.path, Errno::NOENT))?.0;
+        self.watch_above()?;
         if self.recursive { self.look(b"".to_vec(), false) } else { Ok(()) }
+    }
+
+    /// A directory that somebody works in, or has open, does not tell that it was removed; the one above does.
+    fn watch_above(&mut self) -> Result<()> {
+        if !self.is_dir {
+            return Ok(());
+        }
+        let path = [self.path, b"/.."].concat();
+        let fail = |errno| limit("watch", &path, errno);
+        let above = places::open(CWD, &path, PLACE).map_err(fail)?;
+        // The root is in itself.
+        if identity(&rustix::fs::fstat(&above).map_err(fail)?) != identity(&self.stat) {
+            let flags = WatchFlags::DELETE | WatchFlags::MOVED_FROM;
+            let watch = inotify::add_watch(&self.inotify, by_descriptor(&above), flags).map_err(fail)?;
+            self.above = Some(watch);
+        }
+        Ok(())
     }
 
     fn serve(&mut self, stop: &OwnedFd) -> Result<Outcome> {
@@ -155,6 +176,9 @@ impl<W: Write> Watcher<'_, W> {
         if event.flags.contains(ReadFlags::QUEUE_OVERFLOW) {
             return self.overflow();
         }
+        if Some(event.watch) == self.above {
+            return if self.is_there() { Ok(()) } else { self.gone() };
+        }
         if event.flags.contains(ReadFlags::IGNORED) && event.watch != self.root {
             self.dirs.remove(&event.watch);
             return Ok(());
@@ -176,17 +200,28 @@ impl<W: Write> Watcher<'_, W> {
         let gone = ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT | ReadFlags::IGNORED;
         // A file that somebody has open is gone when it has no name, but is not deleted yet.
         if flags.intersects(gone) || (!self.is_dir && flags.contains(ReadFlags::ATTRIB) && !self.is_there()) {
-            self.moved_away()?;
-            self.tell(ChangeKind::Removed, b"", None, self.is_dir)?;
-            self.output.flush().map_err(|_| cancelled())?;
-            return Err(failure::because(FailureCode::NotFound, "what is watched is gone", Some(self.path)));
+            return self.gone();
         }
         self.plain(flags, b"", self.is_dir)
     }
 
+    /// The last word.
+    fn gone(&mut self) -> Result<()> {
+        self.moved_away()?;
+        self.tell(ChangeKind::Removed, b"", None, self.is_dir)?;
+        self.output.flush().map_err(|_| cancelled())?;
+        Err(failure::because(FailureCode::NotFound, "what is watched is gone", Some(self.path)))
+    }
+
     fn is_there(&self) -> bool {
-        let now = places::open(CWD, self.path, PLACE).and_then(rustix::fs::fstat);
-        now.is_ok_and(|now| identity(&now) == identity(&self.stat))
+        self.open_top().is_some()
+    }
+
+    /// What is watched, if it is still where it was.
+    fn open_top(&self) -> Option<OwnedFd> {
+        let top = places::open(CWD, self.path, PLACE).ok()?;
+        let now = rustix::fs::fstat(&top).ok()?;
+        (identity(&now) == identity(&self.stat)).then_some(top)
     }
 
     fn of_entry(&mut self, flags: ReadFlags, cookie: u32, path: Vec<u8>) -> Result<()> {
@@ -269,6 +304,9 @@ impl<W: Write> Watcher<'_, W> {
     fn overflow(&mut self) -> Result<()> {
         self.moving = None;
         self.tell(ChangeKind::Overflow, b"", None, self.is_dir)?;
+        if !self.is_there() {
+            return self.gone();
+        }
         if !self.recursive {
             return Ok(());
         }
@@ -320,11 +358,12 @@ impl<W: Write> Watcher<'_, W> {
     /// Watches one directory, or the top; `None` for one that is gone, or that is the kernel's.
     fn add(&mut self, path: &[u8]) -> Result<Option<(i32, OwnedFd)>> {
         let fail = |errno| limit("watch", &self.shown(path), errno);
+        let Some(top) = self.open_top() else { return Ok(None) };
         let opened = if path.is_empty() {
-            self.top.try_clone().map_err(|error| fail(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?
+            top
         } else {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-            match rustix::fs::openat2(&self.top, path, PLACE | OFlags::DIRECTORY, Mode::empty(), resolve) {
+            match rustix::fs::openat2(&top, path, PLACE | OFlags::DIRECTORY, Mode::empty(), resolve) {
                 Ok(opened) => opened,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
                 Err(errno) => return Err(fail(errno)),
@@ -338,9 +377,7 @@ impl<W: Write> Watcher<'_, W> {
         if path.is_empty() {
             flags |= WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
         }
-        // There is no call for a descriptor. This path leads to what is open, whatever its name is by now.
-        let place = format!("/proc/self/fd/{}", opened.as_raw_fd());
-        match inotify::add_watch(&self.inotify, place, flags) {
+        match inotify::add_watch(&self.inotify, by_descriptor(&opened), flags) {
             Ok(watch) => {
                 self.dirs.insert(watch, path.to_vec());
                 Ok(Some((watch, opened)))
@@ -366,6 +403,11 @@ impl<W: Write> Watcher<'_, W> {
             (path, top) => [top, b"/", path].concat(),
         }
     }
+}
+
+/// There is no call that takes a descriptor. This path leads to what is open, whatever its name is by now.
+fn by_descriptor(opened: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", opened.as_raw_fd())
 }
 
 fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
