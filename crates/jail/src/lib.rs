@@ -15,6 +15,9 @@
 //! A container with ids of its own needs a user namespace, which [`Launcher::make_namespaces`] makes ahead, by another
 //! helper, together with a network namespace that belongs to it.
 //!
+//! Nothing ties a container to the process that started it but its guest's stream: whoever knows its [`Identity`] can
+//! take it over ([`Process::adopt`]), and [`cgroup::remove_others`] ends those that nobody does.
+//!
 //! What it refuses: to open anything of a sandbox's tree before the old root is gone (see [`mod@plan`] for why), to skip a
 //! limit whose controller is missing, to start a sandbox with more layers than the kernel's overlayfs takes, to touch control
 //! groups outside `berth/`.

@@ -8,6 +8,9 @@
 //! A start is a row of phases, each of which owns what it made; a start that fails or is dropped half-way gives all
 //! of it back through the reaper. Nothing here knows HTTP or keeps records: that is the node's.
 //!
+//! A sandbox may outlive its daemon: what [`Machine::resume`] says of it is all that the next one needs to take it over
+//! ([`ContainerDriver::start`]). Whatever nobody takes over is ended there.
+//!
 //! How it fails: [`Error`], always of the infrastructure. What a command in a sandbox does wrong is an
 //! [`berth_types::exec::ExecStatus`], never an error.
 //!
