@@ -22,6 +22,7 @@ from berth.errors import (
     InternalError,
     InvalidRequest,
     NotFound,
+    OutputLost,
     ProtocolError,
     Unavailable,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "Mount",
     "NotFound",
     "OutputCallback",
+    "OutputLost",
     "Page",
     "Progress",
     "ProgressCallback",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import tarfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -217,11 +218,41 @@ class AsyncClient:
         """Runs a command to its end: a string in the image's shell, a sequence as it is.
 
         ``on_output`` is awaited with each piece of text as it arrives. ``timeout`` (seconds; none when absent or 0) makes the
-        exit code 124 and keeps the output so far. When this coroutine is cancelled or fails, everything the command
-        started is dead before it returns, as far as the daemon can still be reached.
+        exit code 124 and keeps the output so far. When the connection is cut, or the daemon is started anew, it goes on where
+        it was: the command runs once, and all of its output comes. When this coroutine is cancelled or fails, everything
+        the command started is dead before it returns, as far as the daemon can still be reached.
         """
         id = id or uuid.uuid4().hex
-        call = _calls.exec_(sandbox, command, id=id, env=env, cwd=cwd, user=user, timeout=timeout)
+        reader, patience = ExecReader(), _http.Patience()
+        while True:
+            call = _calls.exec_(
+                sandbox,
+                command,
+                id=id,
+                env=env,
+                cwd=cwd,
+                user=user,
+                timeout=timeout,
+                offsets=reader.resume() if patience.tries else None,
+            )
+            try:
+                return await self._exec_once(sandbox, id, call, reader, on_output)
+            except errors.BerthError as error:
+                # Asked again with the same id, the daemon goes on with the same exec; nothing is run twice.
+                if not patience.allows(error, reader.offsets):
+                    if patience.tries:
+                        await settle(self._kill(sandbox, id), KILL_TIMEOUT)
+                    raise
+            try:
+                await asyncio.sleep(patience.pause)
+            except asyncio.CancelledError:
+                await settle(self._kill(sandbox, id), KILL_TIMEOUT)
+                raise
+
+    async def _exec_once(
+        self, sandbox: str, id: str, call: Call[None], reader: ExecReader, on_output: OutputCallback | None
+    ) -> ExecResult:
+        """Runs an exec, or goes on with it, over one connection."""
         # Until the headers are there nobody can tell whether the command runs, so that part is never abandoned.
         opening = asyncio.ensure_future(self._send(call))
         response: httpx.Response | None = None
@@ -230,9 +261,13 @@ class AsyncClient:
             response = await asyncio.shield(opening)
             over = not response.is_success
             with _http.translated(await self.endpoint()):
-                result = await self._read_exec(response, on_output)
+                result = await self._read_exec(response, reader, on_output)
             over = True
             return result
+        except errors.BerthError as error:
+            # The command may run on; whether to go back to it is the caller's to say.
+            over = over or _http.is_cut(error)
+            raise
         finally:
             try:
                 if not over:
@@ -241,23 +276,38 @@ class AsyncClient:
                 if response is not None:
                     await response.aclose()
 
-    async def _read_exec(self, response: httpx.Response, on_output: OutputCallback | None) -> ExecResult:
+    async def _read_exec(
+        self, response: httpx.Response, reader: ExecReader, on_output: OutputCallback | None
+    ) -> ExecResult:
         if not response.is_success:
             await response.aread()
             _http.check(response)
-        reader = ExecReader()
         async for data in response.aiter_raw():
             for stream, text in reader.feed(data):
                 if on_output is not None:
                     await on_output(text, stream)
         return reader.result()
 
-    async def _kill(self, sandbox: str, exec_id: str, opening: asyncio.Future[httpx.Response]) -> None:
-        response = await opening
+    async def _kill(
+        self, sandbox: str, exec_id: str, opening: asyncio.Future[httpx.Response] | None = None
+    ) -> None:
+        """Kills an exec, however long that takes: to be bounded by the caller."""
+        response = None
+        if opening is not None:
+            with contextlib.suppress(errors.BerthError):
+                response = await opening
         try:
-            await self.call(_calls.kill_exec(sandbox, exec_id))
+            while True:
+                try:
+                    return await self.call(_calls.kill_exec(sandbox, exec_id))
+                except errors.BerthError as error:
+                    # A daemon that is being started anew finds the exec running.
+                    if not _http.is_cut(error):
+                        raise
+                await asyncio.sleep(_http.RESUME_PAUSE)
         finally:
-            await response.aclose()
+            if response is not None:
+                await response.aclose()
 
     async def kill_exec(self, sandbox: str, exec_id: str) -> None:
         """Kills an exec and everything it started; returns when all of it is dead."""

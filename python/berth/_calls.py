@@ -176,8 +176,10 @@ def exec_(
     cwd: str | None,
     user: str | None,
     timeout: float | None,
+    offsets: Mapping[str, int] | None = None,
 ) -> Call[None]:
-    """Runs a command; the answer is a stream for :class:`berth._frames.ExecReader`."""
+    """Runs a command, or attaches to what the same call has started before, from ``offsets`` on; the answer is a stream for
+    :class:`berth._frames.ExecReader`."""
     body = _given(
         id=id,
         command={"shell": command} if isinstance(command, str) else {"argv": list(command)},
@@ -185,6 +187,7 @@ def exec_(
         cwd=cwd,
         user=user,
         timeout_seconds=timeout or None,
+        **({"from": dict(offsets)} if offsets else {}),
     )
     return Call("POST", _sandbox(name, "exec"), _nothing, json=body)
 

@@ -12,11 +12,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from berth.errors import ConnectionLost, ProtocolError, from_api_error
+from berth.errors import ConnectionLost, OutputLost, ProtocolError, from_api_error
 from berth.models import ExecResult, OutputStream
 
 STDOUT, STDERR, EVENT, ERROR = 1, 2, 3, 4
 HEADER = 5
+OUTPUT_HEADER = 16
+"""Bytes before those of output: their offset, and when they were written in microseconds since the epoch."""
 MAX_LEN = 1 << 20
 """Longest payload of a frame, in bytes."""
 
@@ -49,22 +51,30 @@ class FrameDecoder:
 
 
 class ExecReader:
-    """Turns an exec's stream into text and, at its end, an :class:`~berth.models.ExecResult`."""
+    """Turns an exec's stream, or the pieces that it was cut into, into text and an :class:`~berth.models.ExecResult`.
 
-    def __init__(self) -> None:
+    After a cut :meth:`resume` tells from where on the daemon is to go on; what it sends twice is passed over, and what it
+    leaves out is an error.
+    """
+
+    def __init__(self, keep: bool = True) -> None:
+        """``keep``: whether the result is to hold all of the text."""
+        self._keep = keep
         self._frames = FrameDecoder()
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
         self._text: dict[str, list[str]] = {"stdout": [], "stderr": []}
         self._status: dict[str, Any] | None = None
+        self.offsets = {"stdout": 0, "stderr": 0}
+        """Bytes of each stream that have come."""
 
     def feed(self, data: bytes) -> list[tuple[OutputStream, str]]:
         """The text that ``data`` completes, in the order of arrival."""
         output: list[tuple[OutputStream, str]] = []
         for kind, payload in self._frames.feed(data):
             if kind == STDOUT:
-                self._decode(output, "stdout", payload)
+                self._output(output, "stdout", payload)
             elif kind == STDERR:
-                self._decode(output, "stderr", payload)
+                self._output(output, "stderr", payload)
             elif kind == EVENT:
                 self._event(output, _json(payload))
             elif kind == ERROR:
@@ -72,6 +82,16 @@ class ExecReader:
             else:
                 raise ProtocolError(f"a frame of kind {kind} is not known", code="bad_frame")
         return output
+
+    def resume(self) -> dict[str, int]:
+        """Forgets the rest of a stream that was cut; gives the offsets to ask for."""
+        self._frames = FrameDecoder()
+        return dict(self.offsets)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the command's end has come."""
+        return self._status is not None
 
     def result(self) -> ExecResult:
         """The command's end, once the stream is over."""
@@ -83,20 +103,43 @@ class ExecReader:
         text = {name: "".join(parts) for name, parts in self._text.items()}
         return ExecResult.from_json({**self._status, **text})
 
+    def _output(self, output: list[tuple[OutputStream, str]], stream: OutputStream, payload: bytes) -> None:
+        if len(payload) < OUTPUT_HEADER:
+            raise ProtocolError("a frame of output is too short", code="bad_frame")
+        at, offset = self.offsets[stream], int.from_bytes(payload[:8], "big")
+        if offset > at:
+            raise ProtocolError(f"{stream} goes on at byte {offset}, not at {at}", code="bad_offset")
+        data = memoryview(payload)[OUTPUT_HEADER + at - offset :]
+        self.offsets[stream] = at + len(data)
+        self._decode(output, stream, data)
+
     def _decode(
-        self, output: list[tuple[OutputStream, str]], stream: OutputStream, payload: bytes, final: bool = False
+        self,
+        output: list[tuple[OutputStream, str]],
+        stream: OutputStream,
+        payload: bytes | memoryview,
+        final: bool = False,
     ) -> None:
         text = self._decoders[stream].decode(payload, final)
         if text:
-            self._text[stream].append(text)
+            if self._keep:
+                self._text[stream].append(text)
             output.append((stream, text))
 
     def _event(self, output: list[tuple[OutputStream, str]], event: dict[str, Any]) -> None:
         # Events of a newer daemon that this client does not know say nothing about output or end.
-        if event.get("event") == "exited":
-            self._decode(output, "stdout", b"", final=True)
-            self._decode(output, "stderr", b"", final=True)
-            self._status = event
+        match event.get("event"):
+            case "exited":
+                self._decode(output, "stdout", b"", final=True)
+                self._decode(output, "stderr", b"", final=True)
+                self._status = event
+            case "gap":
+                stream, start, end = event["stream"], event["from"], event["to"]
+                if end > self.offsets[stream]:
+                    raise OutputLost(
+                        f"the command's {stream} from byte {max(start, self.offsets[stream])} to {end} is not kept any more",
+                        code="output_gone",
+                    )
 
 
 def _json(payload: bytes) -> dict[str, Any]:

@@ -7,6 +7,7 @@ raises becomes a :class:`~berth.errors.BerthError`, and an answer that is not co
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,42 @@ CONNECT_TIMEOUT = 10.0
 # An exec or a build is silent for as long as it likes, and a transfer is as long as it is.
 _TIMEOUT = httpx.Timeout(None, connect=CONNECT_TIMEOUT)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+
+
+PATIENCE = 60.0
+"""Seconds for which an exec whose connection was cut is tried to be picked up again, since anything new has come."""
+
+RESUME_PAUSE = 0.2
+"""Seconds between two tries."""
+
+
+def is_cut(error: errors.BerthError) -> bool:
+    """Whether to ask again, with the same id, makes sense after ``error``: nothing is known of the exec's end."""
+    return isinstance(error, errors.ConnectionLost | errors.DaemonUnreachable) or error.code == "sandbox_unresponsive"
+
+
+class Patience:
+    """How long to go on trying after a cut."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._seen: dict[str, int] = {}
+        self.tries = 0
+
+    def allows(self, error: errors.BerthError, seen: dict[str, int]) -> bool:
+        """Whether to try again after ``error``; ``seen`` is how far things have come."""
+        # A connection that was refused at the first try has started nothing.
+        if not is_cut(error) or (self.tries == 0 and isinstance(error, errors.DaemonUnreachable)):
+            return False
+        if self._since is None or seen != self._seen:
+            self._since, self._seen = time.monotonic(), dict(seen)
+        self.tries += 1
+        return time.monotonic() - self._since < PATIENCE
+
+    @property
+    def pause(self) -> float:
+        """How long to wait before the next try; the first comes nearly at once."""
+        return 0.01 if self.tries <= 1 else RESUME_PAUSE
 
 
 def sync_client(endpoint: Endpoint) -> httpx.Client:

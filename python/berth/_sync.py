@@ -174,23 +174,47 @@ class Client:
         be reached.
         """
         id = id or uuid.uuid4().hex
-        response = self._send(_calls.exec_(sandbox, command, id=id, env=env, cwd=cwd, user=user, timeout=timeout))
+        reader, patience = ExecReader(), _http.Patience()
         over = False
         try:
-            reader = ExecReader()
+            while True:
+                call = _calls.exec_(
+                    sandbox,
+                    command,
+                    id=id,
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    timeout=timeout,
+                    offsets=reader.resume() if patience.tries else None,
+                )
+                try:
+                    result = self._exec_once(call, reader, on_output)
+                    over = True
+                    return result
+                except errors.BerthError as error:
+                    # Asked again with the same id, the daemon goes on with the same exec; nothing is run twice.
+                    if not patience.allows(error, reader.offsets):
+                        over = not patience.tries and not _http.is_cut(error)
+                        raise
+                time.sleep(patience.pause)
+        finally:
+            if not over:
+                with contextlib.suppress(errors.BerthError):
+                    self.kill_exec(sandbox, id)
+
+    def _exec_once(self, call: Call[None], reader: ExecReader, on_output: SyncOutputCallback | None) -> ExecResult:
+        """Runs an exec, or goes on with it, over one connection."""
+        response = self._send(call)
+        try:
             with _http.translated(self.endpoint):
                 self._raise_error(response)
                 for data in response.iter_raw():
                     for stream, text in reader.feed(data):
                         if on_output is not None:
                             on_output(text, stream)
-            result = reader.result()
-            over = True
-            return result
+            return reader.result()
         finally:
-            if not over:
-                with contextlib.suppress(errors.BerthError):
-                    self.kill_exec(sandbox, id)
             response.close()
 
     def kill_exec(self, sandbox: str, exec_id: str) -> None:

@@ -98,6 +98,10 @@ class ProtocolError(InternalError):
     """The daemon sent something that this client does not understand."""
 
 
+class OutputLost(InternalError):
+    """Output of a command that is not kept any more: what is there is not all."""
+
+
 class BuildFailed(BerthError):
     """An image could not be built; ``details`` names the step, the instruction and its last output."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -38,6 +39,11 @@ class Script:
     create_error: dict[str, Any] | None = None
     create_delay: float = 0.0
     drop_exec: bool = False
+    """Cut the stream of every exec before its end."""
+    cuts: list[int] = field(default_factory=list)
+    """After how many frames the streams of execs are cut, one after the other."""
+    away: int = 0
+    """How many requests for an exec are refused as by a daemon that is away, once one was cut."""
     exec_end: dict[str, Any] = field(default_factory=dict)
     """Fields of an exec's end that are to be others."""
     storage_enforced: bool = True
@@ -45,6 +51,68 @@ class Script:
     """Seconds that a sandbox is queued before it is made."""
     image_user: str = ""
     shell: str | None = "/bin/sh"
+
+
+class FakeExec:
+    """A command, and what it wrote, for as many readers as come."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None, argv: list[str]) -> None:
+        self.process = process
+        self.argv = argv
+        self.killed = False
+        self.end: dict[str, Any] | None = None
+        self._log: list[tuple[int, int, bytes]] = []
+        self._news = threading.Condition()
+
+    def run(self, timeout: float | None) -> None:
+        """Reads until it ends; on a thread of its own."""
+        process, began = self.process, time.monotonic()
+        assert process and process.stdout and process.stderr
+        timed_out = threading.Event()
+
+        def expire() -> None:
+            timed_out.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(timeout, expire) if timeout else None
+        if timer:
+            timer.start()
+        other = threading.Thread(target=self._copy, args=(2, process.stderr))
+        other.start()
+        self._copy(1, process.stdout)
+        other.join()
+        code = process.wait()
+        if timer:
+            timer.cancel()
+        reason = "timed_out" if timed_out.is_set() else "killed" if self.killed else "exited"
+        exit_code = 124 if timed_out.is_set() else code if code >= 0 else 128 - code
+        self.finish(exit_code=exit_code, reason=reason, duration_ms=int(1000 * (time.monotonic() - began)))
+
+    def finish(self, **end: Any) -> None:
+        with self._news:
+            self.end = end
+            self._news.notify_all()
+
+    def _copy(self, kind: int, pipe: Any) -> None:
+        offset = 0
+        while data := os.read(pipe.fileno(), 65536):
+            with self._news:
+                self._log.append((kind, offset, data))
+                self._news.notify_all()
+            offset += len(data)
+
+    def output(self, skip: dict[int, int]) -> Iterator[tuple[int, int, bytes]]:
+        """What it writes, from these offsets on, until its end."""
+        for at in itertools.count():
+            with self._news:
+                while at >= len(self._log):
+                    if self.end is not None:
+                        return
+                    self._news.wait()
+                kind, offset, data = self._log[at]
+            known = max(0, skip[kind] - offset)
+            if known < len(data):
+                yield kind, offset + known, data[known:]
 
 
 @dataclass
@@ -61,7 +129,7 @@ class FakeDaemon:
     creations: list[dict[str, Any]] = field(default_factory=list)
     builds: list[tuple[dict[str, Any], list[str]]] = field(default_factory=list)
     pulls: list[dict[str, Any]] = field(default_factory=list)
-    execs: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    execs: dict[str, FakeExec] = field(default_factory=dict)
     exec_requests: list[dict[str, Any]] = field(default_factory=list)
     kills: list[str] = field(default_factory=list)
 
@@ -107,9 +175,10 @@ def fake_daemon(directory: Path) -> Iterator[FakeDaemon]:
     finally:
         server.shutdown()
         server.server_close()
-        for process in state.execs.values():
+        for run in state.execs.values():
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                if run.process is not None:
+                    os.killpg(run.process.pid, signal.SIGKILL)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -257,10 +326,35 @@ class _Handler(BaseHTTPRequestHandler):
 
     def post_sandboxes_exec(self, name: str) -> None:
         sandbox, request = self._sandbox(name), json.loads(self.body)
+        script = self.state.script
+        if script.away and request["id"] in self.state.execs:
+            script.away -= 1
+            self.close_connection = True
+            return
         self.state.exec_requests.append(request)
+        known = self.state.execs.get(request["id"])
+        # As with the real one: once the headers are out, the exec can be killed by its id.
+        run = self.state.execs.setdefault(request["id"], known or self._start(sandbox, request))
+        self._stream()
+        if run.process is not None:
+            started = {"event": "started", "id": request["id"], "program": run.argv[0], "attached": known is not None}
+            self._frame(3, json.dumps(started).encode())
+        left = script.cuts.pop(0) if script.cuts else None
+        offsets = request.get("from", {})
+        for kind, offset, data in run.output({1: offsets.get("stdout", 0), 2: offsets.get("stderr", 0)}):
+            if left == 0:
+                break
+            left = left and left - 1
+            with contextlib.suppress(OSError):
+                self._frame(kind, offset.to_bytes(8, "big") + bytes(8) + data)
+        if left is not None or script.drop_exec:
+            self.close_connection = True
+            return
+        self._exited(**{**(run.end or {}), **script.exec_end})
+
+    def _start(self, sandbox: dict[str, Any], request: dict[str, Any]) -> FakeExec:
         command = request["command"]
         argv = command["argv"] if "argv" in command else ["sh", "-c", command["shell"]]
-        began = time.monotonic()
         try:
             process = subprocess.Popen(
                 argv,
@@ -272,51 +366,12 @@ class _Handler(BaseHTTPRequestHandler):
                 start_new_session=True,
             )
         except OSError as error:
-            self._stream()
-            self._exited(exit_code=127, reason="not_started", message=str(error), duration_ms=0)
-            return
-        # As with the real one: once the headers are out, the exec can be killed by its id.
-        self.state.execs[request["id"]] = process
-        self._stream()
-        self._frame(3, json.dumps({"event": "started", "id": request["id"], "program": argv[0]}).encode())
-        timed_out = self._pump(process, request.get("timeout_seconds"))
-        if self.state.script.drop_exec:
-            self.close_connection = True
-            return
-        code = process.wait()
-        reason = "timed_out" if timed_out else "killed" if request["id"] in self.state.kills else "exited"
-        end = {
-            "exit_code": 124 if timed_out else code if code >= 0 else 128 - code,
-            "reason": reason,
-            "duration_ms": int(1000 * (time.monotonic() - began)),
-        }
-        self._exited(**{**end, **self.state.script.exec_end})
-
-    def _pump(self, process: subprocess.Popen[bytes], timeout: float | None) -> bool:
-        timed_out = threading.Event()
-
-        def expire() -> None:
-            timed_out.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
-        timer = threading.Timer(timeout, expire) if timeout else None
-        if timer:
-            timer.start()
-        lock = threading.Lock()
-
-        def copy(kind: int, pipe: io.BufferedReader) -> None:
-            while data := os.read(pipe.fileno(), 65536):
-                with lock, contextlib.suppress(OSError):
-                    self._frame(kind, data)
-
-        assert process.stdout and process.stderr
-        other = threading.Thread(target=copy, args=(2, process.stderr))
-        other.start()
-        copy(1, process.stdout)  # type: ignore[arg-type]
-        other.join()
-        if timer:
-            timer.cancel()
-        return timed_out.is_set()
+            run = FakeExec(None, argv)
+            run.finish(exit_code=127, reason="not_started", message=str(error), duration_ms=0)
+            return run
+        run = FakeExec(process, argv)
+        threading.Thread(target=run.run, args=(request.get("timeout_seconds"),)).start()
+        return run
 
     def _frame(self, kind: int, payload: bytes) -> None:
         self._chunk(bytes([kind]) + len(payload).to_bytes(4, "big") + payload)
@@ -327,13 +382,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def delete_sandboxes_execs(self, name: str, exec_id: str) -> None:
         self._sandbox(name)
-        process = self.state.execs.get(exec_id)
-        if process is None:
+        run = self.state.execs.get(exec_id)
+        if run is None:
             raise Fault(404, "exec_not_found", f"there is no exec {exec_id}")
         self.state.kills.append(exec_id)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        run.killed = True
+        if run.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.process.pid, signal.SIGKILL)
+            run.process.wait()
         self._json(None, 204)
 
     # ---- files

@@ -84,7 +84,8 @@ async def test_cancelling_kills_before_it_returns(daemon: FakeDaemon, tmp_path: 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(box.exec("sleep 100 & sleep 100", id="mine"), 0.3)
         assert daemon.kills == ["mine"]
-        assert daemon.execs["mine"].returncode is not None
+        process = daemon.execs["mine"].process
+        assert process is not None and process.returncode is not None
 
 
 async def test_cancelling_at_once_kills_too(daemon: FakeDaemon) -> None:
@@ -97,7 +98,7 @@ async def test_cancelling_at_once_kills_too(daemon: FakeDaemon) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert all(process.poll() is not None for process in daemon.execs.values())
+        assert all(run.process and run.process.poll() is not None for run in daemon.execs.values())
 
 
 async def test_a_failing_callback_kills(daemon: FakeDaemon) -> None:
@@ -112,13 +113,44 @@ async def test_a_failing_callback_kills(daemon: FakeDaemon) -> None:
         assert daemon.kills == ["mine"]
 
 
-async def test_a_stream_without_end_is_an_error(daemon: FakeDaemon) -> None:
+async def test_a_stream_that_stays_cut_is_an_error(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_http, "PATIENCE", 0.5)
     daemon.script.drop_exec = True
     async with berth.AsyncClient(daemon.host) as client:
         box = await client.create_sandbox("img")
         with pytest.raises(berth.ConnectionLost):
             await box.exec("echo x")
-        assert daemon.count("POST", "/exec") == 1
+        assert len({request["id"] for request in daemon.exec_requests}) == 1
+        assert daemon.kills, "nobody knows how it ended, so it is ended"
+
+
+@pytest.mark.parametrize("cuts", [[0], [1], [2, 0, 1], [3, 3]])
+async def test_an_exec_that_is_cut_goes_on_and_runs_once(daemon: FakeDaemon, tmp_path: Path, cuts: list[int]) -> None:
+    daemon.script.away = 2
+    command = f"echo run >> {tmp_path}/runs; for i in 1 2 3 4; do echo $i; echo $i >&2; sleep 0.05; done; exit 5"
+    heard: list[str] = []
+
+    async def on_output(text: str, stream: str) -> None:
+        if stream == "stdout":
+            heard.append(text)
+
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        daemon.script.cuts = list(cuts)
+        result = await box.exec(command, on_output=on_output)
+        assert (result.stdout, result.stderr, result.exit_code) == ("1\n2\n3\n4\n", "1\n2\n3\n4\n", 5)
+        assert "".join(heard) == result.stdout
+        assert (tmp_path / "runs").read_text() == "run\n"
+        assert daemon.kills == []
+
+    def again() -> berth.ExecResult:
+        daemon.script.cuts = list(cuts)
+        with berth.Client(daemon.host) as client:
+            return client.exec(box.id, command)
+
+    result = await asyncio.to_thread(again)
+    assert (result.stdout, result.stderr, result.exit_code) == ("1\n2\n3\n4\n", "1\n2\n3\n4\n", 5)
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
 
 
 async def test_large_trees_both_ways(daemon: FakeDaemon, tmp_path: Path) -> None:

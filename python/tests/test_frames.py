@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from berth import BerthError, ConnectionLost, ProtocolError
+from berth import BerthError, ConnectionLost, OutputLost, ProtocolError
 from berth._frames import MAX_LEN, ExecReader, FrameDecoder
 
 
 def frame(kind: int, payload: bytes) -> bytes:
     return bytes([kind]) + len(payload).to_bytes(4, "big") + payload
+
+
+def output(kind: int, offset: int, data: bytes) -> bytes:
+    return frame(kind, offset.to_bytes(8, "big") + bytes(8) + data)
 
 
 def exited(code: int = 0, reason: str = "exited") -> bytes:
@@ -22,32 +26,32 @@ def exited(code: int = 0, reason: str = "exited") -> bytes:
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
 def test_any_cut_gives_the_same_result(step: int) -> None:
     started = frame(3, b'{"event": "started", "id": "x", "program": "/bin/sh"}')
-    stream = started + frame(1, "zwölf €".encode()) + frame(2, b"err\r\0\n") + frame(1, b"") + exited(3)
+    stream = started + output(1, 0, "zwölf €".encode()) + output(2, 0, b"err\r\0\n") + output(1, 10, b"") + exited(3)
     reader = ExecReader()
-    output = [piece for at in range(0, len(stream), step) for piece in reader.feed(stream[at : at + step])]
+    told = [piece for at in range(0, len(stream), step) for piece in reader.feed(stream[at : at + step])]
     result = reader.result()
     assert (result.stdout, result.stderr, result.exit_code, result.duration_ms) == ("zwölf €", "err\r\0\n", 3, 7)
-    assert "".join(text for text, stream in [(t, s) for s, t in output] if stream == "stdout") == "zwölf €"
+    assert "".join(text for stream, text in told if stream == "stdout") == "zwölf €"
 
 
 def test_a_character_cut_between_frames_is_whole() -> None:
     reader = ExecReader()
     euro = "€".encode()
-    for piece in (frame(1, euro[:1]), frame(2, b"!"), frame(1, euro[1:]), exited()):
+    for piece in (output(1, 0, euro[:1]), output(2, 0, b"!"), output(1, 1, euro[1:]), exited()):
         reader.feed(piece)
     assert reader.result().stdout == "€"
 
 
 def test_invalid_utf8_is_replaced_also_at_the_end() -> None:
     reader = ExecReader()
-    reader.feed(frame(1, b"a\xff") + frame(1, "€".encode()[:2]))
+    reader.feed(output(1, 0, b"a\xff") + output(1, 2, "€".encode()[:2]))
     assert reader.feed(exited()) == [("stdout", "\N{REPLACEMENT CHARACTER}")]
     assert reader.result().stdout == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
 
 
 def test_no_end_is_no_result() -> None:
     reader = ExecReader()
-    reader.feed(frame(1, b"half"))
+    reader.feed(output(1, 0, b"half"))
     with pytest.raises(ConnectionLost):
         reader.result()
 
@@ -60,7 +64,30 @@ def test_an_error_frame_is_raised_with_its_kind() -> None:
     assert caught.value.is_infrastructure
 
 
-@pytest.mark.parametrize("bad", [frame(9, b""), frame(3, b"nonsense"), frame(3, b"[]"), bytes([1]) + b"\xff" * 4])
+@pytest.mark.parametrize("again", range(11))
+def test_after_a_cut_nothing_comes_twice_and_nothing_is_missing(again: int) -> None:
+    text = "zwölf €".encode()
+    reader = ExecReader()
+    cut = output(1, 0, text[:4]) + output(2, 0, b"err") + output(1, 4, text[4:])[:9]
+    told = [piece for at in range(0, len(cut), 5) for piece in reader.feed(cut[at : at + 5])]
+    assert reader.resume() == {"stdout": 4, "stderr": 3}
+    start = min(again, 4)
+    told += reader.feed(output(2, 0, b"er") + output(1, start, text[start:]) + exited(4))
+    assert "".join(text for stream, text in told if stream == "stdout") == "zwölf €"
+    assert (reader.result().stdout, reader.result().stderr, reader.result().exit_code) == ("zwölf €", "err", 4)
+
+
+def test_output_that_is_missing_is_an_error() -> None:
+    with pytest.raises(ProtocolError, match="at byte 5, not at 0"):
+        ExecReader().feed(output(1, 5, b"late"))
+    gap = frame(3, json.dumps({"event": "gap", "stream": "stdout", "from": 0, "to": 5}).encode())
+    with pytest.raises(OutputLost, match="stdout from byte 0 to 5"):
+        ExecReader().feed(gap)
+
+
+@pytest.mark.parametrize(
+    "bad", [frame(1, b"short"), frame(9, b""), frame(3, b"nonsense"), frame(3, b"[]"), bytes([1]) + b"\xff" * 4]
+)
 def test_what_is_no_frame_is_refused(bad: bytes) -> None:
     with pytest.raises(ProtocolError):
         ExecReader().feed(bad)
