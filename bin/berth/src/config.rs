@@ -4,6 +4,7 @@
 //! field; `docs/configuration.md` shows them all with their defaults, and a test holds it to that.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ const MOST_PIDS: u64 = 4 << 20;
 
 /// Highest id that the kernel and programs take.
 const LAST_ID: u32 = i32::MAX.cast_unsigned();
+
+/// Longest that a sandbox waits for another daemon: a day.
+const MAX_ORPHAN_SECONDS: u64 = 86_400;
 
 /// Where the file is looked for when nobody names one.
 const DEFAULT_PATH: &str = "/etc/berth/berth.toml";
@@ -37,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) disk: DiskConfig,
     /// Limits of sandboxes, and what is set aside for them.
     pub(crate) limits: LimitsConfig,
+    /// What becomes of sandboxes when the daemon ends.
+    pub(crate) sandboxes: SandboxesConfig,
     /// What keeps sandboxes and the machine apart.
     pub(crate) isolation: IsolationConfig,
     /// Networks of sandboxes.
@@ -51,6 +57,7 @@ impl Default for Config {
             registry: Default::default(),
             disk: Default::default(),
             limits: Default::default(),
+            sandboxes: Default::default(),
             isolation: Default::default(),
             network: Default::default(),
         }
@@ -142,6 +149,34 @@ impl Default for LimitsConfig {
     }
 }
 
+/// `[sandboxes]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SandboxesConfig {
+    /// How long sandboxes live on when the daemon is gone, in seconds, for the next one to take them over; 0: they end with it.
+    pub(crate) orphan_seconds: u64,
+    /// Whether a daemon that is told to end leaves its sandboxes running, as one does that is killed.
+    pub(crate) keep_on_stop: bool,
+}
+
+impl Default for SandboxesConfig {
+    fn default() -> SandboxesConfig {
+        SandboxesConfig { orphan_seconds: 300, keep_on_stop: false }
+    }
+}
+
+impl SandboxesConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        let (orphan, keep) = (self.orphan_seconds, self.keep_on_stop);
+        ensure!(orphan <= MAX_ORPHAN_SECONDS, "orphan_seconds = {orphan} is more than {MAX_ORPHAN_SECONDS}");
+        ensure!(
+            orphan > 0 || !keep,
+            "keep_on_stop = true with orphan_seconds = 0: sandboxes that end with the daemon cannot be kept"
+        );
+        Ok(())
+    }
+}
+
 /// `[isolation]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -202,6 +237,7 @@ impl Config {
         let config: Config = toml::from_str(text)?;
         config.disk.check().context("[disk]")?;
         config.limits.check().context("[limits]")?;
+        config.sandboxes.check().context("[sandboxes]")?;
         config.isolation.check().context("[isolation]")?;
         Ok(config)
     }
@@ -229,6 +265,11 @@ impl Config {
             assumed_storage_mb: self.limits.assumed_storage_mb,
             memory_reserve_mb: self.limits.memory_reserve_mb,
         }
+    }
+
+    /// How long sandboxes live on without a daemon.
+    pub(crate) fn orphan(&self) -> Option<Duration> {
+        Some(self.sandboxes.orphan_seconds).filter(|seconds| *seconds > 0).map(Duration::from_secs)
     }
 
     /// Where and how writable layers are kept.
@@ -339,6 +380,7 @@ struct Shown<'a> {
     registry: ShownRegistry<'a>,
     disk: &'a DiskConfig,
     limits: &'a LimitsConfig,
+    sandboxes: &'a SandboxesConfig,
     isolation: &'a IsolationConfig,
     network: &'a NetworkConfig,
 }
@@ -375,6 +417,7 @@ impl<'a> Shown<'a> {
             },
             disk: &config.disk,
             limits: &config.limits,
+            sandboxes: &config.sandboxes,
             isolation: &config.isolation,
             network: &config.network,
         }
@@ -403,6 +446,8 @@ mod tests {
             ("[limits]\ndefault_pids = 3", "default_pids = 3"),
             ("[limits]\ndefault_pids = 5000000", "default_pids = 5000000"),
             ("[limits]\ndefault_storage_mb = 17592186044416", "default_storage_mb = 17592186044416"),
+            ("[sandboxes]\norphan_seconds = 86401", "orphan_seconds = 86401"),
+            ("[sandboxes]\norphan_seconds = 0\nkeep_on_stop = true", "keep_on_stop = true"),
             ("[isolation]\nlast_id = 4294967295", "last_id = 4294967295"),
             ("[limits]\ndefault_storage_mb = -1", "default_storage_mb"),
             ("[disk]\nengine = \"zfs\"", "zfs"),

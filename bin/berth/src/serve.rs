@@ -77,7 +77,7 @@ fn start_logging() {
 
 async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
-    let limits = config.limit_policy();
+    let (limits, orphan, keep) = (config.limit_policy(), config.orphan(), config.sandboxes.keep_on_stop);
     let (disk, network, ids) = (config.disk_options(), config.network_options(), config.ids());
     let data_dir = args.data_dir.unwrap_or(config.data_dir);
     let host = args.host.unwrap_or(config.host);
@@ -95,30 +95,39 @@ async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> 
         ids,
         limits,
         user_namespaces: config.isolation.user_namespaces,
+        orphan,
     })
     .await
     .context("cannot start the daemon")?;
 
+    node.keep_sandboxes(keep);
     let stop = CancellationToken::new();
-    stop_on_signals(stop.clone())?;
+    stop_on_signals(stop.clone(), node.clone())?;
     let idle_exit = args.idle_exit.map(Duration::from_secs).or(args.embedded.then_some(EMBEDDED_IDLE));
     let options = berth_daemon::Options { address: address.clone(), idle_exit, data_dir };
     let served =
         berth_daemon::serve(node.clone(), options, stop, || tracing::info!(%address, "serving")).await;
-    node.shutdown().await;
+    node.stop().await;
     served?;
     tracing::info!("ended");
     Ok(())
 }
 
-fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
+/// SIGTERM and SIGINT end the daemon as the configuration has it, SIGHUP leaves sandboxes running in any case.
+fn stop_on_signals(stop: CancellationToken, node: Node) -> anyhow::Result<()> {
+    let mut hang_up = signal(SignalKind::hangup()).context("cannot watch for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for signals")?;
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            _ = hang_up.recv() => {
+                node.keep_sandboxes(true);
+                "SIGHUP"
+            }
+        };
+        tracing::info!(signal = name, keep_sandboxes = node.keeps_sandboxes(), "told to end");
         stop.cancel();
     });
     Ok(())

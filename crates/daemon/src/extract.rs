@@ -17,11 +17,25 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, _: &App) -> Result<Self, Failure> {
-        let bytes = axum::body::to_bytes(request.into_body(), MAX_JSON)
-            .await
-            .map_err(|error| user_error("bad_body", format!("cannot read the request's body: {error}")))?;
-        parse(&bytes).map(Json)
+        parse(&body(request).await?).map(Json)
     }
+}
+
+/// A JSON body that may be absent: everything in it has a default.
+pub(crate) struct MaybeJson<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Default> FromRequest<App> for MaybeJson<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &App) -> Result<Self, Failure> {
+        let bytes = body(request).await?;
+        if bytes.is_empty() { Ok(Self(T::default())) } else { parse(&bytes).map(Self) }
+    }
+}
+
+async fn body(request: Request) -> Result<axum::body::Bytes, Failure> {
+    let read = axum::body::to_bytes(request.into_body(), MAX_JSON).await;
+    read.map_err(|error| user_error("bad_body", format!("cannot read the request's body: {error}")))
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {

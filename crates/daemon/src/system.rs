@@ -4,9 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use berth_types::API_VERSION;
-use berth_types::system::{DoctorReport, NodeStatus, Version};
+use berth_types::error::ErrorBody;
+use berth_types::system::{DoctorReport, NodeStatus, Shutdown, Version};
 
-use crate::App;
+use crate::{App, extract};
 
 /// What this daemon is.
 #[utoipa::path(get, path = "/v1/version", tag = "system", responses((status = 200, body = Version)))]
@@ -31,9 +32,17 @@ pub(crate) async fn node(State(app): State<App>) -> Json<NodeStatus> {
     Json(app.node.status())
 }
 
-/// Ends the daemon; its sandboxes end with it.
-#[utoipa::path(post, path = "/v1/shutdown", tag = "system", responses((status = 202, description = "it will end")))]
-pub(crate) async fn shutdown(State(app): State<App>) -> StatusCode {
+/// Ends the daemon. Its sandboxes end with it, unless it is told or configured to leave them running.
+#[utoipa::path(post, path = "/v1/shutdown", tag = "system", request_body = Option<Shutdown>,
+    responses((status = 202, description = "it will end"), (status = 400, body = ErrorBody)))]
+pub(crate) async fn shutdown(
+    State(app): State<App>,
+    extract::MaybeJson(asked): extract::MaybeJson<Shutdown>,
+) -> StatusCode {
+    if let Some(keep) = asked.keep_sandboxes {
+        app.node.keep_sandboxes(keep);
+    }
+    tracing::info!(keep_sandboxes = app.node.keeps_sandboxes(), "told to end by a client");
     app.stop.cancel();
     StatusCode::ACCEPTED
 }

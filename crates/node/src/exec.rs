@@ -357,7 +357,11 @@ impl Exec {
             Some(known) => known,
             None if self.is_old => Facts::default(),
             None => {
+                let before = self.live.met.known();
                 let status = with_limits(&self.sandbox, &self.live, status.clone()).await;
+                if self.live.met.known() != before {
+                    self.node.write_down(&self.sandbox, &self.live).await;
+                }
                 self.live.execs.ended(&self.id, Facts::of(&status))
             }
         };

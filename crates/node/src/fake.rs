@@ -1,18 +1,22 @@
 //! A node over a driver that is made up: its machines are a stream with a guest's greeting on it, say of themselves
 //! what a test tells them to, and die on command. No privilege is needed.
 
-use std::collections::BTreeMap;
+mod guest;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use berth_image::Images;
+use berth_sandbox::container::Adopted;
 use berth_sandbox::guest::Guest;
 use berth_sandbox::{Death, Disk, DiskFull, Driver, Error, Features, Machine, StartSpec};
 use berth_store::Store;
 use berth_types::image::{ArchiveFormat, ImportImage};
 use berth_types::sandbox::{CreateSandbox, Sandbox, Usage};
-use berth_wire::{Body, Decoder, Frame, GENERATION, Hello, Outcome, Reply, Request, TreeKill};
+use berth_wire::{Body, Frame, GENERATION, Hello, TreeKill};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
@@ -21,7 +25,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use crate::admission::{Meter, Reading};
-use crate::{LimitPolicy, Node, Parts, doctor};
+use crate::{LimitPolicy, Node, Parts, doctor, recovery};
 
 /// What a test sets of the machine, and what it sees of the driver.
 #[derive(Default)]
@@ -32,8 +36,12 @@ pub(crate) struct Controls {
     pub(crate) enforces_inodes: bool,
     pub(crate) disk_lost: AtomicBool,
     pub(crate) features: Features,
-    /// Whether guests answer what they are asked of execs: that there are none. They say nothing at all without.
+    /// Whether guests answer what they are asked of execs. They say nothing at all without.
     pub(crate) answering: bool,
+    pub(crate) started: guest::Started,
+    /// Those of an earlier daemon's sandboxes that run on, by what was said to resume them.
+    pub(crate) survivors: BTreeSet<String>,
+    pub(crate) was_left: AtomicBool,
     pub(crate) specs: Mutex<Vec<StartSpec>>,
     pub(crate) machines: Mutex<BTreeMap<String, Arc<FakeMachine>>>,
 }
@@ -42,6 +50,31 @@ impl Controls {
     /// With guests that answer.
     pub(crate) fn answering() -> Controls {
         Controls { answering: true, ..Controls::default() }
+    }
+
+    async fn make(&self, id: &str, resume: Option<String>) -> Result<Arc<dyn Machine>, Error> {
+        let guest = Guest::connect(greeting(self)).await.map_err(Error::Guest)?;
+        let machine = Arc::new(FakeMachine {
+            guest,
+            resume,
+            death: watch::Sender::new(None),
+            usage: Mutex::default(),
+            disk_full: Mutex::default(),
+        });
+        self.machines.lock().unwrap().insert(id.to_owned(), machine.clone());
+        Ok(machine)
+    }
+
+    async fn adopt(&self, wanted: Vec<(String, String)>) -> Adopted {
+        let mut adopted = Vec::new();
+        for (id, resume) in wanted {
+            let machine = match self.survivors.contains(&resume) {
+                true => self.make(&id, Some(resume)).await,
+                false => Err(Error::Ended),
+            };
+            adopted.push((id, machine));
+        }
+        adopted
     }
 
     pub(crate) fn machine(&self, id: &str) -> Arc<FakeMachine> {
@@ -54,16 +87,10 @@ struct FakeDriver(Arc<Controls>);
 impl Driver for FakeDriver {
     fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, Error>> {
         async move {
-            let guest = Guest::connect(greeting(self.0.answering)).await.map_err(Error::Guest)?;
-            let machine = Arc::new(FakeMachine {
-                guest,
-                death: watch::Sender::new(None),
-                usage: Mutex::default(),
-                disk_full: Mutex::default(),
-            });
-            self.0.machines.lock().unwrap().insert(spec.id.clone(), machine.clone());
+            let resume = spec.orphan.map(|_| format!("resume {}", spec.id));
+            let machine = self.0.make(&spec.id, resume).await?;
             self.0.specs.lock().unwrap().push(spec);
-            Ok(machine as Arc<dyn Machine>)
+            Ok(machine)
         }
         .boxed()
     }
@@ -90,10 +117,16 @@ impl Driver for FakeDriver {
     fn shutdown(&self) -> BoxFuture<'_, ()> {
         std::future::ready(()).boxed()
     }
+
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        self.0.was_left.store(true, Ordering::SeqCst);
+        std::future::ready(()).boxed()
+    }
 }
 
-/// The host's end of a stream at whose other end somebody greets, and then says nothing or that there are no execs.
-fn greeting(answers: bool) -> UnixStream {
+/// The host's end of a stream at whose other end somebody greets, and then says nothing or what [`guest`] does.
+fn greeting(controls: &Controls) -> UnixStream {
+    let (answers, started) = (controls.answering, controls.started.clone());
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let hello = Hello {
         generation: GENERATION,
@@ -105,7 +138,7 @@ fn greeting(answers: bool) -> UnixStream {
     tokio::spawn(async move {
         let _ = theirs.write_all(&encoded(0, Body::Hello(hello))).await;
         if answers {
-            answer(theirs).await;
+            guest::serve(theirs, started).await;
         } else {
             let _ = theirs.read_to_end(&mut Vec::new()).await;
         }
@@ -119,24 +152,9 @@ fn encoded(channel: u32, body: Body) -> Vec<u8> {
     bytes
 }
 
-async fn answer(mut stream: UnixStream) {
-    let mut decoder = Decoder::new();
-    let mut buffer = vec![0; 4096];
-    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-        decoder.feed(&buffer[..read]);
-        while let Ok(Some(Frame { channel, body })) = decoder.next_frame() {
-            let Body::Open(request) = body else { continue };
-            let Request::Execs { .. } = *request else { continue };
-            let reply = Reply::Done(Outcome::Execs(Vec::new()));
-            if stream.write_all(&encoded(channel, Body::Event(reply))).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
 pub(crate) struct FakeMachine {
     guest: Guest,
+    resume: Option<String>,
     death: watch::Sender<Option<Death>>,
     pub(crate) usage: Mutex<Usage>,
     pub(crate) disk_full: Mutex<Option<DiskFull>>,
@@ -178,6 +196,10 @@ impl Machine for FakeMachine {
         std::future::ready(*self.disk_full.lock().unwrap()).boxed()
     }
 
+    fn resume(&self) -> Option<String> {
+        self.resume.clone()
+    }
+
     fn stubs(&self) -> Vec<PathBuf> {
         Vec::new()
     }
@@ -199,7 +221,7 @@ impl Meter for FakeMeter {
 pub(crate) struct World {
     pub(crate) node: Node,
     pub(crate) controls: Arc<Controls>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// A machine with 8 GiB of memory and 100 GiB of disk, all free.
@@ -227,9 +249,18 @@ impl World {
     pub(crate) async fn at(dir: TempDir, controls: Controls) -> World {
         let controls = Arc::new(controls);
         let node = assemble(&dir, &controls).await;
-        let world = World { node, controls, _dir: dir };
+        let world = World { node, controls, dir };
         world.import("tiny", rootfs(0)).await;
         world
+    }
+
+    /// What is on disk now: what another daemon would find had this one been killed.
+    pub(crate) fn killed(&self) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let from = self.dir.path().join(".");
+        let copied = std::process::Command::new("cp").arg("-a").args([&from, dir.path()]).status().unwrap();
+        assert!(copied.success());
+        dir
     }
 
     pub(crate) async fn import(&self, reference: &str, rootfs: Vec<u8>) {
@@ -257,9 +288,11 @@ async fn assemble(dir: &TempDir, controls: &Arc<Controls>) -> Node {
         root: dir.path().to_owned(),
         registry: crate::RegistryConfig::default(),
     });
+    let store = Store::open(dir.path()).unwrap();
+    let adopted = controls.adopt(recovery::candidates(&store.sandboxes().unwrap())).await;
     let limits = LimitPolicy { memory_reserve_mb: Some(0), ..LimitPolicy::default() };
     let parts = Parts {
-        store: Store::open(dir.path()).unwrap(),
+        store,
         images: images.unwrap(),
         driver: Arc::new(FakeDriver(controls.clone())),
         meter: Box::new(FakeMeter(controls.clone())),
@@ -267,6 +300,8 @@ async fn assemble(dir: &TempDir, controls: &Arc<Controls>) -> Node {
         limits,
         user_namespaces: true,
         ids_per_sandbox: Some(100_000),
+        orphan: Some(Duration::from_secs(300)),
+        adopted,
         tmp: dir.path().join("tmp"),
     };
     Node::assemble(parts).await.unwrap()

@@ -10,8 +10,8 @@
 //! It knows no HTTP, no JSON of a request, no command line. Everything that it starts has an owner: a sandbox lives
 //! under a lease or until somebody deletes it, and a start that fails or is dropped gives back what it made.
 //!
-//! A daemon that died took its sandboxes along (their first process ends with the control stream). The next one finds
-//! their rows, marks them lost, and clears what they held: see [`Node::start`].
+//! A sandbox may outlive its daemon for a while. The next daemon finds its row and takes it over; one that does not run
+//! any more it marks lost, and clears what that held: see [`Node::start`].
 //!
 //! How it fails: [`Error`], which turns into an [`berth_types::error::ApiError`] with a kind: the client's, the machine's or
 //! Berth's own fault.
@@ -24,6 +24,8 @@ mod doctor;
 mod error;
 mod exec;
 #[cfg(test)]
+mod exec_tests;
+#[cfg(test)]
 mod fake;
 mod files;
 mod health;
@@ -32,6 +34,9 @@ mod leases;
 #[cfg(test)]
 mod life_tests;
 mod patience;
+mod recovery;
+#[cfg(test)]
+mod recovery_tests;
 mod registry;
 mod request;
 mod resources;
@@ -41,13 +46,14 @@ mod tasks;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 
 use berth_disk::Engine;
 use berth_image::Images;
+use berth_sandbox::container::Adopted;
 use berth_sandbox::{ContainerDriver, Driver};
 use berth_store::Store;
-use berth_types::sandbox::{ReasonCode, SandboxState};
-use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -86,6 +92,8 @@ pub struct Options {
     pub limits: LimitPolicy,
     /// Whether sandboxes get a user namespace unless they ask for none.
     pub user_namespaces: bool,
+    /// How long sandboxes live on when the daemon is gone, for the next one to take them over; absent: they end with it.
+    pub orphan: Option<Duration>,
 }
 
 /// This machine, as a handle; clones are the same node.
@@ -106,6 +114,11 @@ struct Inner {
     user_namespaces: bool,
     /// How many user and group ids a user namespace has.
     ids_per_sandbox: Option<u32>,
+    orphan: Option<Duration>,
+    /// How many sandboxes of an earlier daemon were taken over.
+    adopted: AtomicU64,
+    /// Whether sandboxes are left running when the node ends.
+    keep_sandboxes: AtomicBool,
     admission: Arc<Admission>,
     /// What was found when the disk of sandboxes was last looked at, where that is lost.
     disk_lost: std::sync::Mutex<Option<String>>,
@@ -123,11 +136,15 @@ struct Parts {
     limits: LimitPolicy,
     user_namespaces: bool,
     ids_per_sandbox: Option<u32>,
+    orphan: Option<Duration>,
+    /// What became of taking over the sandboxes that [`recovery::candidates`] named.
+    adopted: Adopted,
     tmp: PathBuf,
 }
 
 impl Node {
-    /// Starts on a data directory, clearing what an earlier daemon left of its sandboxes.
+    /// Starts on a data directory: takes over the sandboxes of an earlier daemon that still run, and clears what it left of
+    /// the others.
     ///
     /// # Errors
     /// When another daemon has the directory, or the machine cannot run sandboxes.
@@ -147,7 +164,9 @@ impl Node {
             run_dir: options.data_dir.join("run"),
         };
         let meter = HostMeter::new(disk.clone());
-        let (driver, _) = ContainerDriver::start(container, disk.clone(), Vec::new())
+        // Before anything else may touch what they stand on.
+        let running = recovery::candidates(&store.sandboxes()?);
+        let (driver, adopted) = ContainerDriver::start(container, disk.clone(), running)
             .await
             .map_err(|source| Error::Driver(Box::new(source)))?;
         let facts = doctor::Facts::of(driver.network(), disk, opened.choice);
@@ -160,6 +179,8 @@ impl Node {
             limits: options.limits,
             user_namespaces: options.user_namespaces,
             ids_per_sandbox: options.ids.map(|ids| ids.per_sandbox),
+            orphan: options.orphan,
+            adopted,
             tmp: root.join("tmp"),
         };
         Node::assemble(parts).await
@@ -181,12 +202,15 @@ impl Node {
             limits: parts.limits,
             user_namespaces: parts.user_namespaces,
             ids_per_sandbox: parts.ids_per_sandbox,
+            orphan: parts.orphan,
+            adopted: Default::default(),
+            keep_sandboxes: Default::default(),
             admission: Admission::new(Ledger::new(cpus, reserve), parts.meter),
             disk_lost: Default::default(),
             tasks: Tasks::new(&[leases::TASK, images::TIDY_TASK, status::QUEUE_TASK, health::TASK]),
             background: Default::default(),
         }));
-        node.recover().await?;
+        node.recover(parts.adopted).await?;
         node.run_in_background(leases::keep(node.clone()));
         node.run_in_background(images::tidy(node.clone()));
         node.run_in_background(status::keep_queue(node.clone()));
@@ -206,23 +230,6 @@ impl Node {
         }))
         .await;
         self.0.driver.shutdown().await;
-    }
-
-    /// Every sandbox of an earlier daemon is gone with it; whoever used one is to learn that, not to find a blank.
-    async fn recover(&self) -> Result<(), Error> {
-        for mut row in self.with_store(|store| store.sandboxes()).await? {
-            if row.ended_at.is_none() {
-                row.sandbox.state = SandboxState::Lost;
-                row.sandbox.reason = Some("the daemon ended while it ran".to_owned());
-                row.sandbox.reason_code = Some(ReasonCode::DaemonRestart);
-                row.ended_at = Some(Timestamp::now().as_second());
-                let lost = row.clone();
-                self.with_store(move |store| store.put_sandbox(&lost)).await?;
-                tracing::warn!(id = row.sandbox.id, "a sandbox was lost with an earlier daemon");
-            }
-            self.0.sandboxes.insert(row)?;
-        }
-        Ok(())
     }
 
     fn run_in_background(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -241,7 +241,7 @@ async fn a_death_has_a_code_its_last_usage_and_gives_its_room_back() {
 async fn what_an_earlier_daemon_ran_is_lost_with_a_code() {
     let ran = World::new().await.create(|_| ()).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let row = SandboxRow { sandbox: ran.clone(), idempotency_key: None, ended_at: None };
+    let row = SandboxRow { sandbox: ran.clone(), idempotency_key: None, ended_at: None, resume: None };
     Store::open(dir.path()).unwrap().put_sandbox(&row).unwrap();
     let world = World::at(dir, Controls { reading: Mutex::new(roomy()), ..Controls::default() }).await;
     let lost = world.node.sandbox(&ran.id).await.unwrap();

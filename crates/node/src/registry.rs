@@ -8,6 +8,7 @@ use berth_store::SandboxRow;
 use berth_types::sandbox::{Limit, Page, Sandbox, SandboxState, Usage};
 use berth_types::system::SandboxCounts;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::admission::Grant;
@@ -46,13 +47,23 @@ pub(crate) struct Live {
 #[derive(Clone, Default)]
 pub(crate) struct Met(Arc<Mutex<Hits>>);
 
-#[derive(Default)]
-struct Hits {
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Hits {
     limits: BTreeSet<Limit>,
     machine_disk_full: bool,
 }
 
 impl Met {
+    /// Those that were written down.
+    pub(crate) fn of(hits: Hits) -> Met {
+        Met(Arc::new(Mutex::new(hits)))
+    }
+
+    pub(crate) fn hits(&self) -> Hits {
+        self.lock().clone()
+    }
+
     pub(crate) fn add(&self, limits: &[Limit]) {
         self.lock().limits.extend(limits);
     }
@@ -222,7 +233,7 @@ mod tests {
             "created_at": "",
         }))
         .unwrap();
-        SandboxRow { sandbox, idempotency_key: None, ended_at: None }
+        SandboxRow { sandbox, idempotency_key: None, ended_at: None, resume: None }
     }
 
     #[test]

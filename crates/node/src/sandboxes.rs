@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::admission::{Admitted, Grant, Refusal};
 use crate::registry::{Entry, Filter, Live, Met};
 use crate::resources::{Enforces, Settled, settle, without_defaults};
-use crate::{Error, Node, request};
+use crate::{Error, Node, recovery, request};
 
 impl Node {
     /// Makes a sandbox and returns when it is ready, having waited for room if there was none. Dropping the future gives
@@ -51,6 +51,7 @@ impl Node {
             sandbox: sandbox.clone(),
             idempotency_key: request.idempotency_key.clone(),
             ended_at: None,
+            resume: None,
         };
         self.0.sandboxes.insert(row.clone())?;
         // From here on a drop of this future, or an error, takes the entry out again.
@@ -69,7 +70,8 @@ impl Node {
 
         let no_new_privileges = request.no_new_privileges.unwrap_or(!image.has_privileged_files());
         let layers = layer_names(&image);
-        let spec = start_spec(&sandbox, &request, layers, settled.limits, no_new_privileges);
+        let mut spec = start_spec(&sandbox, &request, layers, settled.limits, no_new_privileges);
+        spec.orphan = self.0.orphan;
         let machine = match self.0.driver.start(spec).await {
             Ok(machine) => machine,
             Err(source) => {
@@ -92,9 +94,11 @@ impl Node {
         let shell = machine.guest().info().shell.clone();
         let start = began.elapsed().saturating_sub(waited);
         let phases = machine.phases();
+        let resume = recovery::resume_of(&live);
         let ready = self.0.sandboxes.update(&sandbox.id, |entry| {
             entry.live = Some(live);
             entry.expires_at = request.ttl_seconds.map(after);
+            entry.row.resume = resume;
             let sandbox = &mut entry.row.sandbox;
             sandbox.state = SandboxState::Running;
             sandbox.shell = shell;
@@ -286,6 +290,7 @@ impl Node {
             entry.live = None;
             entry.row.sandbox.state = state;
             entry.row.ended_at = Some(Timestamp::now().as_second());
+            entry.row.resume = None;
         });
         match ended {
             Some(entry) => self.persist(entry.row).await,
@@ -353,7 +358,7 @@ impl Node {
         }
     }
 
-    async fn persist(&self, row: SandboxRow) -> Result<(), Error> {
+    pub(crate) async fn persist(&self, row: SandboxRow) -> Result<(), Error> {
         self.with_store(move |store| store.put_sandbox(&row)).await
     }
 }
@@ -550,7 +555,7 @@ fn code_of(death: &Death) -> ReasonCode {
 }
 
 /// Waits for a sandbox's end and, when nobody asked for it, says so.
-async fn watch(node: Node, id: String, machine: Arc<dyn Machine>, met: Met) {
+pub(crate) async fn watch(node: Node, id: String, machine: Arc<dyn Machine>, met: Met) {
     let death = machine.died().await;
     let runs = |entry: &Entry| entry.sandbox().state == SandboxState::Running;
     if !node.0.sandboxes.find(&id).is_ok_and(|entry| runs(&entry)) {
@@ -584,6 +589,7 @@ impl Node {
                 (sandbox.reason, sandbox.reason_code) = (Some(reason), Some(code));
                 sandbox.usage = Some(usage);
                 entry.row.ended_at = Some(Timestamp::now().as_second());
+                entry.row.resume = None;
                 grant = entry.live.take().map(|live| live.grant);
             }
         });

@@ -30,6 +30,7 @@ impl Node {
             disk,
             cpus,
             sandboxes: self.0.sandboxes.count(),
+            adopted: self.0.adopted.load(std::sync::atomic::Ordering::Relaxed),
             starts,
             policy: AdmissionPolicy {
                 memory_overcommit: limits.memory_overcommit,

@@ -26,7 +26,10 @@ pub use leases::LeaseRow;
 pub use sandboxes::SandboxRow;
 
 /// Schema that this code reads and writes; see `schema.sql`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+
+/// What leads from each schema to the next, beginning with the first; see [`migrate`].
+const MIGRATIONS: [&str; 1] = ["ALTER TABLE sandboxes ADD COLUMN resume TEXT"];
 
 /// How long the lock is waited for: a daemon that no longer listens may still be ending its sandboxes.
 const ENDING: Duration = Duration::from_secs(3);
@@ -110,7 +113,7 @@ impl Store {
         let lock = lock(&dir.join("berth.lock"))?;
         let path = dir.join("berth.db");
         let open = |source| Error::Open { path: path.clone(), source };
-        let connection = Connection::open(&path).map_err(open)?;
+        let mut connection = Connection::open(&path).map_err(open)?;
         // WAL with NORMAL: a crash of the daemon loses nothing, a power cut at most the last
         // transactions; the sandboxes they spoke of are gone then too.
         connection.pragma_update(None, "journal_mode", "WAL").map_err(open)?;
@@ -120,10 +123,7 @@ impl Store {
         if found > SCHEMA_VERSION {
             return Err(Error::NewerSchema { found, known: SCHEMA_VERSION });
         }
-        if found == 0 {
-            connection.execute_batch(include_str!("schema.sql")).map_err(open)?;
-            connection.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(open)?;
-        }
+        migrate(&mut connection, found).map_err(open)?;
         Ok(Store { connection: Mutex::new(connection), _lock: lock })
     }
 
@@ -131,6 +131,24 @@ impl Store {
         // A panic while the lock was held left SQLite itself consistent: transactions roll back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Brings a file of schema `found` (0 for an empty one) up to ours: as a whole or, when this fails, not at all.
+fn migrate(connection: &mut Connection, found: i64) -> Result<(), rusqlite::Error> {
+    if found == SCHEMA_VERSION {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    match usize::try_from(found) {
+        Ok(from @ 1..) => {
+            for step in MIGRATIONS.iter().skip(from - 1) {
+                transaction.execute_batch(step)?;
+            }
+        }
+        _ => transaction.execute_batch(include_str!("schema.sql"))?,
+    }
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()
 }
 
 fn lock(path: &Path) -> Result<File, Error> {
@@ -176,16 +194,49 @@ mod tests {
         assert!(matches!(Store::open(dir.path()), Err(Error::NewerSchema { .. })));
     }
 
-    #[test]
-    fn an_old_file_is_still_read() {
+    fn with_file(sql: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let raw = Connection::open(dir.path().join("berth.db")).unwrap();
-        raw.execute_batch(include_str!("../tests/fixtures/schema-1.sql")).unwrap();
-        drop(raw);
-        let store = Store::open(dir.path()).unwrap();
-        let rows = store.sandboxes().unwrap();
-        assert_eq!(rows.len(), 1);
-        assert_eq!(rows[0].sandbox.name, "fixture");
-        assert_eq!(store.cached("step", "k").unwrap().as_deref(), Some("v"));
+        Connection::open(dir.path().join("berth.db")).unwrap().execute_batch(sql).unwrap();
+        dir
+    }
+
+    #[test]
+    fn files_of_every_schema_are_read() {
+        let first = include_str!("../tests/fixtures/schema-1.sql");
+        let second = include_str!("../tests/fixtures/schema-2.sql");
+        for (sql, resume) in [(first, None), (second, Some(r#"{"driver":"d"}"#))] {
+            let dir = with_file(sql);
+            let store = Store::open(dir.path()).unwrap();
+            let rows = store.sandboxes().unwrap();
+            assert_eq!(rows.len(), 1);
+            assert_eq!(rows[0].sandbox.name, "fixture");
+            assert_eq!(rows[0].resume.as_deref(), resume);
+            assert_eq!(store.cached("step", "k").unwrap().as_deref(), Some("v"));
+        }
+    }
+
+    #[test]
+    fn an_old_file_becomes_a_new_one_for_good() {
+        let columns = |dir: &Path| {
+            let raw = Connection::open(dir.join("berth.db")).unwrap();
+            let mut names = raw.prepare("SELECT name FROM pragma_table_info('sandboxes')").unwrap();
+            let names: Vec<String> =
+                names.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+            (names, raw.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap())
+        };
+        let old = with_file(include_str!("../tests/fixtures/schema-1.sql"));
+        let new = tempfile::tempdir().unwrap();
+        for dir in [&old, &new] {
+            let store = Store::open(dir.path()).unwrap();
+            let mut row = store.sandboxes().unwrap().into_iter().next();
+            if let Some(row) = &mut row {
+                row.resume = Some("{}".to_owned());
+                store.put_sandbox(row).unwrap();
+            }
+            drop(store);
+            assert_eq!(Store::open(dir.path()).unwrap().sandboxes().unwrap().into_iter().next(), row);
+        }
+        assert_eq!(columns(old.path()), columns(new.path()));
+        assert_eq!(columns(old.path()).1, SCHEMA_VERSION);
     }
 }

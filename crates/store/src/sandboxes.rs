@@ -14,6 +14,8 @@ pub struct SandboxRow {
     pub idempotency_key: Option<String>,
     /// When it was found to be no longer running, in seconds since the epoch.
     pub ended_at: Option<i64>,
+    /// What another daemon needs to take it over; absent where it would not outlive this one. The store does not read it.
+    pub resume: Option<String>,
 }
 
 impl Store {
@@ -26,11 +28,18 @@ impl Store {
         transaction.execute("UPDATE revision SET value = value + 1", []).map_err(&failed)?;
         transaction
             .execute(
-                "INSERT INTO sandboxes (id, idempotency_key, lease, record, ended_at, revision)
-                 VALUES (?1, ?2, ?3, ?4, ?5, (SELECT value FROM revision))
+                "INSERT INTO sandboxes (id, idempotency_key, lease, record, ended_at, revision, resume)
+                 VALUES (?1, ?2, ?3, ?4, ?5, (SELECT value FROM revision), ?6)
                  ON CONFLICT (id) DO UPDATE SET lease = ?3, record = ?4, ended_at = ?5,
-                     revision = (SELECT value FROM revision)",
-                params![row.sandbox.id, row.idempotency_key, row.sandbox.lease, record, row.ended_at],
+                     revision = (SELECT value FROM revision), resume = ?6",
+                params![
+                    row.sandbox.id,
+                    row.idempotency_key,
+                    row.sandbox.lease,
+                    record,
+                    row.ended_at,
+                    row.resume
+                ],
             )
             .map_err(&failed)?;
         transaction.commit().map_err(&failed)
@@ -49,7 +58,7 @@ impl Store {
         let failed = query("list sandboxes");
         let connection = self.connection();
         let mut statement = connection
-            .prepare_cached("SELECT id, idempotency_key, record, ended_at FROM sandboxes ORDER BY id")
+            .prepare_cached("SELECT id, idempotency_key, record, ended_at, resume FROM sandboxes ORDER BY id")
             .map_err(&failed)?;
         let rows = statement.query_map([], read).map_err(&failed)?;
         rows.map(|row| row.map_err(&failed).and_then(parse)).collect()
@@ -57,7 +66,8 @@ impl Store {
 
     /// The sandbox that a request with this idempotency key made.
     pub fn sandbox_by_key(&self, key: &str) -> Result<Option<SandboxRow>, Error> {
-        let sql = "SELECT id, idempotency_key, record, ended_at FROM sandboxes WHERE idempotency_key = ?1";
+        let sql =
+            "SELECT id, idempotency_key, record, ended_at, resume FROM sandboxes WHERE idempotency_key = ?1";
         let row = self.connection().query_row(sql, [key], read).optional();
         row.map_err(query("find a sandbox"))?.map(parse).transpose()
     }
@@ -79,15 +89,22 @@ struct Raw {
     key: Option<String>,
     record: String,
     ended_at: Option<i64>,
+    resume: Option<String>,
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    Ok(Raw { id: row.get(0)?, key: row.get(1)?, record: row.get(2)?, ended_at: row.get(3)? })
+    Ok(Raw {
+        id: row.get(0)?,
+        key: row.get(1)?,
+        record: row.get(2)?,
+        ended_at: row.get(3)?,
+        resume: row.get(4)?,
+    })
 }
 
 fn parse(raw: Raw) -> Result<SandboxRow, Error> {
     let sandbox = serde_json::from_str(&raw.record).map_err(corrupt(&raw.id))?;
-    Ok(SandboxRow { sandbox, idempotency_key: raw.key, ended_at: raw.ended_at })
+    Ok(SandboxRow { sandbox, idempotency_key: raw.key, ended_at: raw.ended_at, resume: raw.resume })
 }
 
 fn corrupt(id: &str) -> impl Fn(serde_json::Error) -> Error {
@@ -105,7 +122,7 @@ mod tests {
             "created_at": "2026-01-01T00:00:00Z",
         }))
         .unwrap();
-        SandboxRow { sandbox, idempotency_key: key.map(Into::into), ended_at: None }
+        SandboxRow { sandbox, idempotency_key: key.map(Into::into), ended_at: None, resume: None }
     }
 
     #[test]
@@ -116,6 +133,7 @@ mod tests {
         store.put_sandbox(&first).unwrap();
         store.put_sandbox(&row("b", None)).unwrap();
         first.ended_at = Some(7);
+        first.resume = Some("{}".to_owned());
         store.put_sandbox(&first).unwrap();
         assert_eq!(store.sandboxes().unwrap(), vec![first.clone(), row("b", None)]);
         assert_eq!(store.sandbox_by_key("key").unwrap(), Some(first));

@@ -1,4 +1,4 @@
--- Schema 1. A change of meaning gets a new number and a migration; columns are only ever added.
+-- Schema 2. A change of meaning gets a new number and a migration; columns are only ever added.
 
 -- One row, the counter that stamps every other row.
 CREATE TABLE revision (value INTEGER NOT NULL);
@@ -12,7 +12,9 @@ CREATE TABLE sandboxes (
     record          TEXT NOT NULL,
     -- seconds since the epoch at which a sandbox that is no longer running was found so
     ended_at        INTEGER,
-    revision        INTEGER NOT NULL
+    revision        INTEGER NOT NULL,
+    -- what another daemon needs to take it over while it runs, as JSON of the node's (since schema 2)
+    resume          TEXT
 ) STRICT;
 CREATE INDEX sandboxes_lease ON sandboxes (lease);
 

@@ -60,12 +60,25 @@ pub struct NodeStatus {
     pub cpus: CpuStock,
     /// Sandboxes by state.
     pub sandboxes: SandboxCounts,
+    /// How many sandboxes of an earlier daemon ran on and were taken over when this one started.
+    #[serde(default)]
+    pub adopted: u64,
     /// How many starts run at once, and why so many.
     pub starts: Starts,
     /// How commitments are reckoned.
     pub policy: AdmissionPolicy,
     /// What runs in the background, in a fixed order.
     pub tasks: Vec<TaskStatus>,
+}
+
+/// Body of `POST /v1/shutdown`; it may be absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// Whether sandboxes are left running for another daemon to take over, for as long as `orphan_seconds` allows, or end
+    /// with this one; as the daemon's configuration has it when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_sandboxes: Option<bool>,
 }
 
 /// Something of which the machine has so many bytes.

@@ -23,6 +23,12 @@ fn render(status: &NodeStatus, now: Timestamp) -> String {
         "sandboxes: {} running, {} starting (at most {} at once), {} queued, {} stopping",
         counts.running, counts.starting, starts.limit, counts.queued, counts.stopping
     );
+    let sandboxes = match status.adopted {
+        0 => sandboxes,
+        adopted => {
+            format!("{sandboxes}\n{adopted} of an earlier daemon ran on and were taken over at the start")
+        }
+    };
     let tasks = table(
         &["TASK", "RUNS", "LAST", "TOOK", "RESULT"],
         status.tasks.iter().map(|status| task(status, now)),
@@ -105,6 +111,7 @@ mod tests {
             disk: Stock { committed_bytes: 4 << 20, ..Stock::default() },
             cpus: CpuStock { total: 2, committed: 0.5 },
             sandboxes: SandboxCounts { running: 8, queued: 3, ..SandboxCounts::default() },
+            adopted: 0,
             starts: Starts { limit: 6, ..Starts::default() },
             policy: AdmissionPolicy {
                 memory_overcommit: 2.0,
@@ -128,5 +135,7 @@ mod tests {
             ],
         };
         insta::assert_snapshot!(render(&status, "2026-01-01T00:00:05Z".parse().unwrap()));
+        let after_restart = render(&NodeStatus { adopted: 2, ..status }, Timestamp::UNIX_EPOCH);
+        assert!(after_restart.contains("2 of an earlier daemon"), "{after_restart}");
     }
 }

@@ -126,15 +126,20 @@ impl Node {
     }
 
     /// Waits until an exec has been given so many bytes; where that takes too long, tells how many they are.
+    ///
+    /// # Errors
+    /// [`Error::ExecOver`] where it never will be.
     async fn count(&self, sandbox: &str, live: &Live, exec: &str, sent: u64) -> Result<u64, Error> {
         let deadline = tokio::time::Instant::now() + SMALL;
         loop {
-            let given = match self.attach_input(sandbox, live, exec, false).await {
-                Ok(attached) => attached.offset,
-                Err(error) => return Err(error),
-            };
+            // Asked first: what is over by then has been given all that it ever will be.
+            let is_over = self.find_exec(sandbox, live, exec).await?.status.is_some();
+            let given = self.attach_input(sandbox, live, exec, false).await?.offset;
             if given >= sent || tokio::time::Instant::now() >= deadline {
                 return Ok(given);
+            }
+            if is_over {
+                return Err(Error::ExecOver { sandbox: sandbox.to_owned(), exec: exec.to_owned() });
             }
             tokio::time::sleep(COUNT_EVERY).await;
         }
