@@ -71,11 +71,11 @@ impl Names {
     }
 }
 
-/// A file that is not there is an empty one: an image from scratch has neither.
+/// A small text file of the sandbox's. One that is not there is an empty one: an image from scratch has none.
 ///
 /// The loop waits for this, and whoever is root in the sandbox decides what is there: a FIFO or a terminal must not
 /// keep it for ever.
-fn read(path: &'static str) -> Result<String, Error> {
+pub(crate) fn read(path: &'static str) -> Result<String, Error> {
     let fail = |error: std::io::Error| Error::Read(path, error.to_string());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match crate::places::open(rustix::fs::CWD, path.as_bytes(), flags) {
