@@ -11,7 +11,7 @@ use serde::Deserialize;
 /// own, whatever the import is for (tests included).
 const FLOORS: &[(&str, &[&str])] = &[
     ("street", &["berth", "guest"]),
-    ("floor 5", &["cli", "harbor", "daemon"]),
+    ("floor 5", &["cli", "harbor", "daemon", "ssh"]),
     ("floor 4", &["client", "node"]),
     ("floor 3", &["sandbox", "build"]),
     ("floor 2", &["image", "disk", "jail", "vmm", "net", "compose", "store"]),
@@ -38,6 +38,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("libc", &["sys"]),
     ("nix", &["sys"]),
     ("rusqlite", &["store"]),
+    ("russh", &["ssh"]),
     ("utoipa", &["types", "daemon"]),
 ];
 
