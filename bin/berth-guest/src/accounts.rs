@@ -45,7 +45,7 @@ impl Counter {
         String::from_utf8(buffer).ok()
     }
 
-    fn number(&self) -> Option<u64> {
+    pub(crate) fn number(&self) -> Option<u64> {
         self.text()?.trim().parse().ok()
     }
 
@@ -263,12 +263,16 @@ impl Accounts {
             oom_kills,
             limits_hit: limits.into_iter().filter(|(_, met)| *met).map(|(limit, _)| limit).collect(),
             peak_memory_bytes: self.own.memory_peak.as_ref().and_then(Counter::number),
-            cpu_usec: match &self.own.cpu {
-                Some(Cpu::V2(stat)) => stat.keyed("usage_usec"),
-                Some(Cpu::V1(usage)) => usage.number().map(|nanoseconds| nanoseconds / 1000),
-                None => None,
-            },
+            cpu_usec: self.cpu_usec(),
             rescued: self.rescued,
+        }
+    }
+
+    /// Processor time so far, in microseconds.
+    pub(crate) fn cpu_usec(&self) -> Option<u64> {
+        match self.own.cpu.as_ref()? {
+            Cpu::V2(stat) => stat.keyed("usage_usec"),
+            Cpu::V1(usage) => usage.number().map(|nanoseconds| nanoseconds / 1000),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The loop: one thread that never blocks anywhere but in epoll.
 //!
-//! Every turn ends with [`Engine::settle`], which does whatever has become possible: execs advance, file work is
-//! pumped, finished channels are answered, pipes are watched exactly when something read from them could be passed on.
+//! Every turn ends with [`Engine::settle`], which does whatever has become possible: execs advance, output and file work
+//! are pumped, finished channels are answered, pipes are watched exactly when something read from them could be kept.
+//! What the host asks is in [`crate::requests`], how it comes and goes in [`crate::connections`].
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,9 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use berth_wire::{
-    Body, ExitReason, FailureCode, Frame, GENERATION, Hello, MAX_DATA, Outcome, Reply, Request,
-};
+use berth_wire::{Body, MAX_DATA, Outcome, Reply};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fs::{Mode, OFlags};
@@ -19,50 +18,79 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
-use crate::exec::{Begin, Exec, above_stdio};
+use crate::connections::Connections;
+use crate::exec::{Means, above_stdio};
+use crate::execs::{Entry, Execs};
 use crate::link::{Link, system};
+use crate::quiesce::Quiesce;
+use crate::record::now_us;
+use crate::spooldir::SpoolDir;
 use crate::surroundings::Surroundings;
 use crate::tree::Trees;
 use crate::work::{Doorbell, Note, Work};
-use crate::{Error, Options, failure, launch, work};
+use crate::{Error, Options};
 
-const CONTROL: u64 = 0;
+pub(crate) const CONTROL: u64 = 0;
 const CHILDREN: u64 = 1;
 const NOTES: u64 = 2;
+const LISTENER: u64 = 3;
 /// Set in the tokens of pipes that outlived their exec.
 const LEFTOVER: u64 = 1 << 63;
-/// Tokens of an exec are its channel above these eight bits, and in them one of these.
-const CHANNEL_SHIFT: u32 = 8;
-const REPORT: u64 = 3;
-const OUTPUTS: u64 = 4;
+/// Tokens of an exec are its number, from 1 on, above these eight bits, and in them one of these.
+const NUMBER_SHIFT: u32 = 8;
+const REPORT: u64 = 0;
+const INPUT: u64 = 1;
+const OUTPUTS: u64 = 2;
+/// From so many bytes on a command is one that writes much.
+const MUCH: u64 = 256 * 1024;
+/// How often writing to a full disk is tried again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// How long an end that PID 1's own end does not bring about may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the cgroups of what outlives its exec wait to be looked at after a death.
 const SWEEP: Duration = Duration::from_millis(50);
 
-enum Channel {
-    Exec(Box<Exec>),
+/// What a channel of the host is about.
+pub(crate) enum Channel {
+    /// It is attached to the exec of this number.
+    Exec(u64),
     Work(Work),
+    /// It waits to be told that something was killed.
+    Waiting,
 }
 
 pub(crate) struct Engine {
-    epoll: OwnedFd,
-    link: Link,
+    pub(crate) epoll: OwnedFd,
+    pub(crate) link: Link,
+    pub(crate) connections: Connections,
     children: OwnedFd,
-    notes: Receiver<Note>,
-    bell: Doorbell,
-    trees: Trees,
-    stdin: OwnedFd,
-    surroundings: Surroundings,
-    channels: HashMap<u32, Channel>,
+    pub(crate) notes: Receiver<Note>,
+    pub(crate) bell: Doorbell,
+    pub(crate) trees: Trees,
+    pub(crate) means: Means,
+    pub(crate) channels: HashMap<u32, Channel>,
+    pub(crate) execs: Execs,
+    pub(crate) spool_dir: SpoolDir,
+    pub(crate) quiesces: Vec<Quiesce>,
     /// Reading ends of pipes whose exec is over but to which something still writes. They stay open, read and thrown
     /// away: closing them would kill a daemon at its next line of log.
     leftovers: HashMap<u64, OwnedFd>,
     next_leftover: u64,
     sweep_at: Option<Instant>,
-    control_flags: EventFlags,
+    retry_at: Option<Instant>,
+    pub(crate) control_flags: EventFlags,
     scratch: Box<[u8]>,
+}
+
+/// Whether there is more to serve.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Served {
+    On,
+    /// The connection has ended.
+    Disconnected,
+    /// The host said that it is the end.
+    End,
 }
 
 impl Engine {
@@ -73,26 +101,35 @@ impl Engine {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| system("make an eventfd", errno))?;
         let (sender, notes) = channel();
-        let engine = Self {
+        let null = null_input().map_err(|errno| system("make an empty standard input", errno))?;
+        let spool_dir = SpoolDir::new(options.durable.spool);
+        let mut engine = Self {
             epoll,
-            link: Link::new(options.control)?,
+            link: Link::none(),
+            connections: Connections::new(options.durable.listen, options.durable.orphan),
             children,
             notes,
             bell: Doorbell { notes: sender, wake: Arc::new(wake) },
             trees: Trees::new(options.groups)
                 .map_err(|errno| system("open the control groups of commands", errno))?,
-            stdin: null_input().map_err(|errno| system("make an empty standard input", errno))?,
-            surroundings,
+            means: Means { null, surroundings },
             channels: HashMap::new(),
+            execs: Execs::new(spool_dir.clone()),
+            spool_dir,
+            quiesces: Vec::new(),
             leftovers: HashMap::new(),
             next_leftover: 0,
             sweep_at: None,
+            retry_at: None,
             control_flags: EventFlags::IN,
             scratch: vec![0; MAX_DATA].into_boxed_slice(),
         };
-        watch(&engine.epoll, engine.link.fd(), CONTROL)?;
         watch(&engine.epoll, engine.children.as_fd(), CHILDREN)?;
         watch(&engine.epoll, engine.bell.wake.as_fd(), NOTES)?;
+        if let Some(listener) = engine.connections.listener() {
+            watch(&engine.epoll, listener, LISTENER)?;
+        }
+        engine.connect(options.control)?;
         Ok(engine)
     }
 
@@ -104,11 +141,13 @@ impl Engine {
     }
 
     fn turn_until_end(&mut self) -> Result<(), Error> {
-        self.link.send(0, Body::Hello(self.hello()));
         let mut events = Vec::with_capacity(128);
         loop {
             self.settle()?;
-            self.link.flush()?;
+            let flushed = self.link.flush().map(|()| Served::On);
+            if !self.goes_on(flushed)? {
+                return Ok(());
+            }
             self.watch_control()?;
             let timeout = self.next_timer().map(|at| timespec(at.saturating_duration_since(Instant::now())));
             events.clear();
@@ -123,154 +162,34 @@ impl Engine {
                     return Ok(());
                 }
             }
-        }
-    }
-
-    fn hello(&self) -> Hello {
-        Hello {
-            generation: GENERATION,
-            shell: launch::find_shell().map(|(path, _)| path.to_owned()),
-            tree_kill: self.trees.kind(),
-            is_init: is_init(),
-            earlier_connections: 0,
+            if self.connections.is_given_up() {
+                return Ok(());
+            }
         }
     }
 
     /// False when there is nothing more to serve.
     fn handle(&mut self, token: u64, flags: EventFlags) -> Result<bool, Error> {
         match token {
-            CONTROL if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) => self.receive(),
-            CONTROL => Ok(true),
-            CHILDREN => self.reap().map(|()| true),
-            NOTES => self.read_notes().map(|()| true),
-            leftover if leftover & LEFTOVER != 0 => {
-                self.drain_leftover(leftover);
-                Ok(true)
+            CONTROL if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) => {
+                let served = self.receive();
+                return self.goes_on(served);
             }
+            CONTROL => {}
+            CHILDREN => self.reap()?,
+            NOTES => self.read_notes(),
+            LISTENER => self.accept()?,
+            leftover if leftover & LEFTOVER != 0 => self.drain_leftover(leftover),
             of_exec => {
-                let channel = (of_exec >> CHANNEL_SHIFT) as u32;
-                match of_exec & ((1 << CHANNEL_SHIFT) - 1) {
-                    REPORT => self.read_report(channel),
-                    output => self.read_output(channel, usize::from(output != OUTPUTS)),
+                let number = of_exec >> NUMBER_SHIFT;
+                match of_exec & ((1 << NUMBER_SHIFT) - 1) {
+                    REPORT => self.read_report(number),
+                    INPUT => self.write_input(number),
+                    output => self.read_output(number, usize::from(output != OUTPUTS)),
                 }
-                Ok(true)
-            }
-        }
-    }
-
-    // ---- frames of the host ----
-
-    fn receive(&mut self) -> Result<bool, Error> {
-        if !self.link.receive()? {
-            return Ok(false);
-        }
-        while let Some(frame) = self.link.next_frame()? {
-            if !self.take(frame)? {
-                return Ok(false);
             }
         }
         Ok(true)
-    }
-
-    fn take(&mut self, Frame { channel, body }: Frame) -> Result<bool, Error> {
-        match body {
-            Body::Open(request) => return self.open(channel, *request),
-            Body::Data(data) => self.take_data(channel, data)?,
-            Body::End => {
-                if let Some(Channel::Work(work)) = self.channels.get(&channel) {
-                    work.end();
-                }
-            }
-            Body::Credit(bytes) => self.take_credit(channel, bytes)?,
-            Body::Cancel => self.cancel(channel),
-            Body::Hello(_) | Body::Event(_) | Body::Output(_) => return Err(Error::Unexpected { channel }),
-        }
-        Ok(true)
-    }
-
-    fn open(&mut self, channel: u32, request: Request) -> Result<bool, Error> {
-        if self.channels.contains_key(&channel) {
-            return Err(Error::Unexpected { channel });
-        }
-        match request {
-            Request::Exec(exec) => self.open_exec(channel, exec)?,
-            Request::Kill { id, grace_ms } => self.open_kill(channel, &id, grace_ms),
-            Request::Shutdown => return Ok(false),
-            other => match work::start(channel, other, self.bell.clone()) {
-                Ok(work) => {
-                    self.channels.insert(channel, Channel::Work(work));
-                }
-                Err(failure) => self.link.reply(channel, &Reply::Failed(failure)),
-            },
-        }
-        Ok(true)
-    }
-
-    fn open_exec(&mut self, channel: u32, request: berth_wire::Exec) -> Result<(), Error> {
-        if self.running(&request.id).is_some() {
-            let message = format!("an exec {:?} is running", request.id);
-            let failure = failure::because(FailureCode::Conflict, message, None);
-            self.link.reply(channel, &Reply::Failed(failure));
-            return Ok(());
-        }
-        match Exec::start(request, &mut self.trees, &self.stdin, self.surroundings) {
-            Begin::Running(exec) => {
-                watch(&self.epoll, exec.spawned.report.as_fd(), token(channel, REPORT))?;
-                self.channels.insert(channel, Channel::Exec(exec));
-            }
-            Begin::Over(reply) => self.link.reply(channel, &reply),
-        }
-        Ok(())
-    }
-
-    fn open_kill(&mut self, channel: u32, id: &str, grace_ms: Option<u64>) {
-        match self.running(id) {
-            Some(exec) => {
-                exec.kill(ExitReason::Killed, grace_ms);
-                exec.kill_waiters.push(channel);
-            }
-            None => self.link.reply(channel, &Reply::Done(Outcome::Killed { was_running: false })),
-        }
-    }
-
-    fn running(&mut self, id: &str) -> Option<&mut Exec> {
-        self.channels.values_mut().find_map(|channel| match channel {
-            Channel::Exec(exec) if exec.request.id == id && exec.is_alive() => Some(&mut **exec),
-            Channel::Exec(_) | Channel::Work(_) => None,
-        })
-    }
-
-    /// Data for a channel that is over was under way when it ended.
-    fn take_data(&mut self, channel: u32, data: Vec<u8>) -> Result<(), Error> {
-        match self.channels.get_mut(&channel) {
-            Some(Channel::Work(work)) => {
-                work.receive.received(data.len()).map_err(|source| Error::Window { channel, source })?;
-                work.feed(data);
-                Ok(())
-            }
-            Some(Channel::Exec(_)) => Err(Error::Unexpected { channel }),
-            None => Ok(()),
-        }
-    }
-
-    fn take_credit(&mut self, channel: u32, bytes: u32) -> Result<(), Error> {
-        let window = match self.channels.get_mut(&channel) {
-            Some(Channel::Exec(exec)) => &mut exec.window,
-            Some(Channel::Work(work)) => &mut work.send,
-            None => return Ok(()),
-        };
-        window.grant(bytes).map_err(|source| Error::Window { channel, source })
-    }
-
-    fn cancel(&mut self, channel: u32) {
-        match self.channels.get_mut(&channel) {
-            Some(Channel::Exec(exec)) => {
-                exec.cancelled = true;
-                exec.kill(ExitReason::Killed, exec.request.grace_ms);
-            }
-            Some(Channel::Work(work)) => work.cancel(),
-            None => {}
-        }
     }
 
     // ---- what happens inside ----
@@ -293,18 +212,12 @@ impl Engine {
     }
 
     fn reaped(&mut self, pid: Pid, status: WaitStatus) {
-        for channel in self.channels.values_mut() {
-            if let Channel::Exec(exec) = channel
-                && exec.pid() == pid
-                && exec.is_running()
-            {
-                exec.reaped(status);
-                return;
-            }
+        if let Some(exec) = self.execs.by_pid(pid).and_then(|entry| entry.exec.as_mut()) {
+            exec.reaped(status);
         }
     }
 
-    fn read_notes(&mut self) -> Result<(), Error> {
+    fn read_notes(&mut self) {
         let _ = rustix::io::read(&*self.bell.wake, &mut self.scratch[..8]);
         while let Ok(note) = self.notes.try_recv() {
             match note {
@@ -322,31 +235,24 @@ impl Engine {
                 }
             }
         }
-        Ok(())
     }
 
-    fn read_report(&mut self, channel: u32) {
-        let Some(Channel::Exec(exec)) = self.channels.get_mut(&channel) else { return };
-        if let Some(program) = exec.poll_start()
-            && !exec.cancelled
-        {
-            self.link.reply(channel, &Reply::Started { program, attached: false, stdin_offset: 0 });
+    fn read_report(&mut self, number: u64) {
+        let Some(entry) = self.execs.get(number) else { return };
+        let Some(exec) = &mut entry.exec else { return };
+        if let Some(program) = exec.poll_start() {
+            entry.facts.program = Some(program);
         }
         if exec.progress != berth_sys::spawn::Progress::Pending {
             let _ = epoll::delete(&self.epoll, &exec.spawned.report);
         }
     }
 
-    fn read_output(&mut self, channel: u32, which: usize) {
-        let Some(Channel::Exec(exec)) = self.channels.get_mut(&channel) else { return };
-        // News of the start goes before what the program says.
-        if exec.progress == berth_sys::spawn::Progress::Pending {
-            self.read_report(channel);
-        }
-        let Some(Channel::Exec(exec)) = self.channels.get_mut(&channel) else { return };
-        let room = exec.window.left().min(MAX_DATA);
+    fn read_output(&mut self, number: u64, which: usize) {
+        let Some(Entry { exec: Some(exec), spool, .. }) = self.execs.get(number) else { return };
+        let room = spool.room(MAX_DATA).max(exec.owed(which)).min(MAX_DATA);
         let Some(fd) = &exec.pipes[which].fd else { return };
-        if room == 0 || !self.link.has_room() {
+        if room == 0 {
             // Level-triggered: it comes back when it is watched again.
             let _ = epoll::delete(&self.epoll, fd);
             exec.pipes[which].armed = false;
@@ -354,19 +260,38 @@ impl Engine {
         }
         match rustix::io::read(fd, &mut self.scratch[..room]) {
             Ok(len) if len > 0 => {
-                exec.window.take(len);
                 exec.delivered(which, len);
-                if !exec.cancelled {
-                    let offset = exec.written(which, len);
-                    self.link.chunk(channel, which == 1, offset, &self.scratch[..len]);
+                let before = spool.written()[which];
+                let dir = &self.spool_dir;
+                let mut file = || dir.file(number.to_string());
+                spool.append(which, &self.scratch[..len], now_us(), &mut file);
+                if before < MUCH && before + len as u64 >= MUCH {
+                    exec.widen(which);
                 }
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
-            // The end; a pipe knows no other error.
+            // The end; a pipe knows no other error, a terminal has this one for it.
             Ok(_) | Err(_) => {
                 let _ = epoll::delete(&self.epoll, fd);
                 exec.closed(which);
             }
+        }
+    }
+
+    fn write_input(&mut self, number: u64) {
+        let Some(entry) = self.execs.get(number) else { return };
+        let used = entry.input.write();
+        self.used_up(number, used);
+    }
+
+    /// Gives whoever has the input of an exec credit for what was used up of it.
+    pub(crate) fn used_up(&mut self, number: u64, used: usize) {
+        let Some(entry) = self.execs.get(number) else { return };
+        if let Some(channel) = entry.input.owner()
+            && let Some(attachment) = entry.attachment(channel)
+            && let Some(credit) = attachment.receive.consumed(used)
+        {
+            self.link.send(channel, Body::Credit(credit));
         }
     }
 
@@ -390,101 +315,165 @@ impl Engine {
             self.sweep_at = None;
             self.trees.sweep();
         }
-        let (mut over, mut killed) = (Vec::new(), Vec::new());
-        for (number, channel) in &mut self.channels {
-            match channel {
-                Channel::Exec(exec) => {
-                    if exec.advance(now) {
-                        killed.append(&mut exec.kill_waiters);
-                    }
-                    if exec.is_over(now) {
-                        over.push((*number, None));
-                    }
-                }
-                Channel::Work(work) => {
-                    if let Some(reply) = work.pump(*number, &mut self.link) {
-                        over.push((*number, Some(reply)));
-                    }
-                }
-            }
+        if self.retry_at.is_some_and(|at| now >= at) {
+            self.retry_disk();
         }
-        for channel in killed {
-            self.link.reply(channel, &Reply::Done(Outcome::Killed { was_running: true }));
+        self.settle_work();
+        for number in self.execs.in_turn() {
+            self.settle_exec(number, now)?;
         }
-        for (number, reply) in over {
-            self.close(number, reply)?;
-        }
-        self.arm()
-    }
-
-    fn close(&mut self, number: u32, reply: Option<Reply>) -> Result<(), Error> {
-        let reply = match (self.channels.remove(&number), reply) {
-            (Some(Channel::Exec(exec)), _) => self.close_exec(*exec)?,
-            (_, Some(reply)) => reply,
-            (_, None) => return Ok(()),
-        };
-        self.link.reply(number, &reply);
+        self.settle_quiesces(now);
         Ok(())
     }
 
-    fn close_exec(&mut self, mut exec: Exec) -> Result<Reply, Error> {
-        let _ = epoll::delete(&self.epoll, &exec.spawned.report);
-        for channel in std::mem::take(&mut exec.kill_waiters) {
-            self.link.reply(channel, &Reply::Done(Outcome::Killed { was_running: false }));
+    fn settle_work(&mut self) {
+        let mut over = Vec::new();
+        for (number, channel) in &mut self.channels {
+            if let Channel::Work(work) = channel
+                && let Some(reply) = work.pump(*number, &mut self.link)
+            {
+                over.push((*number, reply));
+            }
         }
-        let armed = exec.pipes.each_ref().map(|pipe| pipe.armed);
-        for (pipe, armed) in exec.pipes.iter().zip(armed) {
-            if let (Some(fd), true) = (&pipe.fd, armed) {
+        for (number, reply) in over {
+            self.channels.remove(&number);
+            self.link.reply(number, &reply);
+        }
+    }
+
+    fn settle_exec(&mut self, number: u64, now: Instant) -> Result<(), Error> {
+        let Some(entry) = self.execs.get(number) else { return Ok(()) };
+        let mut is_over = false;
+        if let Some(exec) = &mut entry.exec {
+            if exec.advance(now) {
+                for channel in exec.kill_waiters.drain(..) {
+                    self.channels.remove(&channel);
+                    self.link.reply(channel, &Reply::Done(Outcome::Killed { was_running: true }));
+                }
+            }
+            is_over = exec.is_over(now);
+        }
+        if is_over {
+            self.conclude(number)?;
+        }
+        let Some(entry) = self.execs.get(number) else { return Ok(()) };
+        for channel in entry.pump(&mut self.link) {
+            self.channels.remove(&channel);
+        }
+        if !self.link.has_room() {
+            self.execs.begin_with(number);
+        }
+        let Some(entry) = self.execs.get(number) else { return Ok(()) };
+        if entry.exec.is_none() && entry.attachments.is_empty() {
+            self.execs.put_away(number);
+            return Ok(());
+        }
+        self.arm(number)
+    }
+
+    /// An exec has ended, and all of its output is kept.
+    fn conclude(&mut self, number: u64) -> Result<(), Error> {
+        let Some(entry) = self.execs.get(number) else { return Ok(()) };
+        let Some(mut exec) = entry.exec.take() else { return Ok(()) };
+        let used = entry.input.close();
+        let _ = epoll::delete(&self.epoll, &exec.spawned.report);
+        let waiters = std::mem::take(&mut exec.kill_waiters);
+        for pipe in &exec.pipes {
+            if let (Some(fd), true) = (&pipe.fd, pipe.armed) {
                 let _ = epoll::delete(&self.epoll, fd);
             }
         }
-        let (reply, tree, pipes) = exec.conclude();
+        let (verdict, tree, pipes) = exec.conclude(entry.spool.written(), entry.spool.dropped());
+        entry.verdict = Some(verdict);
+        self.used_up(number, used);
+        for channel in waiters {
+            self.channels.remove(&channel);
+            self.link.reply(channel, &Reply::Done(Outcome::Killed { was_running: false }));
+        }
         for fd in pipes {
             self.next_leftover += 1;
             let token = LEFTOVER | self.next_leftover;
             watch(&self.epoll, fd.as_fd(), token)?;
             self.leftovers.insert(token, fd);
         }
-        self.trees.give_back(tree);
-        Ok(reply)
+        self.trees.give_back(tree, Some(number));
+        Ok(())
     }
 
-    /// Watches the pipes from which something could be passed on.
-    fn arm(&mut self) -> Result<(), Error> {
-        if !self.link.has_room() {
+    /// Watches the pipes from which something could be kept, and the input when it waits.
+    fn arm(&mut self, number: u64) -> Result<(), Error> {
+        let Some(Entry { exec: Some(exec), spool, input, .. }) = self.execs.get(number) else {
             return Ok(());
-        }
-        for (number, channel) in &mut self.channels {
-            let Channel::Exec(exec) = channel else { continue };
-            if exec.window.left() == 0 {
-                continue;
+        };
+        if exec.is_held_up() {
+            let has_room = !spool.is_full();
+            if !has_room && spool.waits_for_disk() {
+                self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
             }
-            for (which, pipe) in exec.pipes.iter_mut().enumerate() {
-                if let (Some(fd), false) = (&pipe.fd, pipe.armed) {
-                    watch(&self.epoll, fd.as_fd(), token(*number, OUTPUTS + which as u64))?;
+            for which in 0..exec.pipes.len() {
+                let owes = exec.owed(which) > 0;
+                let pipe = &mut exec.pipes[which];
+                if let (Some(fd), false, true) = (&pipe.fd, pipe.armed, has_room || owes) {
+                    watch(&self.epoll, fd.as_fd(), token(number, OUTPUTS + which as u64))?;
                     pipe.armed = true;
                 }
             }
         }
+        let waits = input.waits();
+        if waits == input.armed {
+            return Ok(());
+        }
+        if let Some(fd) = input.fd() {
+            if waits {
+                let data = EventData::new_u64(token(number, INPUT));
+                epoll::add(&self.epoll, fd, data, EventFlags::OUT)
+                    .map_err(|errno| system("watch a descriptor", errno))?;
+            } else {
+                let _ = epoll::delete(&self.epoll, fd);
+            }
+        }
+        input.armed = waits;
         Ok(())
+    }
+
+    fn retry_disk(&mut self) {
+        self.retry_at = None;
+        let dir = self.spool_dir.clone();
+        for (number, entry) in self.execs.all() {
+            if entry.spool.waits_for_disk() {
+                entry.spool.try_disk(&mut || dir.file(number.to_string()));
+            }
+        }
+    }
+
+    fn settle_quiesces(&mut self, now: Instant) {
+        let mut quiesces = std::mem::take(&mut self.quiesces);
+        quiesces.retain_mut(|quiesce| {
+            let Some(killed) = quiesce.advance(now, &mut self.execs, &mut self.trees) else { return true };
+            self.channels.remove(&quiesce.channel);
+            self.link.reply(quiesce.channel, &Reply::Done(Outcome::Quiesced { killed }));
+            false
+        });
+        self.quiesces = quiesces;
     }
 
     fn watch_control(&mut self) -> Result<(), Error> {
         let flags = if self.link.waiting() > 0 { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-        if flags != self.control_flags {
-            epoll::modify(&self.epoll, self.link.fd(), EventData::new_u64(CONTROL), flags)
+        if flags != self.control_flags
+            && let Some(fd) = self.link.fd()
+        {
+            epoll::modify(&self.epoll, fd, EventData::new_u64(CONTROL), flags)
                 .map_err(|errno| system("watch the control stream", errno))?;
             self.control_flags = flags;
         }
         Ok(())
     }
 
-    fn next_timer(&self) -> Option<Instant> {
-        let execs = self.channels.values().filter_map(|channel| match channel {
-            Channel::Exec(exec) => exec.next_timer(),
-            Channel::Work(_) => None,
-        });
-        execs.chain(self.sweep_at).min()
+    fn next_timer(&mut self) -> Option<Instant> {
+        let quiesces = self.quiesces.iter().map(Quiesce::next_timer).min();
+        let execs = self.execs.all().filter_map(|(_, entry)| entry.exec.as_ref()?.next_timer()).min();
+        let others = [self.sweep_at, self.retry_at, self.connections.next_timer(), quiesces];
+        others.into_iter().flatten().chain(execs).min()
     }
 
     // ---- the end ----
@@ -498,11 +487,9 @@ impl Engine {
         let v2 = self.trees.is_v2();
         let until = Instant::now() + FAREWELL;
         let mut trees = self.trees.take_lingering();
-        for (_, channel) in self.channels.drain() {
-            if let Channel::Exec(exec) = channel {
-                exec.kill_now();
-                trees.push(exec.conclude().1);
-            }
+        for exec in self.execs.take_all().filter_map(|entry| entry.exec) {
+            exec.kill_now();
+            trees.push(exec.conclude([0; 2], [0; 2]).1);
         }
         while !trees.is_empty() && Instant::now() < until {
             while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_))) {}
@@ -510,20 +497,25 @@ impl Engine {
             std::thread::sleep(Duration::from_millis(2));
             let (dead, alive) = trees.into_iter().partition(crate::tree::Tree::is_empty);
             trees = alive;
-            Vec::into_iter(dead).for_each(|tree| self.trees.give_back(tree));
+            Vec::into_iter(dead).for_each(|tree| self.trees.give_back(tree, None));
         }
     }
 }
 
-fn is_init() -> bool {
+pub(crate) fn is_init() -> bool {
     rustix::process::getpid() == Pid::INIT
 }
 
-fn token(channel: u32, kind: u64) -> u64 {
-    (u64::from(channel) << CHANNEL_SHIFT) | kind
+fn token(number: u64, kind: u64) -> u64 {
+    (number << NUMBER_SHIFT) | kind
 }
 
-fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> Result<(), Error> {
+/// The token under which the start of an exec is watched.
+pub(crate) fn report_token(number: u64) -> u64 {
+    token(number, REPORT)
+}
+
+pub(crate) fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: u64) -> Result<(), Error> {
     epoll::add(epoll, fd, EventData::new_u64(token), EventFlags::IN)
         .map_err(|errno| system("watch a descriptor", errno))
 }

@@ -7,30 +7,35 @@
 //! ```
 //!
 //! The end waits for output, not for everybody who could still write some: what was in the pipes when the process
-//! ended is delivered however long the reader takes; what a process left behind writes later is waited for
-//! [`DRAIN`] long.
+//! ended is kept whatever room there is; what a process left behind writes later is waited for [`DRAIN`] long.
+//!
+//! What is kept of its output, and who reads it, is [`crate::execs::Entry`]'s.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use berth_sys::spawn::{Progress, SpawnSpec, Spawned};
-use berth_wire::{ExecUsage, ExitReason, Exited, Failure, FailureCode, Offsets, Reply, SendWindow};
+use berth_wire::{ExecUsage, ExitReason, Exited, Failure, FailureCode, Offsets, Stdin, TerminalSize};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitStatus, kill_process};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use rustix::process::{Pid, Signal, WaitStatus, kill_process, kill_process_group};
 
 use crate::accounts::Accounts;
 use crate::failure;
+use crate::input::Input;
 use crate::launch::{self, Launch, NotStarted};
 use crate::surroundings::Surroundings;
 use crate::tree::{Tree, Trees};
+use crate::tty::{self, Terminal, Terminals};
 
 /// How long output of processes that outlive the command is waited for.
 const DRAIN: Duration = Duration::from_millis(100);
 /// How often a tree that is being killed is looked at.
 const RECHECK: Duration = Duration::from_millis(5);
+/// Length of the pipes of commands that write much, in bytes.
+const LONG_PIPE: usize = 1 << 20;
 
 /// What a person is told of a command that the kernel killed.
 const OUT_OF_MEMORY: &str = "killed by the kernel: the sandbox was out of memory";
@@ -42,18 +47,14 @@ pub(crate) struct Exec {
     pub(crate) spawned: Spawned,
     /// Standard output and standard error.
     pub(crate) pipes: [Pipe; 2],
-    pub(crate) window: SendWindow,
     /// Channels of [`berth_wire::Request::Kill`]s to be answered when the tree is dead.
     pub(crate) kill_waiters: Vec<u32>,
-    /// Nobody waits for output or status any more.
-    pub(crate) cancelled: bool,
     pub(crate) progress: Progress,
     tree: Tree,
     v2: bool,
     programs: Vec<CString>,
     began: Instant,
     status: Option<WaitStatus>,
-    written: [u64; 2],
     killing: Option<Killing>,
     /// When the process had ended and, where the tree was to be killed, the tree.
     ended: Option<Instant>,
@@ -77,42 +78,46 @@ struct Killing {
 
 /// What became of a request for an exec.
 pub(crate) enum Begin {
-    Running(Box<Exec>),
-    Over(Reply),
+    Running(Box<Exec>, Input),
+    /// It could not be started, by its own fault.
+    Over(Exited),
+    Failed(Failure),
+}
+
+/// How an exec ended.
+pub(crate) enum Verdict {
+    Exited(Exited),
+    /// It did not come to run, and not by its own fault.
+    Failed(Failure),
 }
 
 impl Exec {
     /// Starts what `request` asks for.
-    pub(crate) fn start(
-        request: berth_wire::Exec,
-        trees: &mut Trees,
-        stdin: &OwnedFd,
-        surroundings: Surroundings,
-    ) -> Begin {
+    pub(crate) fn start(request: berth_wire::Exec, trees: &mut Trees, means: &Means) -> Begin {
         let began = Instant::now();
         let launch = match launch::plan(&request) {
             Ok(launch) => launch,
             Err(cause) => return Begin::Over(not_started(cause, began)),
         };
-        match spawn(launch, &request, trees, stdin, surroundings) {
-            Ok((spawned, pipes, tree, programs)) => Begin::Running(Box::new(Self {
-                request,
-                spawned,
-                pipes,
-                window: SendWindow::default(),
-                kill_waiters: Vec::new(),
-                cancelled: false,
-                progress: Progress::Pending,
-                tree,
-                v2: trees.is_v2(),
-                programs,
-                began,
-                status: None,
-                written: [0; 2],
-                killing: None,
-                ended: None,
-            })),
-            Err(failure) => Begin::Over(Reply::Failed(failure)),
+        match spawn(launch, &request, trees, means) {
+            Ok(Parts { spawned, pipes, input, tree, programs }) => {
+                let exec = Self {
+                    request,
+                    spawned,
+                    pipes,
+                    kill_waiters: Vec::new(),
+                    progress: Progress::Pending,
+                    tree,
+                    v2: trees.is_v2(),
+                    programs,
+                    began,
+                    status: None,
+                    killing: None,
+                    ended: None,
+                };
+                Begin::Running(Box::new(exec), input)
+            }
+            Err(failure) => Begin::Failed(failure),
         }
     }
 
@@ -234,7 +239,66 @@ impl Exec {
         let Some(ended) = self.ended else { return false };
         let started = self.progress != Progress::Pending;
         let drained = self.is_paid() || (now >= ended + DRAIN && self.owes_nothing());
-        started && (drained || self.cancelled)
+        started && drained
+    }
+
+    /// How many bytes of pipe `which` are to be taken even if there is no room for them: those that were in it at the
+    /// end.
+    pub(crate) fn owed(&self, which: usize) -> usize {
+        usize::try_from(self.pipes[which].owed).unwrap_or(usize::MAX)
+    }
+
+    /// Whether nothing is watched of a pipe, since there was no room.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.pipes.iter().any(|pipe| pipe.fd.is_some() && !pipe.armed)
+    }
+
+    /// Makes pipe `which` long, of a command that writes much. Best effort.
+    pub(crate) fn widen(&mut self, which: usize) {
+        if self.request.terminal.is_none()
+            && let Some(fd) = &self.pipes[which].fd
+        {
+            let _ = fcntl_setpipe_size(fd, LONG_PIPE);
+        }
+    }
+
+    /// Sends a signal to the first process, or to everything; false when there is none.
+    pub(crate) fn signal(&self, signal: Signal, tree: bool) -> bool {
+        if !self.is_running() {
+            return false;
+        }
+        if tree {
+            self.tree.signal(signal);
+            // It may not have entered its cgroup yet.
+            if !self.tree.members().contains(&self.pid()) {
+                let _ = kill_process(self.pid(), signal);
+            }
+            return true;
+        }
+        match self.terminal().and_then(tty::foreground) {
+            Some(group) => {
+                let _ = kill_process_group(group, signal);
+            }
+            None => {
+                let _ = kill_process(self.pid(), signal);
+            }
+        }
+        true
+    }
+
+    /// Tells the terminal its size; false when there is none, or nobody at it.
+    pub(crate) fn resize(&self, size: TerminalSize) -> failure::Result<bool> {
+        let Some(terminal) = self.terminal().filter(|_| self.is_running()) else { return Ok(false) };
+        tty::resize(terminal, size).map_err(|errno| spawn_failure("set the size of a terminal", errno))?;
+        Ok(true)
+    }
+
+    fn terminal(&self) -> Option<&OwnedFd> {
+        self.pipes[0].fd.as_ref().filter(|_| self.request.terminal.is_some())
+    }
+
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.tree
     }
 
     /// Books `len` bytes as read from pipe `which`.
@@ -243,38 +307,33 @@ impl Exec {
         *owed = owed.saturating_sub(len as u64);
     }
 
-    /// Books `len` bytes as passed on; gives where they begin.
-    pub(crate) fn written(&mut self, which: usize, len: usize) -> u64 {
-        let offset = self.written[which];
-        self.written[which] += len as u64;
-        offset
-    }
-
     /// Books pipe `which` as closed by everybody.
     pub(crate) fn closed(&mut self, which: usize) {
-        self.pipes[which] = Pipe { fd: None, armed: false, owed: 0 };
+        self.pipes[which] = Pipe::none();
     }
 
-    /// The last reply, the tree, and the pipes that somebody still writes to.
-    pub(crate) fn conclude(self) -> (Reply, Tree, Vec<OwnedFd>) {
-        let reply = self.verdict();
+    /// How it ended, the tree, and the pipes that somebody still writes to.
+    pub(crate) fn conclude(self, written: [u64; 2], dropped: [u64; 2]) -> (Verdict, Tree, Vec<OwnedFd>) {
+        let verdict = self.verdict(written, dropped);
         let pipes = self.pipes.into_iter().filter_map(|pipe| pipe.fd).collect();
-        (reply, self.tree, pipes)
+        (verdict, self.tree, pipes)
     }
 
-    fn verdict(&self) -> Reply {
+    fn verdict(&self, written: [u64; 2], dropped: [u64; 2]) -> Verdict {
         if let (Progress::Failed { step, errno, program }, None) = (self.progress, &self.killing) {
             let program = self.program(program);
             return match launch::explain(&self.request, &program, step, errno) {
-                Some(cause) => not_started(cause, self.began),
-                None => Reply::Failed(spawn_failure("prepare the process", Errno::from_raw_os_error(errno))),
+                Some(cause) => Verdict::Exited(not_started(cause, self.began)),
+                None => {
+                    Verdict::Failed(spawn_failure("prepare the process", Errno::from_raw_os_error(errno)))
+                }
             };
         }
         let usage = self.tree.accounts().map(Accounts::usage).unwrap_or_default();
         let signal = self.status.and_then(WaitStatus::terminating_signal);
         let code = self.status.and_then(WaitStatus::exit_status).or(signal.map(|signal| 128 + signal));
         let Some(code) = code else {
-            return Reply::Failed(spawn_failure("learn how the process ended", Errno::CHILD));
+            return Verdict::Failed(spawn_failure("learn how the process ended", Errno::CHILD));
         };
         let (code, reason, message) = match self.killing.as_ref().map(|killing| killing.reason) {
             Some(ExitReason::TimedOut) => (TIMED_OUT, ExitReason::TimedOut, self.limit_message()),
@@ -285,16 +344,16 @@ impl Exec {
             None if signal.is_some() => (code, ExitReason::Signaled, None),
             None => (code, ExitReason::Exited, None),
         };
-        let [stdout, stderr] = self.written;
-        Reply::Exited(Exited {
+        let offsets = |[stdout, stderr]: [u64; 2]| Offsets { stdout, stderr };
+        Verdict::Exited(Exited {
             code,
             reason,
             signal,
             message,
             duration_ms: millis_since(self.began),
             usage,
-            written: Offsets { stdout, stderr },
-            dropped: Offsets::default(),
+            written: offsets(written),
+            dropped: offsets(dropped),
         })
     }
 
@@ -313,8 +372,8 @@ fn millis_since(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-fn not_started(cause: NotStarted, began: Instant) -> Reply {
-    Reply::Exited(Exited {
+fn not_started(cause: NotStarted, began: Instant) -> Exited {
+    Exited {
         code: cause.code,
         reason: ExitReason::NotStarted,
         signal: None,
@@ -323,47 +382,97 @@ fn not_started(cause: NotStarted, began: Instant) -> Reply {
         usage: ExecUsage::default(),
         written: Offsets::default(),
         dropped: Offsets::default(),
-    })
+    }
 }
 
 fn spawn_failure(operation: &str, errno: Errno) -> Failure {
     Failure { path: None, ..failure::at(operation, b"", errno) }
 }
 
-type Parts = (Spawned, [Pipe; 2], Tree, Vec<CString>);
+struct Parts {
+    spawned: Spawned,
+    pipes: [Pipe; 2],
+    input: Input,
+    tree: Tree,
+    programs: Vec<CString>,
+}
+
+/// What every command is started with.
+pub(crate) struct Means {
+    /// An empty standard input.
+    pub(crate) null: OwnedFd,
+    pub(crate) surroundings: Surroundings,
+}
+
+/// The guest's ends of a command's standard streams, and the command's own.
+struct Streams {
+    pipes: [Pipe; 2],
+    input: Input,
+    /// The command's; the empty input is not among them.
+    theirs: [Option<OwnedFd>; 3],
+}
+
+impl Streams {
+    fn open(request: &berth_wire::Exec, uid: u32, terminals: &Terminals) -> failure::Result<Self> {
+        let broken = |errno| spawn_failure("make a pipe", errno);
+        if let Some(size) = request.terminal {
+            let Terminal { master, slave } = terminals.open(size, uid)?;
+            let input = fcntl_dupfd_cloexec(&master, 3).map_err(broken)?;
+            let pipes = [Pipe::new(master), Pipe::none()];
+            return Ok(Self { pipes, input: Input::terminal(input), theirs: [Some(slave), None, None] });
+        }
+        let (stdout, child_stdout) = pipe().map_err(broken)?;
+        let (stderr, child_stderr) = pipe().map_err(broken)?;
+        let (input, child_stdin) = match request.stdin {
+            Stdin::Null => (Input::default(), None),
+            Stdin::Stream => {
+                let (read, write) = input_pipe().map_err(broken)?;
+                (Input::pipe(write), Some(read))
+            }
+        };
+        let theirs = [child_stdin, Some(child_stdout), Some(child_stderr)];
+        Ok(Self { pipes: [stdout, stderr].map(Pipe::new), input, theirs })
+    }
+
+    /// With a terminal all three are that.
+    fn stdio<'a>(&'a self, null: &'a OwnedFd) -> [BorrowedFd<'a>; 3] {
+        let [stdin, stdout, stderr] = &self.theirs;
+        let stdin = stdin.as_ref().unwrap_or(null);
+        [stdin, stdout.as_ref().unwrap_or(stdin), stderr.as_ref().unwrap_or(stdin)].map(AsFd::as_fd)
+    }
+}
 
 fn spawn(
     launch: Launch,
     request: &berth_wire::Exec,
     trees: &mut Trees,
-    stdin: &OwnedFd,
-    surroundings: Surroundings,
+    means: &Means,
 ) -> failure::Result<Parts> {
-    let (stdout, child_stdout) = pipe().map_err(|errno| spawn_failure("make a pipe", errno))?;
-    let (stderr, child_stderr) = pipe().map_err(|errno| spawn_failure("make a pipe", errno))?;
+    let streams = Streams::open(request, launch.user.ids.uid, means.surroundings.terminals)?;
     let mut tree = trees.make().map_err(|errno| spawn_failure("make a cgroup", errno))?;
     let spawned = berth_sys::spawn::spawn(&SpawnSpec {
         programs: &launch.programs,
-        image: surroundings.image.filter(|_| launch.builtin).map(AsFd::as_fd),
+        image: means.surroundings.image.filter(|_| launch.builtin).map(AsFd::as_fd),
         argv: &launch.argv,
         env: &launch.env,
         cwd: &launch.cwd,
         ids: &launch.user.ids,
-        stdio: [stdin.as_fd(), child_stdout.as_fd(), child_stderr.as_fd()],
-        controlling_terminal: false,
+        stdio: streams.stdio(&means.null),
+        controlling_terminal: request.terminal.is_some(),
         cgroups: &tree.doors(),
-        oom_score_adj: surroundings.oom_score_adj,
-        open_files: surroundings.open_files,
+        oom_score_adj: means.surroundings.oom_score_adj,
+        open_files: means.surroundings.open_files,
         no_new_privs: request.no_new_privs,
-        capabilities: surroundings.capabilities,
+        capabilities: means.surroundings.capabilities,
     });
     match spawned {
         Ok(spawned) => {
             tree.led_by(spawned.pid);
-            Ok((spawned, [stdout, stderr].map(Pipe::new), tree, launch.programs))
+            let Streams { pipes, input, .. } = streams;
+            Ok(Parts { spawned, pipes, input, tree, programs: launch.programs })
         }
         Err(error) => {
-            trees.give_back(tree);
+            trees.give_back(tree, None);
             let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
             Err(Failure { code: FailureCode::Limit, ..spawn_failure("fork", errno) })
         }
@@ -374,12 +483,23 @@ impl Pipe {
     fn new(fd: OwnedFd) -> Self {
         Self { fd: Some(fd), armed: false, owed: 0 }
     }
+
+    fn none() -> Self {
+        Self { fd: None, armed: false, owed: 0 }
+    }
 }
 
 /// A pipe whose reading end does not block, with numbers that do not collide with the standard ones.
 fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     fcntl_setfl(&read, OFlags::NONBLOCK)?;
+    Ok((above_stdio(read)?, above_stdio(write)?))
+}
+
+/// A pipe whose writing end does not block, likewise.
+fn input_pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    fcntl_setfl(&write, OFlags::NONBLOCK)?;
     Ok((above_stdio(read)?, above_stdio(write)?))
 }
 

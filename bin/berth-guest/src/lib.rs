@@ -1,8 +1,8 @@
 //! What runs as the first process of a sandbox: it starts commands, carries files in and out, and reaps.
 //!
 //! It is told what to do over one stream (`berth_wire`), inherited as a descriptor, and needs nothing of the image it
-//! runs in: no shell, no tar, no C library. When the stream ends it ends, and as PID 1 takes every process of the
-//! sandbox along.
+//! runs in: no shell, no tar, no C library. When the stream ends it waits for another connection as long as it was told
+//! to, with everything that runs running on; then it ends, and as PID 1 takes every process of the sandbox along.
 //!
 //! ```text
 //!            control stream          pipes of execs        SIGCHLD        timers
@@ -13,7 +13,7 @@
 //!                  │ channels + eventfd    │ fork, cgroup per exec
 //!                  ▼                       ▼
 //!   work: a thread per transfer       exec, launch, tree
-//!   unpack, pack, fs, glob
+//!   unpack, pack, fs, glob          execs: entry ── spool ── attachments
 //! ```
 //!
 //! It refuses to serve a stream that breaks the protocol (it ends instead), and whatever a request asks for that cannot
@@ -24,31 +24,40 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::str::FromStr;
+use std::time::Duration;
 
 mod accounts;
 mod archive;
+mod attachment;
 #[allow(dead_code, reason = "the loop drives no sockets yet")]
 mod connect;
+mod connections;
 mod engine;
 mod exec;
+mod execs;
 mod failure;
 pub mod files;
 mod fsops;
 mod glob;
+mod input;
 mod launch;
 mod link;
 mod notify;
 mod pack;
 mod pattern;
 mod places;
+mod quiesce;
 mod readfile;
+mod record;
+mod requests;
 mod selection;
 pub mod sftp;
 mod sparse;
+mod spool;
+mod spooldir;
 mod surroundings;
 mod tarwrite;
 mod tree;
-#[allow(dead_code, reason = "execs have no terminals yet")]
 mod tty;
 mod unpack;
 mod users;
@@ -70,6 +79,35 @@ pub struct Options {
     pub limits: Limits,
     /// By what they are shown.
     pub views: views::Options,
+    /// What execs that outlive a connection need.
+    pub durable: Durable,
+}
+
+/// What makes execs outlive the connection that started them.
+#[derive(Debug, Default)]
+pub struct Durable {
+    /// A directory on the sandbox's disk for output that is kept; without, little is kept.
+    pub spool: Option<OwnedFd>,
+    /// A listening unix socket, at which a host connects anew.
+    pub listen: Option<OwnedFd>,
+    /// How long the guest goes on without a connection; not at all when zero.
+    pub orphan: Duration,
+}
+
+impl Durable {
+    /// Takes one argument; `false` when it is none of these.
+    fn take(&mut self, arg: &str) -> Result<bool, Error> {
+        if let Some(number) = value(arg, "--spool-fd=") {
+            self.spool = Some(take(number)?);
+        } else if let Some(number) = value(arg, "--listen-fd=") {
+            self.listen = Some(take(number)?);
+        } else if let Some(milliseconds) = value(arg, "--orphan-ms=") {
+            self.orphan = Duration::from_millis(milliseconds);
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
 }
 
 /// The control groups that the guest was handed, as directories.
@@ -189,23 +227,29 @@ pub enum Error {
 impl Options {
     /// Reads `--control-fd=N`, `--capabilities=HEX` and what [`Groups`] (any number of `--cgroup-fd=N` and
     /// `--enter-fd=N`, `--memory-fd=N`, `--cgroup-v2`), [`Limits`] (`--cpus=`, `--memory-bytes=`, `--pids=`,
-    /// `--storage-bytes=`, `--storage-used-fd=`) and [`views::Options`] have, and takes over the descriptors.
+    /// `--storage-bytes=`, `--storage-used-fd=`), [`Durable`] (`--spool-fd=N`, `--listen-fd=N`, `--orphan-ms=`) and
+    /// [`views::Options`] have, and takes over the descriptors.
     pub fn from_args(args: impl Iterator<Item = String>) -> Result<Self, Error> {
         let (mut control, mut groups) = (None, Groups::default());
         let mut views = views::Options::default();
         let (mut capabilities, mut limits) = (None, Limits::default());
+        let mut durable = Durable::default();
         for arg in args {
             if let Some(number) = value(&arg, "--control-fd=") {
                 control = Some(take(number)?);
             } else if let Some(mask) = arg.strip_prefix("--capabilities=") {
                 let mask = u64::from_str_radix(mask, 16);
                 capabilities = Some(mask.map_err(|_| Error::Argument(arg.clone()))?);
-            } else if !groups.take(&arg)? && !limits.take(&arg)? && !views.take(&arg)? {
+            } else if !groups.take(&arg)?
+                && !limits.take(&arg)?
+                && !views.take(&arg)?
+                && !durable.take(&arg)?
+            {
                 return Err(Error::Argument(arg));
             }
         }
         let control = control.ok_or(Error::NoControl)?;
-        Ok(Self { control, groups, capabilities, limits, views })
+        Ok(Self { control, groups, capabilities, limits, views, durable })
     }
 }
 

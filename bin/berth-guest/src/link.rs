@@ -15,7 +15,8 @@ const KEPT: usize = 128 * 1024;
 const READ: usize = 64 * 1024;
 
 pub(crate) struct Link {
-    stream: OwnedFd,
+    /// Absent while nobody is connected: what is to be sent then goes nowhere.
+    stream: Option<OwnedFd>,
     out: Vec<u8>,
     sent: usize,
     decoder: Decoder,
@@ -28,16 +29,21 @@ impl Link {
             fcntl_getfl(&stream).and_then(|flags| fcntl_setfl(&stream, flags | OFlags::NONBLOCK));
         nonblocking.map_err(|errno| system("make the control stream non-blocking", errno))?;
         let scratch = vec![0; READ].into_boxed_slice();
-        Ok(Self { stream, out: Vec::new(), sent: 0, decoder: Decoder::new(), scratch })
+        Ok(Self { stream: Some(stream), out: Vec::new(), sent: 0, decoder: Decoder::new(), scratch })
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+    /// The time between two connections.
+    pub(crate) fn none() -> Self {
+        Self { stream: None, out: Vec::new(), sent: 0, decoder: Decoder::new(), scratch: Box::default() }
+    }
+
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd)
     }
 
     /// Whether data may be added.
     pub(crate) fn has_room(&self) -> bool {
-        self.waiting() < HIGH_WATER
+        self.stream.is_some() && self.waiting() < HIGH_WATER
     }
 
     /// Bytes that wait to be sent.
@@ -46,19 +52,23 @@ impl Link {
     }
 
     pub(crate) fn send(&mut self, channel: u32, body: Body) {
+        if self.stream.is_none() {
+            return;
+        }
         let encoded = Frame { channel, body }.encode(&mut self.out);
         self.settle(channel, encoded);
     }
 
     pub(crate) fn reply(&mut self, channel: u32, reply: &Reply) {
+        if self.stream.is_none() {
+            return;
+        }
         let encoded = berth_wire::encode_event(channel, reply, &mut self.out);
         self.settle(channel, encoded);
     }
 
-    pub(crate) fn chunk(&mut self, channel: u32, stderr: bool, offset: u64, bytes: &[u8]) {
+    pub(crate) fn chunk(&mut self, channel: u32, stderr: bool, offset: u64, time_us: u64, bytes: &[u8]) {
         let stream = if stderr { berth_wire::Output::Stderr } else { berth_wire::Output::Stdout };
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let time_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         let encoded = berth_wire::encode_chunk(channel, stream, offset, time_us, bytes, &mut self.out);
         self.settle(channel, encoded);
     }
@@ -79,8 +89,9 @@ impl Link {
 
     /// Sends what the stream takes.
     pub(crate) fn flush(&mut self) -> Result<(), Error> {
+        let Some(stream) = &self.stream else { return Ok(()) };
         while self.sent < self.out.len() {
-            match rustix::io::write(&self.stream, &self.out[self.sent..]) {
+            match rustix::io::write(stream, &self.out[self.sent..]) {
                 Ok(len) => self.sent += len,
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
@@ -100,7 +111,8 @@ impl Link {
 
     /// Reads once; false at the end of the stream.
     pub(crate) fn receive(&mut self) -> Result<bool, Error> {
-        match rustix::io::read(&self.stream, &mut self.scratch[..]) {
+        let Some(stream) = &self.stream else { return Ok(true) };
+        match rustix::io::read(stream, &mut self.scratch[..]) {
             Ok(0) => Ok(false),
             Ok(len) => {
                 self.decoder.feed(&self.scratch[..len]);

@@ -26,7 +26,6 @@ pub(crate) struct Surroundings {
     /// The guest's executable, which has no path in the sandbox; absent where there is no /proc to find it by.
     pub(crate) image: Option<&'static OwnedFd>,
     /// Where terminals come from.
-    #[allow(dead_code, reason = "execs have no terminals yet")]
     pub(crate) terminals: &'static Terminals,
 }
 

@@ -26,8 +26,8 @@ pub(crate) struct Trees {
     memory: Option<Memory>,
     v2: bool,
     made: u64,
-    /// Trees of finished execs in which something may live on.
-    lingering: Vec<Tree>,
+    /// Trees of finished execs in which something may live on, with the numbers of those.
+    lingering: Vec<(Option<u64>, Tree)>,
 }
 
 /// One exec's processes.
@@ -121,10 +121,10 @@ impl Trees {
         Accounts::open(charged, rescued, own, self.v2)
     }
 
-    /// Takes back the tree of a finished exec: now if it is empty, later if something in it lives on.
-    pub(crate) fn give_back(&mut self, tree: Tree) {
+    /// Takes back the tree of finished exec number `of`: now if it is empty, later if something in it lives on.
+    pub(crate) fn give_back(&mut self, tree: Tree, of: Option<u64>) {
         if !tree.remove() {
-            self.lingering.push(tree);
+            self.lingering.push((of, tree));
         }
     }
 
@@ -135,12 +135,22 @@ impl Trees {
     /// Removes the cgroups of trees that have died out meanwhile.
     pub(crate) fn sweep(&mut self) {
         let lingering = std::mem::take(&mut self.lingering);
-        self.lingering = lingering.into_iter().filter(|tree| !tree.remove()).collect();
+        self.lingering = lingering.into_iter().filter(|(_, tree)| !tree.remove()).collect();
     }
 
     /// For the end of a guest whose end does not end everything by itself.
     pub(crate) fn take_lingering(&mut self) -> Vec<Tree> {
-        std::mem::take(&mut self.lingering)
+        std::mem::take(&mut self.lingering).into_iter().map(|(_, tree)| tree).collect()
+    }
+
+    /// What lives on of exec `number`.
+    pub(crate) fn left_of(&self, number: u64) -> Option<&Tree> {
+        self.lingering.iter().find(|(of, _)| *of == Some(number)).map(|(_, tree)| tree)
+    }
+
+    /// What lives on of any exec.
+    pub(crate) fn left(&self) -> impl Iterator<Item = &Tree> {
+        self.lingering.iter().map(|(_, tree)| tree)
     }
 
     pub(crate) fn is_v2(&self) -> bool {
@@ -217,7 +227,20 @@ impl Tree {
         self.members().is_empty()
     }
 
-    fn members(&self) -> Vec<Pid> {
+    /// Sends every process a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        for pid in self.members() {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Memory that its processes have together now, in bytes, where that is counted.
+    pub(crate) fn memory_bytes(&self) -> Option<u64> {
+        self.groups.iter().find_map(|group| Counter::open(&group.dir, "memory.current")?.number())
+    }
+
+    /// Its processes now.
+    pub(crate) fn members(&self) -> Vec<Pid> {
         match (self.groups.first(), self.leader) {
             (Some(group), _) => group.members(),
             (None, Some(leader)) => session_members(leader),

@@ -255,12 +255,22 @@ async fn two_hundred_at_once() {
 #[tokio::test]
 async fn an_id_runs_once() {
     let rig = Rig::new().await;
-    let spec = shell("sleep 60");
-    let _first = rig.start(spec.clone()).await.unwrap();
-    match rig.start(spec).await.map(drop) {
+    let mut spec = shell("echo $$; sleep 60");
+    spec.fingerprint = Some("one".into());
+    let first = rig.start(spec.clone()).await.unwrap();
+    let second = rig.start(spec.clone()).await.unwrap();
+    spec.fingerprint = Some("another".into());
+    match rig.start(spec.clone()).await.map(drop) {
         Err(Error::Refused(failure)) => assert_eq!(failure.code, FailureCode::Conflict),
         other => panic!("{other:?}"),
     }
+    assert!(rig.guest.kill(&spec.id).await.unwrap());
+    let (first, second) = (finish(first).await, finish(second).await);
+    assert_eq!(first.out(), second.out(), "one process, and both had all of its output");
+    assert_eq!(first.status, second.status);
+    // Also when it is over.
+    spec.fingerprint = Some("one".into());
+    assert_eq!(rig.run(spec).await.stdout, first.stdout);
 }
 
 #[tokio::test]
