@@ -136,6 +136,13 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Kills it as a fault of the machine would: it cleans nothing up.
+    pub(super) fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill().context("killing the daemon")?;
+        self.child.wait().context("waiting for the daemon")?;
+        Ok(())
+    }
+
     /// What a command of Berth prints.
     pub(super) fn ask(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = Command::new(&self.berth)
@@ -169,6 +176,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        terminate(&mut self.child);
+        // One that was killed has ended already.
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            terminate(&mut self.child);
+        }
     }
 }

@@ -8,11 +8,17 @@
 //! * [`load`]: a hundred at once; ten thousand beside a thousand idle ones;
 //! * [`idle`]: what a sandbox costs that does nothing;
 //! * [`limits`]: how exact those of memory and processor are;
-//! * [`neighbour`]: what a sandbox feels of one that misbehaves.
+//! * [`neighbour`]: what a sandbox feels of one that misbehaves;
+//! * [`commands`]: commands in a sandbox that is there, one and very many;
+//! * [`bulk`]: output and files by the gigabyte and by the thousand;
+//! * [`durable`]: execs while connections are cut and the daemon is killed.
 //!
 //! Everything made here is removed at the end, on failure and on Ctrl-C ([`place`]).
 
 mod berth;
+mod bulk;
+mod commands;
+mod durable;
 mod idle;
 mod limits;
 mod load;
@@ -57,6 +63,9 @@ pub(super) struct Engine {
     /// Sandboxes of the sustained rate
     #[arg(long, value_name = "N")]
     cycles: Option<usize>,
+    /// Execs while connections are cut and the daemon is killed
+    #[arg(long, value_name = "N")]
+    durable: Option<usize>,
     /// Fewer of everything, in two minutes: to see that it works, not for figures to be quoted
     #[arg(long)]
     quick: bool,
@@ -82,6 +91,16 @@ enum Figure {
     Limits,
     /// What is felt of a neighbour
     Neighbour,
+    /// Commands in a sandbox that is there
+    Exec,
+    /// Very many commands at once
+    Crowd,
+    /// 1 GiB of output
+    Output,
+    /// Files both ways
+    Files,
+    /// Commands while connections are cut and the daemon is killed
+    Durable,
 }
 
 /// What all figures are measured with.
@@ -102,9 +121,19 @@ struct World {
     limits: u32,
     files: u32,
     neighbour_time: Duration,
+    durable: usize,
+    berth: PathBuf,
+    host: String,
 }
 
 impl World {
+    /// A command of Berth's for the daemon that is measured.
+    fn berth(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.berth);
+        command.args(arguments).env("BERTH_HOST", &self.host).stdin(Stdio::null());
+        command
+    }
+
     fn podman_image(&self, peer: Peer) -> Result<(), String> {
         match peer {
             Peer::PodmanRunc | Peer::PodmanCrun => self.podman.clone(),
@@ -139,10 +168,10 @@ pub(super) fn run(root: &Path, arguments: &Engine) -> anyhow::Result<(String, Ve
     daemon.give_image(berth::IMAGE, &place.tar())?;
     let client = Client::new(Host::parse(&daemon.host)?);
     let versions = versions(&daemon)?;
-    let world = World::new(place, client, &daemon, floor, machine, arguments);
+    let world = World::new(place, client, &daemon, floor, binary, machine, arguments);
     let header = header(&world, &versions, arguments, &runtime.block_on(disk(&world)));
     progress(&header);
-    let measured = runtime.block_on(interruptible(measure(&world, &arguments.only), signals));
+    let measured = runtime.block_on(interruptible(measure(&world, root, &arguments.only), signals));
     // A command that is timed at this moment ends first; the daemon next, and with it all sandboxes; files last.
     runtime.shutdown_timeout(LAST_COMMAND);
     drop(daemon);
@@ -157,6 +186,7 @@ impl World {
         client: Client,
         daemon: &Daemon,
         floor: PathBuf,
+        binary: PathBuf,
         machine: Machine,
         arguments: &Engine,
     ) -> Self {
@@ -179,6 +209,9 @@ impl World {
             limits: pick(3, 1),
             files: pick(1_000_000, 20_000),
             neighbour_time: Duration::from_secs(pick(10, 3).into()),
+            durable: arguments.durable.unwrap_or(if arguments.quick { 2000 } else { 100_000 }),
+            berth: binary,
+            host: daemon.host.clone(),
         }
     }
 }
@@ -194,7 +227,7 @@ async fn interruptible<T>(
     }
 }
 
-async fn measure(world: &World, only: &[Figure]) -> anyhow::Result<Vec<Row>> {
+async fn measure(world: &World, root: &Path, only: &[Figure]) -> anyhow::Result<Vec<Row>> {
     let wanted = |figure| only.is_empty() || only.contains(&figure);
     let mut rows = Vec::new();
     let beside_floor = [Figure::Sequential, Figure::Network, Figure::Burst].into_iter().any(wanted);
@@ -221,6 +254,21 @@ async fn measure(world: &World, only: &[Figure]) -> anyhow::Result<Vec<Row>> {
     }
     if wanted(Figure::Neighbour) {
         rows.extend(neighbour::neighbours(world).await);
+    }
+    if wanted(Figure::Exec) {
+        rows.extend(commands::single(world, root).await);
+    }
+    if wanted(Figure::Crowd) {
+        rows.extend(commands::crowds(world).await);
+    }
+    if wanted(Figure::Output) {
+        rows.extend(bulk::output(world).await);
+    }
+    if wanted(Figure::Files) {
+        rows.extend(bulk::files(world).await);
+    }
+    if wanted(Figure::Durable) {
+        rows.extend(durable::execs(world, &world.berth).await);
     }
     Ok(rows)
 }
