@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use berth_jail::cgroup::{self, Cgroup, Facts, Limits, Survivor, remove_others};
-use berth_jail::{AdoptError, Exit, Identity, LaunchRequest, Process, Spec, plan};
+use berth_jail::{AdoptError, Exit, IdRange, Identity, LaunchRequest, Process, Spec, plan};
 
 use crate::rig::{Groups, Rig, Sandbox, guest, launcher};
 
@@ -116,42 +116,43 @@ fn versions() -> Vec<(Facts, Limits)> {
 }
 
 pub fn survives() {
-    for (ids, (facts, limits)) in
-        versions().into_iter().flat_map(|version| [(None, version.clone()), (Some(crate::rig::IDS), version)])
-    {
-        let groups = Groups::make_for(limits, &facts, ids.map(|ids| ids.first));
-        let mut rig = Rig::usual();
-        rig.spec.ids = ids;
-        rig.spec.cgroups = groups.membership.clone();
-        let identity = orphan(&rig);
-        refuses_all_but(&identity, &groups.cgroup);
-
-        let stubs = vec!["proc".into()];
-        let process = Process::adopt(&identity, &groups.cgroup, stubs.clone()).unwrap();
-        assert_eq!((process.pid(), process.stubs()), (identity.pid, &stubs[..]));
-        assert_eq!(process.identity().unwrap(), identity);
-        process.leave();
-        let mut process = Process::adopt(&identity, &groups.cgroup, stubs).unwrap();
-        assert_eq!(process.try_wait().unwrap(), None);
-        process.kill().unwrap();
-        // Nobody is told who is not its parent, and nothing is made up.
-        assert_eq!(process.wait().unwrap(), Exit::Unknown);
-        assert_eq!(process.try_wait().unwrap(), Some(Exit::Unknown));
-        drop(process);
-        let gone = Process::adopt(&identity, &groups.cgroup, Vec::new()).unwrap_err();
-        assert!(matches!(gone, AdoptError::Ended { .. }), "{gone}");
-
-        let identity = orphan(rig_again(&mut rig));
-        drop(Process::adopt(&identity, &groups.cgroup, Vec::new()).unwrap());
-        assert!(Process::adopt(&identity, &groups.cgroup, Vec::new()).is_err());
+    for (facts, limits) in versions() {
+        for ids in [None, Some(crate::rig::IDS)] {
+            // Each in groups of its own: those of version 2 take no second first process.
+            let (identity, groups) = orphan_in(ids, &facts, limits);
+            is_taken_over(&identity, &groups.cgroup);
+            drop(groups);
+            let (identity, groups) = orphan_in(ids, &facts, limits);
+            drop(Process::adopt(&identity, &groups.cgroup, Vec::new()).unwrap());
+            assert!(Process::adopt(&identity, &groups.cgroup, Vec::new()).is_err());
+        }
     }
 }
 
-/// The kernel takes no work directory that a volatile overlay has used.
-fn rig_again(rig: &mut Rig) -> &Rig {
-    let work = &rig.spec.root.work;
-    fs::remove_dir_all(work).and_then(|()| fs::create_dir(work)).unwrap();
-    rig
+fn orphan_in(ids: Option<IdRange>, facts: &Facts, limits: Limits) -> (Identity, Groups) {
+    let groups = Groups::make_for(limits, facts, ids.map(|ids| ids.first));
+    let mut rig = Rig::usual();
+    rig.spec.ids = ids;
+    rig.spec.cgroups = groups.membership.clone();
+    (orphan(&rig), groups)
+}
+
+fn is_taken_over(identity: &Identity, cgroup: &Cgroup) {
+    refuses_all_but(identity, cgroup);
+    let stubs = vec!["proc".into()];
+    let process = Process::adopt(identity, cgroup, stubs.clone()).unwrap();
+    assert_eq!((process.pid(), process.stubs()), (identity.pid, &stubs[..]));
+    assert_eq!(process.identity().unwrap(), *identity);
+    process.leave();
+    let mut process = Process::adopt(identity, cgroup, stubs).unwrap();
+    assert_eq!(process.try_wait().unwrap(), None);
+    process.kill().unwrap();
+    // Nobody is told who is not its parent, and nothing is made up.
+    assert_eq!(process.wait().unwrap(), Exit::Unknown);
+    assert_eq!(process.try_wait().unwrap(), Some(Exit::Unknown));
+    drop(process);
+    let gone = Process::adopt(identity, cgroup, Vec::new()).unwrap_err();
+    assert!(matches!(gone, AdoptError::Ended { .. }), "{gone}");
 }
 
 fn refuses_all_but(identity: &Identity, cgroup: &Cgroup) {
