@@ -190,6 +190,12 @@ pub enum Error {
         /// What the exec has been given.
         given: u64,
     },
+    /// Somebody else gives the exec its input now.
+    #[error("exec {exec:?} is given its input by somebody else")]
+    StdinTaken {
+        /// Its id.
+        exec: String,
+    },
     /// What the client sends could not be read.
     #[error("the request's body could not be read")]
     Body(#[source] std::io::Error),
@@ -289,6 +295,7 @@ impl Error {
             Error::ExecOver { .. } => ("exec_over", Kind::Conflict),
             Error::NoStdin { .. } => ("no_stdin", Kind::Conflict),
             Error::StdinGap { .. } => ("stdin_gap", Kind::Conflict),
+            Error::StdinTaken { .. } => ("stdin_taken", Kind::Conflict),
             Error::Body(_) => ("body_failed", Kind::User),
             Error::Unresponsive { .. } => ("sandbox_unresponsive", Kind::Unavailable),
             Error::InSandbox { code, kind, .. } => (code, *kind),

@@ -21,6 +21,7 @@ use berth_types::sandbox::{Limit, ReasonCode};
 use berth_wire::WINDOW;
 use berth_wire::message::FailureCode;
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -38,6 +39,9 @@ const DISK_LIMIT: Duration = Duration::from_millis(20);
 
 /// The same for whether the disk is lost; it matters more.
 const HEALTH_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long after a command's end, in milliseconds, the machine is still taken for what it was at its end.
+const RECENT: i64 = 5_000;
 
 /// How long after its limit of time, and the grace to end in, a command's end is waited for.
 const OVERTIME: Duration = Duration::from_millis(berth_wire::DEFAULT_GRACE_MS + 20_000);
@@ -139,11 +143,15 @@ impl Node {
         if !attached {
             live.execs.started(&id, deadline);
         }
-        let mut input = inner.input();
+        // A repeated request is no reason to take the input from whoever gives it.
+        let mut input = inner.input().filter(|_| !attached);
+        if attached && inner.input().is_some() {
+            live.execs.take_input(&id);
+        }
         if let Some(data) = data {
             self.give(&sandbox, &id, input.take(), data, attached, on_detach).await;
         }
-        let is_old = attached && self.is_over(&sandbox, &live, &id).await?;
+        let is_old = attached && self.is_old(&sandbox, &live, &id).await?;
         let deadline = live.execs.deadline(&id);
         Ok(Exec { node: self.clone(), sandbox, id, live, inner, first: Some(first), input, deadline, is_old })
     }
@@ -169,9 +177,11 @@ impl Node {
         let (sandbox, _, live) = self.live(sandbox)?;
         let id = exec.to_owned();
         let AttachSpec { from, stdin, follow } = spec;
-        let is_old = self.is_over(&sandbox, &live, exec).await?;
-        // What is over takes no input.
-        let stdin = stdin && !is_old;
+        if stdin && !follow {
+            let problem = "who gives it its input has to stay until it has ended".to_owned();
+            return Err(Error::BadRequest { field: "follow", problem });
+        }
+        let is_old = self.is_old(&sandbox, &live, exec).await?;
         let spec = guest::AttachSpec { id: id.clone(), from, stdin, follow };
         let call = live.machine.guest().attach(spec);
         let (inner, first) = match self.start_exec(&sandbox, exec, call).await {
@@ -180,12 +190,17 @@ impl Node {
             }
             other => other?,
         };
+        if stdin {
+            live.execs.take_input(exec);
+        }
         let (input, deadline) = (inner.input(), live.execs.deadline(exec));
         Ok(Exec { node: self.clone(), sandbox, id, live, inner, first: Some(first), input, deadline, is_old })
     }
 
-    async fn is_over(&self, sandbox: &str, live: &Live, exec: &str) -> Result<bool, Error> {
-        Ok(self.find_exec(sandbox, live, exec).await?.status.is_some())
+    /// Whether an exec ended so long ago that what the machine is like now says nothing of its end.
+    async fn is_old(&self, sandbox: &str, live: &Live, exec: &str) -> Result<bool, Error> {
+        let info = self.find_exec(sandbox, live, exec).await?;
+        Ok(info.status.is_some_and(|status| is_long_ago(&info.started_at, status.duration_ms)))
     }
 
     /// Waits for the guest's first word on an exec.
@@ -370,6 +385,14 @@ impl Exec {
     }
 }
 
+/// Whether what began then and took so long ended before [`RECENT`].
+fn is_long_ago(started_at: &str, duration_ms: u64) -> bool {
+    let Ok(started_at) = started_at.parse::<Timestamp>() else { return true };
+    let now = Timestamp::now().as_millisecond();
+    let ended_at = started_at.as_millisecond().saturating_add_unsigned(duration_ms);
+    now.saturating_sub(ended_at) > RECENT
+}
+
 /// With the limits that only the machine knows of, and notes for the sandbox which ones were met.
 async fn with_limits(sandbox: &str, live: &Live, mut status: ExecStatus) -> ExecStatus {
     if status.reason == ExitReason::OutOfMemory {
@@ -413,6 +436,15 @@ fn is_on_purpose(code: ReasonCode) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_end_is_recent_for_some_seconds() {
+        let ago = |seconds| (Timestamp::now() - jiff::SignedDuration::from_secs(seconds)).to_string();
+        assert!(!is_long_ago(&ago(0), 0));
+        assert!(!is_long_ago(&ago(3600), 3_599_000));
+        assert!(is_long_ago(&ago(3600), 3_000_000));
+        assert!(is_long_ago("no time", 0));
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_a_command_met_is_the_sandboxes_too() {

@@ -13,6 +13,7 @@ use berth_types::exec::{
 };
 use berth_types::files::FsRequest;
 use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use crate::fake::{Controls, World, roomy};
@@ -100,6 +101,32 @@ async fn input_arrives_whole_whoever_repeats_what() {
     world.node.exec_detached(&id, shell("sleep", "sleep")).await.unwrap();
     let error = world.node.write_stdin(&id, "sleep", StdinQuery::default(), &b"x"[..]).await.unwrap_err();
     assert_eq!(code(&error), (Kind::Conflict, "no_stdin".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_writes_is_told_when_another_gives_the_input() {
+    let (world, id) = answering().await;
+    let request = ExecRequest { stdin: Some(Stdin::Stream), ..shell("cat", "cat") };
+    let mut exec = world.node.exec(&id, request).await.unwrap();
+    let (mut client, body) = tokio::io::duplex(64);
+    let writer = {
+        let (node, id) = (world.node.clone(), id.clone());
+        tokio::spawn(async move { node.write_stdin(&id, "cat", StdinQuery::default(), body).await })
+    };
+    client.write_all(b"one ").await.unwrap();
+    let watching = AttachSpec { from: ExecOffsets::default(), stdin: false, follow: true };
+    loop {
+        let mut watcher = world.node.attach_exec(&id, "cat", watching).await.unwrap();
+        if matches!(watcher.next().await.unwrap(), ExecOutput::Started { stdin_offset: 4, .. }) {
+            break;
+        }
+    }
+    let taker = world.node.attach_exec(&id, "cat", AttachSpec { stdin: true, ..watching }).await.unwrap();
+    assert_eq!(code(&writer.await.unwrap().unwrap_err()), (Kind::Conflict, "stdin_taken".into()));
+    let input = taker.input().unwrap();
+    input.write(b"two").await.unwrap();
+    input.end();
+    assert_eq!(all(&mut exec).await.1, b"one two");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
 //! What execs read: what came with their request, and what clients send later.
 //!
 //! The guest alone knows how much an exec has been given, so its count is what is answered. Whoever writes holds the
-//! exec's turn, is attached as the one who gives the input, and stays so until the guest has counted what was sent.
+//! exec's turn, is attached as the one who gives the input, and stays so until the guest has counted what was sent, or
+//! until somebody else attaches as the one who gives it.
 
 use std::time::Duration;
 
@@ -20,11 +21,15 @@ const PIECE: usize = 64 << 10;
 /// Where there never is any output: an attachment from there on gets none, and holds none up.
 const NO_OUTPUT: ExecOffsets = ExecOffsets { stdout: u64::MAX, stderr: u64::MAX };
 
+/// How often input that came with a request is begun anew when others take the exec's input meanwhile.
+const MOST_TRIES: usize = 16;
+
 /// How often it is asked whether an exec has been given all that was sent.
 const COUNT_EVERY: Duration = Duration::from_millis(20);
 
 /// Why no more is written.
 enum Stopped {
+    Taken,
     Body(std::io::Error),
     Guest(guest::Error),
 }
@@ -42,7 +47,8 @@ impl Node {
     /// by its guest's own count; where that is less than was sent, the rest is to be sent again.
     ///
     /// # Errors
-    /// [`Error::StdinGap`] when bytes would be missing, [`Error::NoStdin`], [`Error::ExecNotFound`], [`Error::ExecOver`],
+    /// [`Error::StdinGap`] when bytes would be missing, [`Error::StdinTaken`] when somebody else gives it input,
+    /// [`Error::NoStdin`], [`Error::ExecNotFound`], [`Error::ExecOver`],
     /// [`Error::Unresponsive`], [`Error::Body`]; as [`Node::execs`].
     pub async fn write_stdin(
         &self,
@@ -52,7 +58,9 @@ impl Node {
         body: impl AsyncRead + Unpin + Send,
     ) -> Result<StdinReport, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
-        let _turn = live.execs.input(exec).lock_owned().await;
+        let turn = tokio::time::timeout(TRANSFER, live.execs.input(exec).lock_owned()).await;
+        let _turn = turn.map_err(|_| Error::StdinTaken { exec: exec.to_owned() })?;
+        let mut given_elsewhere = live.execs.input_taken(exec);
         let taken = self.attach_input(&sandbox, &live, exec, true).await?;
         let Some(input) = taken.exec.input() else {
             return Err(Error::NoStdin { exec: exec.to_owned() });
@@ -63,10 +71,16 @@ impl Node {
         }
         let skip = query.offset.map_or(0, |offset| taken.offset - offset);
         let progress = Progress::new();
-        let write = write(&input, skip, query.end, body, &progress);
+        let write = async {
+            tokio::select! {
+                written = write(&input, skip, query.end, body, &progress) => written,
+                _ = given_elsewhere.changed() => Err(Stopped::Taken),
+            }
+        };
         let written = while_alive(live.machine.guest(), TRANSFER, &progress, write).await;
         let sent = match written.ok_or_else(|| self.unresponsive(&sandbox, TRANSFER))? {
             Ok(sent) => sent,
+            Err(Stopped::Taken) => return Err(Error::StdinTaken { exec: exec.to_owned() }),
             Err(Stopped::Body(source)) => return Err(Error::Body(source)),
             Err(Stopped::Guest(guest::Error::Over)) => {
                 let over = self.find_exec(&sandbox, &live, exec).await?.status.is_some();
@@ -82,11 +96,17 @@ impl Node {
     /// Gives an exec all of the input that came with its request, and the end, wherever it is with that.
     pub(super) async fn feed(&self, sandbox: &str, exec: &str, data: Vec<u8>) {
         let query = StdinQuery { offset: Some(0), end: true };
-        match self.write_stdin(sandbox, exec, query, std::io::Cursor::new(data)).await {
-            // A command that is over has read what it wanted.
-            Ok(_) | Err(Error::ExecOver { .. }) => {}
-            Err(error) => {
-                tracing::warn!(id = sandbox, exec, %error, "a command did not get all of its input")
+        for tries in 1..=MOST_TRIES {
+            match self.write_stdin(sandbox, exec, query, &data[..]).await {
+                Ok(report) if report.offset < data.len() as u64 && tries < MOST_TRIES => {}
+                // A repeated request is attached with the input, and has it given from here all the same.
+                Err(Error::StdinTaken { .. }) if tries < MOST_TRIES => {}
+                // A command that is over has read what it wanted.
+                Ok(_) | Err(Error::ExecOver { .. }) => return,
+                Err(error) => {
+                    tracing::warn!(id = sandbox, exec, %error, "a command did not get all of its input");
+                    return;
+                }
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_types::exec::{ExecStatus, Limit};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Most execs of a sandbox of which something is known; the oldest are forgotten first.
@@ -38,6 +39,8 @@ struct Known {
     facts: Option<Facts>,
     /// One writes to its input at a time.
     input: Arc<tokio::sync::Mutex<()>>,
+    /// Changes when its input is taken from whoever writes to it.
+    taken: watch::Sender<()>,
 }
 
 /// Of the execs of one sandbox.
@@ -90,6 +93,16 @@ impl Execs {
     /// The turn to write to an exec's input.
     pub(super) fn input(&self, exec: &str) -> Arc<tokio::sync::Mutex<()>> {
         self.lock().of(exec).input.clone()
+    }
+
+    /// Notes that the input of an exec comes from somewhere else from now on.
+    pub(super) fn take_input(&self, exec: &str) {
+        self.lock().of(exec).taken.send_replace(());
+    }
+
+    /// Tells who writes to an exec's input when it is taken from him.
+    pub(super) fn input_taken(&self, exec: &str) -> watch::Receiver<()> {
+        self.lock().of(exec).taken.subscribe()
     }
 }
 

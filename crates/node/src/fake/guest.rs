@@ -101,7 +101,10 @@ impl FakeGuest {
                 Some(known) if known.fingerprint != exec.fingerprint => {
                     self.fail(channel, FailureCode::Conflict);
                 }
-                Some(_) => self.attach(channel, &exec.id, exec.from, true, false),
+                Some(known) => {
+                    let gives = known.streams;
+                    self.attach(channel, &exec.id, exec.from, true, gives);
+                }
                 None => self.start(channel, exec),
             },
             Request::Attach(attach) => match self.execs.get(&attach.id) {
