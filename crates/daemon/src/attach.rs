@@ -243,3 +243,6 @@ async fn hear(inbox: &mut Inbox, exec: &impl Exec) -> End {
 fn fault(what: impl Into<String>) -> End {
     End::Fault(ApiError::new(Kind::User, "bad_frame", what))
 }
+
+#[cfg(test)]
+mod tests;

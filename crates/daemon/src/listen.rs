@@ -27,7 +27,7 @@ const HEAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// Longest head of a request, and most of a body that is held for a client that does not read, or sends faster than what it
 /// sends is used: a stalled connection costs no more than this.
-const BUFFER: usize = 128 << 10;
+const BUFFER: usize = 64 << 10;
 
 /// Owner and group may talk to the daemon, nobody else: whoever can is root on this machine.
 const SOCKET_MODE: u32 = 0o660;

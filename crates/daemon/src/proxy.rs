@@ -135,7 +135,7 @@ impl<'a> Place<'a> {
     /// Cuts `/v1/sandboxes/ID/proxy/PORT/…`, whose percent-encoding is left as it is.
     fn of(uri: &'a Uri) -> Reply<Self> {
         let path = uri.path();
-        let cut = path.match_indices('/').nth(6).map_or(path.len(), |(index, _)| index);
+        let cut = path.match_indices('/').nth(5).map_or(path.len(), |(index, _)| index);
         let (prefix, rest) = path.split_at(cut);
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let rest = if rest.is_empty() { "/" } else { rest };

@@ -222,12 +222,87 @@ pub(crate) fn close_code_of(error: &ApiError) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::sync::Mutex;
+
+    use axum::Router;
+    use axum::routing::get;
+    use hyper::server::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use hyper_util::service::TowerToHyperService;
+    use tokio::net::UnixStream;
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::Message as Theirs;
+
     use super::*;
+    use crate::activity::Activity;
+
+    pub(crate) type Client = WebSocketStream<UnixStream>;
+
+    /// A client whose WebSocket is served by `talk`.
+    pub(crate) async fn connect<F>(talk: impl FnOnce(Inbox, Outbox) -> F + Send + 'static) -> Client
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let talk = Arc::new(Mutex::new(Some(talk)));
+        let handler = async move |request: WebSocketUpgrade| {
+            let talk = talk.lock().unwrap().take().unwrap();
+            Upgrade {
+                request: request.max_message_size(MAX_MESSAGE),
+                busy: Arc::new(Activity::default()).begin(),
+            }
+            .talk(talk)
+        };
+        let service = TowerToHyperService::new(Router::new().route("/", get(handler)));
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(ours), service).with_upgrades());
+        tokio_tungstenite::client_async("ws://berth/", theirs).await.unwrap().0
+    }
+
+    /// The code and the reason of the next close frame; panics on anything else.
+    pub(crate) async fn closed(client: &mut Client) -> (u16, String) {
+        match client.next().await {
+            Some(Ok(Theirs::Close(Some(frame)))) => (frame.code.into(), frame.reason.as_str().to_owned()),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn reasons_fit_into_a_close_frame() {
         assert_eq!(short("gone"), "gone");
         assert_eq!(short(&"ä".repeat(100)).len(), 122);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_no_ping_is_gone_and_one_that_does_is_not() {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let mut client = connect(|mut inbox, mut outbox| async move {
+            let silent = outbox.while_waiting(inbox.next());
+            let _ = tell.send(silent.await);
+        })
+        .await;
+        // Reading answers the pings.
+        let alive = async { while let Some(Ok(_)) = client.next().await {} };
+        assert!(tokio::time::timeout(IDLE * 3, alive).await.is_err());
+        assert_eq!(told.await.unwrap(), Some(Err(Gone::Silent)));
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_or_cut_off_is_told_apart() {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        for send in [vec![0; MAX_MESSAGE + 1], Vec::new()] {
+            let tell = tell.clone();
+            let mut client = connect(move |mut inbox, _outbox| async move {
+                let _ = tell.send(inbox.next().await);
+            })
+            .await;
+            if send.is_empty() {
+                drop(client);
+                assert_eq!(told.recv().await.unwrap(), Err(Gone::Left));
+            } else {
+                let _ = client.send(Theirs::binary(send)).await;
+                assert!(matches!(told.recv().await.unwrap(), Err(Gone::Wrong(_))));
+            }
+        }
     }
 }

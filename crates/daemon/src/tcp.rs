@@ -132,3 +132,86 @@ async fn write<S: AsyncWrite>(writer: &mut WriteHalf<S>, data: &Bytes) -> io::Re
     writer.write_all(data).await?;
     writer.flush().await
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{SinkExt, StreamExt};
+    use tokio::io::DuplexStream;
+    use tokio_tungstenite::tungstenite::Message;
+
+    use super::*;
+    use crate::socket::tests::{Client, closed, connect};
+
+    /// A client, and what is connected to it inside.
+    async fn pair() -> (Client, DuplexStream) {
+        let (near, far) = tokio::io::duplex(1 << 10);
+        let stop = CancellationToken::new();
+        let client = connect(move |inbox, outbox| async move {
+            let _kept = &stop;
+            relay(inbox, outbox, near, stop.clone()).await;
+        })
+        .await;
+        (client, far)
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_and_the_port_may_end_it() {
+        let (mut client, mut port) = pair().await;
+        client.send(Message::binary(&b"question"[..])).await.unwrap();
+        let mut heard = [0; 8];
+        port.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"question");
+        port.write_all(b"answer").await.unwrap();
+        drop(port);
+        assert_eq!(client.next().await.unwrap().unwrap().into_data(), "answer");
+        assert_eq!(closed(&mut client).await.0, 1000);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_sent_all_still_gets_the_answer() {
+        let (mut client, mut port) = pair().await;
+        client.send(Message::binary(&b"all"[..])).await.unwrap();
+        client.send(Message::text("end")).await.unwrap();
+        let mut heard = Vec::new();
+        port.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"all");
+        port.write_all(b"answer").await.unwrap();
+        drop(port);
+        assert_eq!(client.next().await.unwrap().unwrap().into_data(), "answer");
+        assert_eq!(closed(&mut client).await.0, 1000);
+    }
+
+    #[tokio::test]
+    async fn bytes_after_the_end_and_words_without_meaning_are_refused() {
+        for last in [Message::binary(&b"more"[..]), Message::text("stop")] {
+            let (mut client, _port) = pair().await;
+            client.send(Message::text("end")).await.unwrap();
+            client.send(last).await.unwrap();
+            assert_eq!(closed(&mut client).await.0, 1008);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_ends_the_connection() {
+        let (mut client, mut port) = pair().await;
+        client.close(None).await.unwrap();
+        assert_eq!(port.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_does_not_read_holds_the_client_up() {
+        let (mut client, mut port) = pair().await;
+        let sender = tokio::spawn(async move {
+            for _ in 0..256 {
+                client.send(Message::binary(vec![7; 64 << 10])).await.unwrap();
+            }
+            client
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        assert!(!sender.is_finished(), "16 MiB went somewhere");
+        let mut left = vec![0; 256 * (64 << 10)];
+        port.read_exact(&mut left).await.unwrap();
+        assert!(left.iter().all(|byte| *byte == 7));
+        sender.await.unwrap();
+    }
+}
