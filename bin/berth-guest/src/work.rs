@@ -17,8 +17,8 @@ use crate::failure;
 use crate::link::Link;
 use crate::{fsops, glob, pack, readfile, unpack, watch, writefile};
 
-/// Chunks that may wait to be sent.
-const OUTGOING: usize = 2;
+/// Chunks that may wait to be sent: as many as a window takes.
+const OUTGOING: usize = berth_wire::WINDOW as usize / MAX_DATA;
 /// Deep recursion is nowhere; the rest is buffers on the heap.
 const STACK: usize = 256 * 1024;
 
