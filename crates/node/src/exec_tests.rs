@@ -149,7 +149,8 @@ async fn what_is_over_or_unknown_is_told_apart() {
     let (world, id) = answering().await;
     let signal = SignalRequest { signal: Signal::Name("TERM".into()), tree: false };
     let size = TerminalSize { rows: 1, cols: 1 };
-    world.node.exec_detached(&id, shell("runs", "sleep")).await.unwrap();
+    let info = world.node.exec_detached(&id, shell("runs", "sleep")).await.unwrap();
+    assert_eq!((info.id.as_str(), info.attached, info.status), ("runs", 0, None));
     world.node.exec_detached(&id, shell("over", "exit 0")).await.unwrap();
     world.node.signal_exec(&id, "runs", &signal).await.unwrap();
     world.node.resize_exec(&id, "runs", size).await.unwrap();

@@ -25,6 +25,7 @@ mod error;
 mod exec;
 #[cfg(test)]
 mod exec_tests;
+mod failure;
 #[cfg(test)]
 mod fake;
 mod files;
