@@ -461,6 +461,19 @@ async fn dropped_transfers_stop_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn dropped_watches_stop_although_nothing_changes() {
+    let (rig, dir) = (Rig::new().await, TempDir::new().unwrap());
+    for _ in 0..10 {
+        let watch = berth_wire::Watch { path: text(dir.path()), recursive: true };
+        let mut changes = rig.guest.watch(watch).await.unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        changes.next().await.unwrap().unwrap();
+    }
+    let threads = || fs::read_dir(format!("/proc/{}/task", rig.process.id())).unwrap().count();
+    until("threads of dropped watches stay", || threads() == 1).await;
+}
+
+#[tokio::test]
 async fn a_lost_guest_is_no_end_of_an_archive() {
     let (mut rig, dir) = (Rig::new().await, TempDir::new().unwrap());
     fs::write(dir.path().join("big"), vec![b'x'; 16 << 20]).unwrap();
