@@ -132,8 +132,15 @@ impl Node {
         let deadline =
             spec.timeout.and_then(|limit| Instant::now().checked_add(limit.checked_add(OVERTIME)?));
         let on_detach = spec.on_detach;
-        let call = live.machine.guest().exec(spec);
-        let (inner, first) = self.start_exec(&sandbox, &id, call).await?;
+        let (fingerprint, from) = (spec.fingerprint.clone(), spec.from);
+        let (inner, first) = if live.execs.is_known(&id, fingerprint.as_deref()) {
+            // The guest takes the input from whoever gives it when the request is repeated, and there is no need for that.
+            let spec = guest::AttachSpec { id: id.clone(), from, stdin: false, follow: true };
+            self.start_exec(&sandbox, &id, live.machine.guest().attach(spec)).await?
+        } else {
+            self.start_exec(&sandbox, &id, live.machine.guest().exec(spec)).await?
+        };
+        live.execs.is_of(&id, fingerprint);
         let attached = matches!(&first, guest::ExecOutput::Started { attached: true, .. });
         if !attached {
             live.execs.started(&id, deadline);

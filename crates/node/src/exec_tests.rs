@@ -104,6 +104,22 @@ async fn input_arrives_whole_whoever_repeats_what() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_request_leaves_the_input_with_who_gives_it() {
+    let (world, id) = answering().await;
+    let request = ExecRequest { stdin: Some(Stdin::Stream), ..shell("cat", "cat") };
+    let mut first = world.node.exec(&id, request.clone()).await.unwrap();
+    let input = first.input().unwrap();
+    input.write(b"one ").await.unwrap();
+    let mut second = world.node.exec(&id, request).await.unwrap();
+    assert!(second.input().is_none());
+    input.write(b"two").await.unwrap();
+    input.end();
+    assert_eq!(all(&mut first).await.1, b"one two");
+    let (was_there, written, _) = all(&mut second).await;
+    assert!(was_there && written == b"one two");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_writes_is_told_when_another_gives_the_input() {
     let (world, id) = answering().await;
     let request = ExecRequest { stdin: Some(Stdin::Stream), ..shell("cat", "cat") };

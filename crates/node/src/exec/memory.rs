@@ -34,6 +34,8 @@ impl Facts {
 
 #[derive(Default)]
 struct Known {
+    /// What its request is known by.
+    fingerprint: Option<String>,
     /// When it must have ended, where it has a limit of time.
     deadline: Option<Instant>,
     facts: Option<Facts>,
@@ -75,6 +77,18 @@ impl Execs {
     /// Notes that an exec was started that has to be over by then.
     pub(super) fn started(&self, exec: &str, deadline: Option<Instant>) {
         self.lock().of(exec).deadline = deadline;
+    }
+
+    /// Notes that an exec is that of the request with this fingerprint.
+    pub(super) fn is_of(&self, exec: &str, fingerprint: Option<String>) {
+        self.lock().of(exec).fingerprint = fingerprint;
+    }
+
+    /// Whether an exec is known to be that of the request with this fingerprint.
+    pub(super) fn is_known(&self, exec: &str, fingerprint: Option<&str>) -> bool {
+        let memory = self.lock();
+        let known = memory.known.get(exec).and_then(|known| known.fingerprint.as_deref());
+        known.is_some() && known == fingerprint
     }
 
     pub(super) fn deadline(&self, exec: &str) -> Option<Instant> {
