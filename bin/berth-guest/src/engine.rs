@@ -43,6 +43,8 @@ const INPUT: u64 = 1;
 const OUTPUTS: u64 = 2;
 /// From so many bytes on a command is one that writes much.
 const MUCH: u64 = 256 * 1024;
+/// What is in its pipes at the end is kept in any case, so they are only made longer where that is little beside the rest.
+const MUCH_KEPT: u64 = 16 << 20;
 /// How often writing to a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -249,7 +251,8 @@ impl Engine {
     }
 
     fn read_output(&mut self, number: u64, which: usize) {
-        let Some(Entry { exec: Some(exec), spool, .. }) = self.execs.get(number) else { return };
+        let Some(Entry { exec: Some(exec), spool, facts, .. }) = self.execs.get(number) else { return };
+        let keep = facts.keep;
         let room = spool.room(MAX_DATA).max(exec.owed(which)).min(MAX_DATA);
         let Some(fd) = &exec.pipes[which].fd else { return };
         if room == 0 {
@@ -265,7 +268,8 @@ impl Engine {
                 let dir = &self.spool_dir;
                 let mut file = || dir.file(number.to_string());
                 spool.append(which, &self.scratch[..len], now_us(), &mut file);
-                if before < MUCH && before + len as u64 >= MUCH {
+                let passed = before < MUCH && before + len as u64 >= MUCH;
+                if passed && keep >= MUCH_KEPT {
                     exec.widen(which);
                 }
             }

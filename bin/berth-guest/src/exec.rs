@@ -35,7 +35,7 @@ const DRAIN: Duration = Duration::from_millis(100);
 /// How often a tree that is being killed is looked at.
 const RECHECK: Duration = Duration::from_millis(5);
 /// Length of the pipes of commands that write much, in bytes.
-const LONG_PIPE: usize = 1 << 20;
+const LONG_PIPE: usize = 512 * 1024;
 
 /// What a person is told of a command that the kernel killed.
 const OUT_OF_MEMORY: &str = "killed by the kernel: the sandbox was out of memory";

@@ -41,8 +41,8 @@ const MERGE_US: u64 = 1000;
 const MOST_SLACK: u64 = 4 << 20;
 /// What one reader of the file reads ahead; longer than any record.
 const AHEAD: usize = 2 * (MAX_RECORD + HEADER);
-/// Room of a ring beyond what is to be kept: headers, and what was in the pipes at the end.
-const BEYOND: u64 = 4 << 20;
+/// Room of a ring beyond what is to be kept and headers: dropping goes by steps.
+const BEYOND: u64 = 256 * 1024;
 
 /// Numbers before the log in [`Spool::freeze`].
 const FROZEN: usize = 10;
@@ -123,7 +123,7 @@ impl Policy {
 
     /// Bytes of headers that there may be. Where records are that small more is dropped, or waited for.
     fn headers(self) -> u64 {
-        self.limit() / 2 + SMALL
+        self.limit() / 4 + SMALL
     }
 
     fn ring(self) -> u64 {
@@ -347,7 +347,9 @@ impl Spool {
         if self.disk.is_none() {
             self.disk = disk();
         }
-        let upto = self.flush_upto(stays);
+        // What was in the pipes at the end comes on top of what the ring has room for, and stays in memory.
+        let excess = (self.end.pos - self.first.pos).saturating_sub(self.policy.ring());
+        let upto = self.flush_upto(stays.max(usize::try_from(excess).unwrap_or(usize::MAX)));
         let len = (upto.pos - self.memory_from.pos) as usize;
         if len == 0 {
             return;
@@ -388,7 +390,7 @@ impl Spool {
             self.memory.clear();
             self.stale = 0;
             self.memory.shrink_to(2 * MAX_RECORD);
-        } else if self.stale >= FLUSH_AT / 2 || self.stale > self.memory.len() / 2 {
+        } else if self.stale > self.memory.len() / 2 {
             self.memory.drain(..self.stale);
             self.stale = 0;
         }

@@ -270,6 +270,24 @@ fn what_is_dropped_unread_is_counted_and_told() {
 }
 
 #[test]
+fn what_comes_at_the_end_beyond_all_room_is_kept() {
+    let mut world = World::new(Policy { bytes: 1 << 20, drop_oldest: false });
+    fill(&mut world, 2 << 20);
+    let disk = world.disk.clone();
+    let mut make = || Some(Box::new(disk.clone()) as Box<dyn Disk>);
+    for _ in 0..2 << 20 >> 16 {
+        let from = world.spool.written()[0];
+        world.now += 2000;
+        world.spool.append(0, &bytes(0, from, 1 << 16), world.now, &mut make);
+    }
+    world.spool.seal(&mut make);
+    assert!(disk.bytes.borrow().len() as u64 <= world.policy.ring());
+    let mut late = Got::new(&world.spool, [0, 0]);
+    late.read(&mut world.spool, usize::MAX);
+    assert_eq!((late.at, late.gaps), ([3 << 20, 0], 0));
+}
+
+#[test]
 fn a_full_disk_holds_the_command_up_and_loses_nothing() {
     let mut world = World::new(Policy { bytes: 8 << 20, drop_oldest: false });
     fill(&mut world, 1 << 20);
