@@ -203,4 +203,30 @@ mod tests {
         served.await.unwrap();
         assert!(!answer.starts_with(b"HTTP/1.1 2"), "{}", String::from_utf8_lossy(&answer));
     }
+
+    #[tokio::test]
+    async fn a_head_has_a_limit() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let answer_to = async |len: usize| {
+            let (client, server) = UnixStream::pair().unwrap();
+            let served = tokio::spawn(converse(server, Router::new(), CancellationToken::new(), HEAD_LIMIT));
+            let (mut reader, mut writer) = client.into_split();
+            let write = async move {
+                let head = format!(
+                    "GET / HTTP/1.1\r\nHost: berth\r\nConnection: close\r\nX: {}\r\n\r\n",
+                    "x".repeat(len)
+                );
+                // It is cut off where it gets too long.
+                let _ = writer.write_all(head.as_bytes()).await;
+                writer
+            };
+            let mut answer = Vec::new();
+            let read = async { reader.read_to_end(&mut answer).await };
+            let _ = tokio::join!(write, read);
+            served.await.unwrap();
+            String::from_utf8(answer).unwrap()
+        };
+        assert!(answer_to(BUFFER / 2).await.starts_with("HTTP/1.1 404"));
+        assert!(!answer_to(2 * BUFFER).await.starts_with("HTTP/1.1 404"));
+    }
 }

@@ -176,3 +176,6 @@ fn trailer(name: &'static str, value: &impl Serialize) -> io::Result<Frame<Bytes
     let value = HeaderValue::try_from(value).map_err(io::Error::other)?;
     Ok(Frame::trailers(HeaderMap::from_iter([(HeaderName::from_static(name), value)])))
 }
+
+#[cfg(test)]
+mod tests;

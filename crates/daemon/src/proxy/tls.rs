@@ -82,3 +82,48 @@ impl ServerCertVerifier for Anyone {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// Of somebody else than localhost, signed by itself; made for this test alone.
+    const CERTIFICATE: &[u8] = include_bytes!("fixtures/certificate.der");
+    const KEY: &[u8] = include_bytes!("fixtures/key.der");
+
+    #[tokio::test]
+    async fn a_server_may_be_anybody() {
+        let key = PrivateKeyDer::try_from(KEY).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![CertificateDer::from(CERTIFICATE)], key)
+            .unwrap();
+        let (near, far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(async move {
+            let mut server = TlsAcceptor::from(Arc::new(config)).accept(far).await.unwrap();
+            server.write_all(b"sealed").await.unwrap();
+            server.shutdown().await.unwrap();
+        });
+        let mut client = connect(near).await.unwrap();
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "sealed");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_speak_tls_is_an_error() {
+        let (near, mut far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(async move {
+            far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            let _ = far.read_to_end(&mut Vec::new()).await;
+        });
+        assert!(connect(near).await.is_err());
+    }
+}
