@@ -415,6 +415,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_guest_is_looked_for_where_its_version_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (instance, own) = (dir.path().join("i"), dir.path().join("i/s"));
+        std::fs::create_dir_all(own.join("guest")).unwrap();
+        std::fs::write(own.join("guest/cgroup.procs"), "7\n").unwrap();
+        std::fs::write(instance.join("cgroup.procs"), "8\n9\n").unwrap();
+        let cgroup = |version, memory: Option<&PathBuf>| Cgroup {
+            version,
+            dirs: vec![own.clone()],
+            memory: memory.cloned(),
+            cpu: None,
+            pids: None,
+            processes: Some(own.clone()),
+            reserved: None,
+        };
+        let held = |cgroup: &Cgroup| [7, 8, 9, 10].map(|pid| cgroup.holds_guest(pid).unwrap());
+        assert_eq!(held(&cgroup(Version::V2, None)), [true, false, false, false]);
+        assert_eq!(held(&cgroup(Version::V1, Some(&own))), [true, false, false, false]);
+        // Without a memory controller the guest is in the instance's groups alone.
+        assert_eq!(held(&cgroup(Version::V1, None)), [true, true, true, false]);
+        // Where there are no groups they cannot tell.
+        assert!(Cgroup { processes: None, ..cgroup(Version::V2, None) }.holds_guest(10).unwrap());
+    }
+
+    #[test]
     fn what_is_set_aside_above_is_the_sum() {
         let dir = tempfile::tempdir().unwrap();
         let groups = vec![dir.path().to_owned(), dir.path().join("i")];
