@@ -167,7 +167,8 @@ impl Node {
             let problem = "with detach there is nobody whose going away could kill it".to_owned();
             return Err(Error::BadRequest { field: "on_disconnect", problem });
         }
-        let exec = self.exec(sandbox, request).await?;
+        // What is sent to who is attached counts as read, and may be dropped: nobody reads here.
+        let exec = self.exec(sandbox, ExecRequest { from: input::NO_OUTPUT, ..request }).await?;
         let (sandbox, live, id) = (exec.sandbox.clone(), exec.live.clone(), exec.id.clone());
         // Nobody is attached to it from here on, and so it is told.
         drop(exec);

@@ -12,6 +12,7 @@ use berth_types::exec::{
     TerminalSize,
 };
 use berth_types::files::FsRequest;
+use berth_wire::Offsets;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
@@ -56,7 +57,8 @@ async fn a_repeated_request_never_runs_twice() {
     let repeated = ExecRequest { from, ..shell("e", "exit 3") };
     let second = all(&mut world.node.exec(&id, repeated).await.unwrap()).await;
     assert_eq!((second.0, second.1.as_slice(), second.2), (true, &b"ut"[..], first.2));
-    assert_eq!(*world.controls.started.lock().unwrap(), ["e"]);
+    let started = world.controls.started.lock().unwrap().clone();
+    assert_eq!(started, [("e".to_owned(), Offsets::default())]);
     let error = world.node.exec(&id, shell("e", "exit 4")).await.err().unwrap();
     assert_eq!(code(&error), (Kind::Conflict, "exec_id_taken".into()));
     assert_eq!(world.node.execs(&id).await.unwrap().items.len(), 1);
@@ -167,6 +169,9 @@ async fn what_is_over_or_unknown_is_told_apart() {
     let size = TerminalSize { rows: 1, cols: 1 };
     let info = world.node.exec_detached(&id, shell("runs", "sleep")).await.unwrap();
     assert_eq!((info.id.as_str(), info.attached, info.status), ("runs", 0, None));
+    // What is delivered may be dropped, so nothing is.
+    let nothing = Offsets { stdout: u64::MAX, stderr: u64::MAX };
+    assert_eq!(world.controls.started.lock().unwrap()[0], ("runs".to_owned(), nothing));
     world.node.exec_detached(&id, shell("over", "exit 0")).await.unwrap();
     world.node.signal_exec(&id, "runs", &signal).await.unwrap();
     world.node.resize_exec(&id, "runs", size).await.unwrap();

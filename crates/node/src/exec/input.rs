@@ -19,7 +19,7 @@ use crate::{Error, Node};
 const PIECE: usize = 64 << 10;
 
 /// Where there never is any output: an attachment from there on gets none, and holds none up.
-const NO_OUTPUT: ExecOffsets = ExecOffsets { stdout: u64::MAX, stderr: u64::MAX };
+pub(super) const NO_OUTPUT: ExecOffsets = ExecOffsets { stdout: u64::MAX, stderr: u64::MAX };
 
 /// How often input that came with a request is begun anew when others take the exec's input meanwhile.
 const MOST_TRIES: usize = 16;

@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 
 use super::encoded;
 
-/// The ids of the commands that guests have started, once for each time.
-pub(crate) type Started = Arc<Mutex<Vec<String>>>;
+/// The ids of the commands that guests have started, once for each time, and from where on their output was wanted.
+pub(crate) type Started = Arc<Mutex<Vec<(String, Offsets)>>>;
 
 struct FakeExec {
     fingerprint: Option<String>,
@@ -138,7 +138,7 @@ impl FakeGuest {
     }
 
     fn start(&mut self, channel: u32, exec: berth_wire::Exec) {
-        self.started.lock().unwrap().push(exec.id.clone());
+        self.started.lock().unwrap().push((exec.id.clone(), exec.from));
         let streams = exec.stdin == Stdin::Stream;
         let known = FakeExec {
             fingerprint: exec.fingerprint,
