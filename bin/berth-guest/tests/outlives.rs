@@ -71,8 +71,10 @@ fn layers(dir: &Path) {
     fs::create_dir(dir.join("data")).unwrap();
 }
 
-fn instance() -> String {
-    format!("g{:06x}", std::process::id() & 0xff_ffff)
+/// Another one for each test, and the same for all daemons of one: by the random end of the directory's name.
+fn instance(dir: &Path) -> String {
+    let name = dir.file_name().unwrap().to_string_lossy().to_lowercase();
+    format!("g{}", &name[name.len() - 6..])
 }
 
 async fn start(
@@ -138,7 +140,7 @@ fn daemon() -> ExitCode {
 fn killed_daemon(dir: &Path, engine: Kind, orphan: Duration) -> String {
     let mut daemon: Child = Command::new("/proc/self/exe")
         .args([DAEMON_ARG.as_ref(), dir.as_os_str()])
-        .args([instance(), engine.to_string(), orphan.as_millis().to_string()])
+        .args([instance(dir), engine.to_string(), orphan.as_millis().to_string()])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -163,7 +165,7 @@ async fn out_of(guest: &Guest, line: &str) -> String {
 
 async fn adopt(dir: &Path, engine: Kind, record: &str) -> (ContainerDriver, Arc<dyn Machine>) {
     let (driver, mut adopted) =
-        start(dir, &instance(), engine, vec![("s".to_owned(), record.to_owned())]).await;
+        start(dir, &instance(dir), engine, vec![("s".to_owned(), record.to_owned())]).await;
     (driver, adopted.remove(0).1.unwrap())
 }
 
@@ -226,7 +228,7 @@ fn ends_in_time() {
     runtime().block_on(async {
         rig::until("it has ended", || !rig::is_alive(&pid)).await;
         let adopt = vec![("s".to_owned(), record)];
-        let (driver, mut adopted) = start(dir.path(), &instance(), Kind::Plain, adopt).await;
+        let (driver, mut adopted) = start(dir.path(), &instance(dir.path()), Kind::Plain, adopt).await;
         let error = adopted.remove(0).1.err().unwrap();
         assert!(matches!(error, berth_sandbox::Error::NotThere(_)), "{error}");
         driver.shutdown().await;

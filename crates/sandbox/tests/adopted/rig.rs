@@ -97,7 +97,9 @@ impl Rig {
     pub fn new() -> Self {
         let dir = TempDir::with_prefix("berth-adopted-").unwrap();
         fs::create_dir(dir.path().join("data")).unwrap();
-        let instance = format!("t{:06x}", std::process::id() & 0xff_ffff);
+        // Another one for each test: by the random end of the directory's name.
+        let name = dir.path().file_name().unwrap().to_string_lossy().to_lowercase();
+        let instance = format!("t{}", &name[name.len() - 6..]);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         guest(dir.path());
         Self { dir, instance, runtime }
