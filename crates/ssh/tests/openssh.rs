@@ -10,8 +10,13 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate, load_secret_key};
+use russh::{ChannelMsg, Sig};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use world::{World, sftp_server};
 
 macro_rules! world {
@@ -84,21 +89,25 @@ fn a_command_has_its_own_streams_and_its_exit_code() {
 fn input_and_output_arrive_whole() {
     let world = world!();
     let data = pattern(20 << 20);
-    let mut ssh = world.ssh("box", &[], &["cat; echo end >&2"]).stdin(Stdio::piped()).spawn().unwrap();
-    let mut stdin = ssh.stdin.take().unwrap();
-    let copy = data.clone();
-    let writer = std::thread::spawn(move || stdin.write_all(&copy).unwrap());
-    let output = ssh.wait_with_output().unwrap();
-    writer.join().unwrap();
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), "end\n".into()));
-    assert!(output.stdout == data, "{} bytes came back", output.stdout.len());
+    // The second time with new keys for every megabyte.
+    for options in [&[][..], &["-o", "RekeyLimit=1M"]] {
+        let mut ssh =
+            world.ssh("box", options, &["cat; echo end >&2"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = ssh.stdin.take().unwrap();
+        let copy = data.clone();
+        let writer = std::thread::spawn(move || stdin.write_all(&copy).unwrap());
+        let output = ssh.wait_with_output().unwrap();
+        writer.join().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), "end\n".into()), "{options:?}");
+        assert!(output.stdout == data, "{} bytes came back, {options:?}", output.stdout.len());
+    }
 }
 
 #[test]
 fn a_client_that_writes_more_than_it_reads_is_not_the_end_of_both() {
     let world = world!();
     // Much more than all windows, queues and pipes on the way together.
-    let data = pattern(96 << 20);
+    let data = pattern(48 << 20);
     let mut ssh = Ended(world.ssh("box", &[], &["cat"]).stdin(Stdio::piped()).spawn().unwrap());
     let mut stdin = ssh.0.stdin.take().unwrap();
     let copy = data.clone();
@@ -212,6 +221,82 @@ fn a_terminal_has_a_size_and_a_shell_in_it() {
     let output = shell.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(5));
     assert!(text(&output.stdout).contains("42"), "{}", text(&output.stdout));
+}
+
+#[test]
+fn the_size_of_the_clients_terminal_goes_along() {
+    let world = world!();
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let resize = |rows, cols| {
+        let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&master, size).unwrap();
+    };
+    resize(30, 100);
+    let path = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = || fs::File::options().read(true).write(true).open(&path).unwrap();
+    // The client in a session of its own, whose terminal that is.
+    let line = "trap 'stty size' WINCH; stty size; while :; do sleep 0.05; done";
+    let ssh = world.ssh("box", &["-t"], &[line]);
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "--wait"]).arg(ssh.get_program()).args(ssh.get_args());
+    command.stdin(terminal()).stdout(terminal()).stderr(terminal());
+    let _ssh = Ended(command.spawn().unwrap());
+    drop(command);
+    let (sender, pieces) = std::sync::mpsc::channel();
+    let mut reader = fs::File::from(master.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1024];
+        while let Ok(len @ 1..) = reader.read(&mut buffer) {
+            let _ = sender.send(text(&buffer[..len]));
+        }
+    });
+    let mut seen = String::new();
+    let mut until = |what: &str| {
+        while !seen.contains(what) {
+            let piece = pieces.recv_timeout(Duration::from_secs(30));
+            seen.push_str(&piece.unwrap_or_else(|_| panic!("no {what:?} in {seen:?}")));
+        }
+    };
+    until("30 100");
+    resize(50, 132);
+    until("50 132");
+}
+
+/// Takes any server for the right one: what is tried here is something else.
+struct Trusting;
+
+impl russh::client::Handler for Trusting {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+}
+
+#[test]
+fn a_client_may_send_signals_and_is_told_of_them() {
+    let world = world!();
+    let key = Arc::new(load_secret_key(world.keys.client().unwrap(), None).unwrap());
+    let told = world.block_on(async {
+        let mut client = russh::client::connect(Arc::default(), world.address, Trusting).await.unwrap();
+        let key = PrivateKeyWithHashAlg::new(key, None);
+        assert!(client.authenticate_publickey("box", key).await.unwrap().success());
+        let mut channel = client.channel_open_session().await.unwrap();
+        channel.exec(true, "echo up; exec sleep 600").await.unwrap();
+        let (mut signal, mut status) = (None, None);
+        while let Some(message) = channel.wait().await {
+            match message {
+                ChannelMsg::Data { .. } => channel.signal(Sig::TERM).await.unwrap(),
+                ChannelMsg::ExitSignal { signal_name, .. } => signal = Some(signal_name),
+                ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
+                _ => {}
+            }
+        }
+        (signal, status)
+    });
+    assert!(matches!(told, (Some(Sig::TERM), Some(143))), "{told:?}");
 }
 
 #[test]

@@ -316,6 +316,13 @@ impl World {
         self.ssh("box", &[], &[line]).output().unwrap()
     }
 
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        let runtime = self.runtime.as_ref().unwrap();
+        runtime.block_on(async {
+            tokio::time::timeout(std::time::Duration::from_secs(60), future).await.unwrap()
+        })
+    }
+
     /// Stops the door, and waits for that.
     pub(crate) fn close(&mut self) {
         self.stop.cancel();
