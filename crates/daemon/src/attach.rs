@@ -27,7 +27,7 @@ const MESSAGE: usize = 64 << 10;
 /// Binary messages, each of one or more whole frames. To the client: the frames of the exec stream; after the last one
 /// (`exited` or an error) the WebSocket is closed, with code 1000 after `exited`. To the exec: 16 bytes of input, 17
 /// (empty) the end of its input, 18 a `TerminalSize`, 19 a `SignalRequest`. With `stdin=true` this client gives the input from now on,
-/// in place of the one that did so far; `stdin_offset` in `started` says where in the input its first byte is. A client
+/// in place of the one that did so far, whose WebSocket ends with the error `stdin_taken`; `stdin_offset` in `started` says where in the input its first byte is. A client
 /// that closes, or answers no ping for a minute, detaches.
 #[utoipa::path(get, path = "/v1/sandboxes/{id}/execs/{exec}/attach", tag = "execs",
     params(("id" = String, Path), ("exec" = String, Path), ("stdout" = Option<u64>, Query), ("stderr" = Option<u64>, Query),
@@ -45,8 +45,15 @@ pub(crate) async fn attach(
     let attached = app.node.attach_exec(&id, &exec, spec).await?;
     let wishes =
         OfNode { node: app.node.clone(), input: attached.input(), wants_input: stdin, sandbox: id, exec };
+    let taken = attached.input_taken();
+    let replaced = async move {
+        match stdin {
+            true => taken.await,
+            false => std::future::pending().await,
+        }
+    };
     let (told, stop) = (told(attached).boxed(), app.stop.clone());
-    Ok(upgrade.talk(move |inbox, outbox| talk(inbox, outbox, told, wishes, stop)))
+    Ok(upgrade.talk(move |inbox, outbox| talk(inbox, outbox, told, wishes, replaced, stop)))
 }
 
 /// What a client wants of an exec.
@@ -159,11 +166,14 @@ async fn talk(
     mut outbox: Outbox,
     mut told: BoxStream<'static, Told>,
     exec: impl Exec,
+    replaced: impl Future<Output = ()> + Send,
     stop: CancellationToken,
 ) {
     let end = tokio::select! {
         biased;
         end = tell(&mut outbox, &mut told) => end,
+        // What it sends from now on would be lost in silence.
+        () = replaced => End::Fault(ApiError::new(Kind::Conflict, "stdin_taken", "another client gives the input now")),
         end = hear(&mut inbox, &exec) => end,
         () = stop.cancelled() => End::Stopping,
     };

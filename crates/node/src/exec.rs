@@ -272,6 +272,17 @@ impl Exec {
         self.input.clone()
     }
 
+    /// Waits until somebody else gives it its input: what is written to [`Exec::input`] goes nowhere then.
+    pub fn input_taken(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut taken = self.live.execs.input_taken(&self.id);
+        async move {
+            if taken.changed().await.is_err() {
+                // It is forgotten: nobody can take it any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// What happened next; after [`ExecOutput::Exited`], [`ExecOutput::Detached`] and an error there is nothing more to
     /// ask for. Nothing is lost when the future is dropped.
     ///

@@ -33,6 +33,13 @@ impl Exec for Fake {
 
 /// A client that is attached to an exec which says what comes through the channel, and then nothing.
 async fn attached() -> (Client, mpsc::UnboundedSender<Told>, Wishes, mpsc::Receiver<()>) {
+    attached_until(std::future::pending()).await
+}
+
+/// The same, whose place somebody else takes.
+async fn attached_until(
+    replaced: impl Future<Output = ()> + Send + 'static,
+) -> (Client, mpsc::UnboundedSender<Told>, Wishes, mpsc::Receiver<()>) {
     let (say, said) = mpsc::unbounded_channel();
     let (token, gone) = mpsc::channel(1);
     let exec = Fake { _attached: Some(token), ..Fake::default() };
@@ -40,10 +47,9 @@ async fn attached() -> (Client, mpsc::UnboundedSender<Told>, Wishes, mpsc::Recei
     let told = stream::unfold(said, |mut said| async { Some((said.recv().await?, said)) })
         .chain(stream::pending())
         .boxed();
-    let client =
-        connect(
-            |inbox, outbox| async move { talk(inbox, outbox, told, exec, CancellationToken::new()).await },
-        );
+    let client = connect(|inbox, outbox| async move {
+        talk(inbox, outbox, told, exec, replaced, CancellationToken::new()).await
+    });
     (client.await, say, wishes, gone)
 }
 
@@ -148,6 +154,14 @@ async fn a_wish_that_is_refused_says_why() {
     client.send(Message::binary(frame_of(frame::SIGNAL, br#"{"signal":"NONE"}"#))).await.unwrap();
     let last = received(&mut client).await;
     assert_eq!(serde_json::from_slice::<ApiError>(&last[5..]).unwrap().message, "no such signal");
+    assert_eq!(closed(&mut client).await.0, 1008);
+}
+
+#[tokio::test]
+async fn a_client_whose_input_another_gives_is_told() {
+    let (mut client, _say, _, _gone) = attached_until(async {}).await;
+    let last = received(&mut client).await;
+    assert_eq!(serde_json::from_slice::<ApiError>(&last[5..]).unwrap().code, "stdin_taken");
     assert_eq!(closed(&mut client).await.0, 1008);
 }
 

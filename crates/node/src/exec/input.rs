@@ -60,6 +60,8 @@ impl Node {
         let (sandbox, _, live) = self.live(sandbox)?;
         let turn = tokio::time::timeout(TRANSFER, live.execs.input(exec).lock_owned()).await;
         let _turn = turn.map_err(|_| Error::StdinTaken { exec: exec.to_owned() })?;
+        // Whoever is attached and gave it its input so far learns of it.
+        live.execs.take_input(exec);
         let mut given_elsewhere = live.execs.input_taken(exec);
         let taken = self.attach_input(&sandbox, &live, exec, true).await?;
         let Some(input) = taken.exec.input() else {
