@@ -32,6 +32,8 @@ use socket::{Socket, Step};
 
 /// Most sockets at once. Each may hold a window of bytes, in the sandbox's memory.
 const MAX_SOCKETS: usize = 1024;
+/// Times that data is passed on before others have their turn at the link.
+const BUDGET: usize = 4;
 /// Events that are taken at once.
 const EVENTS: usize = 64;
 
@@ -67,6 +69,8 @@ pub(crate) struct Sockets {
     connecting: HashSet<u32>,
     /// Last words of channels that are over.
     replies: Vec<(u32, Reply)>,
+    /// When the last turn ended, if there was more to pass on.
+    again: Option<Instant>,
     /// There from the first socket on.
     scratch: Box<[u8]>,
 }
@@ -79,6 +83,7 @@ impl Sockets {
             queue: VecDeque::new(),
             connecting: HashSet::new(),
             replies: Vec::new(),
+            again: None,
             scratch: Box::default(),
         })
     }
@@ -171,46 +176,53 @@ impl Sockets {
 
     /// When [`Sockets::settle`] has something to do without anything else happening.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
-        self.connecting.iter().filter_map(|channel| self.open.get(channel)?.next_timer()).min()
+        let timers = self.connecting.iter().filter_map(|channel| self.open.get(channel)?.next_timer());
+        timers.chain(self.again).min()
     }
 
-    /// Does whatever has become possible, as long as `sink` has room for it.
+    /// Does what has become possible, as long as `sink` has room for it and others have waited long enough.
     pub(crate) fn settle(&mut self, now: Instant, sink: &mut impl Sink) {
         self.take_events();
-        let due = |channel: &u32| self.open.get(channel)?.next_timer().filter(|at| *at <= now).map(|_| *channel);
+        let due =
+            |channel: &u32| self.open.get(channel)?.next_timer().filter(|at| *at <= now).map(|_| *channel);
         for channel in self.connecting.iter().filter_map(due).collect::<Vec<_>>() {
             self.look_at(channel);
         }
+        let mut budget = BUDGET;
         loop {
             let mut held = VecDeque::new();
             for _ in 0..self.queue.len() {
-                held.extend(self.step(now, sink));
+                held.extend(self.step(now, sink, &mut budget));
             }
             // Those that found no room are the first to get some.
             held.append(&mut self.queue);
             self.queue = held;
-            if self.queue.is_empty() || !sink.has_room() {
+            if self.queue.is_empty() || budget == 0 || !sink.has_room() {
                 break;
             }
         }
+        self.again = (budget == 0 && !self.queue.is_empty()).then_some(now);
         for (channel, reply) in self.replies.drain(..) {
             sink.send(channel, Body::Event(reply));
         }
     }
 
     /// Looks at the first in the queue; gives its channel if there is no room for it.
-    fn step(&mut self, now: Instant, sink: &mut impl Sink) -> Option<u32> {
+    fn step(&mut self, now: Instant, sink: &mut impl Sink, budget: &mut usize) -> Option<u32> {
         let channel = self.queue.pop_front()?;
         // Absent if it was cancelled meanwhile.
         let socket = self.open.get_mut(&channel)?;
         socket.queued = false;
-        let step = socket.step(channel, now, &self.epoll, sink, &mut self.scratch);
+        let step = socket.step(channel, now, &self.epoll, sink, &mut self.scratch, *budget > 0);
         if socket.is_connected() {
             self.connecting.remove(&channel);
         }
         match step {
             Step::Idle => {}
-            Step::More => self.look_at(channel),
+            Step::More => {
+                *budget = budget.saturating_sub(1);
+                self.look_at(channel);
+            }
             Step::Held => {
                 socket.queued = true;
                 return Some(channel);

@@ -114,6 +114,7 @@ impl Engine {
         // Work lets go of its queues, which ends its thread; and what that still has to say is not to be taken for news
         // of a channel of the next connection.
         self.channels.clear();
+        self.sockets.clear();
         self.quiesces.iter_mut().for_each(|quiesce| quiesce.channel = 0);
         let (sender, notes) = channel();
         self.notes = notes;

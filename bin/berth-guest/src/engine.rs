@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
+use crate::connect::Sockets;
 use crate::connections::Connections;
 use crate::exec::{Means, above_stdio};
 use crate::execs::{Entry, Execs};
@@ -34,6 +35,7 @@ pub(crate) const CONTROL: u64 = 0;
 const CHILDREN: u64 = 1;
 const NOTES: u64 = 2;
 const LISTENER: u64 = 3;
+const SOCKETS: u64 = 4;
 /// Set in the tokens of pipes that outlived their exec.
 const LEFTOVER: u64 = 1 << 63;
 /// Tokens of an exec are its number, from 1 on, above these eight bits, and in them one of these.
@@ -73,6 +75,8 @@ pub(crate) struct Engine {
     pub(crate) means: Means,
     pub(crate) channels: HashMap<u32, Channel>,
     pub(crate) execs: Execs,
+    /// Connected to sockets of the sandbox; their channels are not among `channels`.
+    pub(crate) sockets: Sockets,
     pub(crate) spool_dir: SpoolDir,
     pub(crate) quiesces: Vec<Quiesce>,
     /// Reading ends of pipes whose exec is over but to which something still writes. They stay open, read and thrown
@@ -117,6 +121,7 @@ impl Engine {
             means: Means { null, surroundings },
             channels: HashMap::new(),
             execs: Execs::new(spool_dir.clone()),
+            sockets: Sockets::new().map_err(|errno| system("make an epoll for sockets", errno))?,
             spool_dir,
             quiesces: Vec::new(),
             leftovers: HashMap::new(),
@@ -128,6 +133,7 @@ impl Engine {
         };
         watch(&engine.epoll, engine.children.as_fd(), CHILDREN)?;
         watch(&engine.epoll, engine.bell.wake.as_fd(), NOTES)?;
+        watch(&engine.epoll, engine.sockets.fd(), SOCKETS)?;
         if let Some(listener) = engine.connections.listener() {
             watch(&engine.epoll, listener, LISTENER)?;
         }
@@ -177,7 +183,8 @@ impl Engine {
                 let served = self.receive();
                 return self.goes_on(served);
             }
-            CONTROL => {}
+            // What sockets have to tell is looked at in every turn.
+            CONTROL | SOCKETS => {}
             CHILDREN => self.reap()?,
             NOTES => self.read_notes(),
             LISTENER => self.accept()?,
@@ -322,6 +329,7 @@ impl Engine {
         if self.retry_at.is_some_and(|at| now >= at) {
             self.retry_disk();
         }
+        self.sockets.settle(now, &mut self.link);
         self.settle_work();
         for number in self.execs.in_turn() {
             self.settle_exec(number, now)?;
@@ -476,7 +484,8 @@ impl Engine {
     fn next_timer(&mut self) -> Option<Instant> {
         let quiesces = self.quiesces.iter().map(Quiesce::next_timer).min();
         let execs = self.execs.all().filter_map(|(_, entry)| entry.exec.as_ref()?.next_timer()).min();
-        let others = [self.sweep_at, self.retry_at, self.connections.next_timer(), quiesces];
+        let sockets = self.sockets.next_timer();
+        let others = [self.sweep_at, self.retry_at, self.connections.next_timer(), quiesces, sockets];
         others.into_iter().flatten().chain(execs).min()
     }
 

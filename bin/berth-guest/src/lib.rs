@@ -29,7 +29,6 @@ use std::time::Duration;
 mod accounts;
 mod archive;
 mod attachment;
-#[allow(dead_code, reason = "the loop drives no sockets yet")]
 mod connect;
 mod connections;
 mod engine;

@@ -44,7 +44,7 @@ impl Engine {
     }
 
     fn open(&mut self, channel: u32, request: Request) -> Result<Served, Error> {
-        if self.channels.contains_key(&channel) {
+        if self.channels.contains_key(&channel) || self.sockets.has(channel) {
             return Err(Error::Unexpected { channel });
         }
         let answer = match request {
@@ -61,6 +61,10 @@ impl Engine {
             Request::Signal { id, signal, tree } => Some(self.signal(&id, signal, tree)),
             Request::Resize { id, size } => Some(self.told(&id, |exec| exec.resize(size))),
             Request::Execs { id } => Some(self.list(id.as_deref())),
+            Request::Connect(socket) => {
+                self.sockets.open(channel, &socket, std::time::Instant::now());
+                None
+            }
             other => match work::start(channel, other, self.bell.clone()) {
                 Ok(work) => {
                     self.channels.insert(channel, Channel::Work(work));
@@ -201,7 +205,7 @@ impl Engine {
                 }
             }
             Some(Channel::Waiting) => return Err(Error::Unexpected { channel }),
-            None => {}
+            None => self.sockets.data(channel, data).map_err(window)?,
         }
         Ok(())
     }
@@ -216,7 +220,8 @@ impl Engine {
                     entry.input.end();
                 }
             }
-            Some(Channel::Waiting) | None => {}
+            Some(Channel::Waiting) => {}
+            None => self.sockets.end(channel),
         }
     }
 
@@ -226,7 +231,11 @@ impl Engine {
                 self.execs.get(*number).and_then(|entry| entry.attachment(channel)).map(|one| &mut one.send)
             }
             Some(Channel::Work(work)) => Some(&mut work.send),
-            Some(Channel::Waiting) | None => None,
+            Some(Channel::Waiting) => None,
+            None => {
+                let granted = self.sockets.credit(channel, bytes);
+                return granted.map_err(|source| Error::Window { channel, source });
+            }
         };
         let Some(window) = window else { return Ok(()) };
         window.grant(bytes).map_err(|source| Error::Window { channel, source })
@@ -252,7 +261,8 @@ impl Engine {
                 self.channels.remove(&channel);
                 self.link.reply(channel, &Reply::Detached);
             }
-            Some(Channel::Waiting) | None => {}
+            Some(Channel::Waiting) => {}
+            None => self.sockets.cancel(channel),
         }
     }
 }

@@ -138,6 +138,7 @@ impl Socket {
         epoll: &OwnedFd,
         sink: &mut impl Sink,
         scratch: &mut [u8],
+        may_read: bool,
     ) -> Step {
         if self.attempt.is_some() {
             match self.connect(channel, now, epoll) {
@@ -147,7 +148,7 @@ impl Socket {
             }
         }
         self.write(channel, sink);
-        match self.read(channel, sink, scratch) {
+        match self.read(channel, sink, scratch, may_read) {
             Step::Idle if self.is_over() => Step::Over(self.last_word()),
             step => step,
         }
@@ -237,11 +238,11 @@ impl Socket {
 
     // ---- from the peer to the host ----
 
-    fn read(&mut self, channel: u32, sink: &mut impl Sink, scratch: &mut [u8]) -> Step {
+    fn read(&mut self, channel: u32, sink: &mut impl Sink, scratch: &mut [u8], may_read: bool) -> Step {
         let Some(fd) = self.fd.as_ref().filter(|_| self.readable && !self.peer_ended) else {
             return Step::Idle;
         };
-        if !sink.has_room() {
+        if !may_read || !sink.has_room() {
             return Step::Held;
         }
         // The end needs no room in the window.
@@ -273,8 +274,7 @@ impl Socket {
 
     /// Both halves are closed: the host's also where nobody is left to take what it may still send.
     fn is_over(&self) -> bool {
-        let host_is_done =
-            self.shut || self.refused.is_some() || (self.hung_up && self.outgoing.is_empty());
+        let host_is_done = self.shut || self.refused.is_some() || (self.hung_up && self.outgoing.is_empty());
         self.is_connected() && self.peer_ended && host_is_done
     }
 
@@ -311,12 +311,7 @@ fn broken(operation: &str, errno: Errno) -> Failure {
 }
 
 /// Begins to connect; whether it is at once. `EAGAIN` when the queue of a unix socket is full.
-fn begin(
-    target: &Target,
-    channel: u32,
-    epoll: &OwnedFd,
-    place: &mut Option<OwnedFd>,
-) -> Result<bool, Errno> {
+fn begin(target: &Target, channel: u32, epoll: &OwnedFd, place: &mut Option<OwnedFd>) -> Result<bool, Errno> {
     let family = match target {
         Target::Tcp(address) if address.is_ipv4() => AddressFamily::INET,
         Target::Tcp(_) => AddressFamily::INET6,

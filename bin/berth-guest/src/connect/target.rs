@@ -66,11 +66,15 @@ fn addresses(host: &str) -> failure::Result<Vec<IpAddr>> {
         return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
     }
     if name.is_empty() || name.len() > MAX_NAME {
-        return Err(failure::because(FailureCode::Invalid, "the name of the host is empty or too long", None));
+        return Err(failure::because(
+            FailureCode::Invalid,
+            "the name of the host is empty or too long",
+            None,
+        ));
     }
     let hosts = users::read("/etc/hosts");
-    let hosts =
-        hosts.map_err(|error| failure::because(FailureCode::Io, format!("look up {name:?}: {error}"), None))?;
+    let hosts = hosts
+        .map_err(|error| failure::because(FailureCode::Io, format!("look up {name:?}: {error}"), None))?;
     let found = look_up(name, &hosts);
     if found.is_empty() {
         let message = format!("{name:?} is neither an address nor in the sandbox's /etc/hosts");

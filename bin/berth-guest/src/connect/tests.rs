@@ -85,8 +85,12 @@ impl Host {
                 return;
             }
             assert!(Instant::now() < limit, "{what}: {:?}", self.news.last);
+            if self.sockets.next_timer().is_some_and(|at| at <= Instant::now()) {
+                continue;
+            }
             let fd = self.sockets.fd();
-            poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 })).unwrap();
+            poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }))
+                .unwrap();
         }
     }
 
@@ -243,7 +247,12 @@ fn sockets_take_turns_where_there_is_little_room() {
         host.turn();
     }
     for channel in 1..=3 {
-        assert_eq!(host.news.order.iter().filter(|turn| **turn == channel).count(), 2, "{:?}", host.news.order);
+        assert_eq!(
+            host.news.order.iter().filter(|turn| **turn == channel).count(),
+            2,
+            "{:?}",
+            host.news.order
+        );
     }
 }
 
