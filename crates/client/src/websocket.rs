@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, handshake::client::Request};
 
@@ -243,6 +244,11 @@ impl AsyncRead for PortStream {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
                 Some(Ok(Message::Binary(data))) if data.is_empty() => self.is_over = true,
                 Some(Ok(Message::Binary(data))) => self.read = data,
+                // Any other goodbye than that to an end says that there was none.
+                Some(Ok(Message::Close(Some(frame)))) if frame.code != CloseCode::Normal => {
+                    let reason = frame.reason.as_str().to_owned();
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, reason)));
+                }
                 Some(Ok(Message::Close(_))) => self.is_over = true,
                 Some(Ok(_)) => {}
                 Some(Err(tungstenite::Error::ConnectionClosed)) => self.is_over = true,
