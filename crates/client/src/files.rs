@@ -156,9 +156,13 @@ impl Client {
     /// A tar of a path of a sandbox.
     pub async fn get_archive(&self, sandbox: &str, source: &ArchiveOut) -> Result<ArchiveStream, Error> {
         let mut query = format!("/archive?path={}", encode(&source.path));
-        for (name, patterns) in
-            [("exclude", &source.exclude), ("include", &source.include), ("protect", &source.protect)]
-        {
+        let patterns = [
+            ("exclude", &source.exclude),
+            ("include", &source.include),
+            ("exclude_files", &source.exclude_files),
+            ("protect", &source.protect),
+        ];
+        for (name, patterns) in patterns {
             if !patterns.is_empty() {
                 query.push_str(&format!("&{name}={}", encode(patterns)));
             }

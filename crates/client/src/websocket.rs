@@ -50,7 +50,7 @@ pub struct Attached {
     is_over: bool,
 }
 
-/// A connection to a port inside a sandbox. Either side ends its half with an empty message; dropping it ends both.
+/// A connection to a port inside a sandbox. `shutdown` ends this side's half alone; dropping it ends both.
 pub struct PortStream {
     socket: Socket,
     read: Bytes,
@@ -242,7 +242,6 @@ impl AsyncRead for PortStream {
     ) -> Poll<io::Result<()>> {
         while self.read.is_empty() && !self.is_over {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
-                Some(Ok(Message::Binary(data))) if data.is_empty() => self.is_over = true,
                 Some(Ok(Message::Binary(data))) => self.read = data,
                 // Any other goodbye than that to an end says that there was none.
                 Some(Ok(Message::Close(Some(frame)))) if frame.code != CloseCode::Normal => {
@@ -286,7 +285,7 @@ impl AsyncWrite for PortStream {
                 Err(error) if is_gone(&error) => return Poll::Ready(Ok(())),
                 ready => ready.map_err(io::Error::other)?,
             }
-            let end = Message::Binary(Bytes::new());
+            let end = Message::Text("end".into());
             Pin::new(&mut self.socket).start_send(end).map_err(io::Error::other)?;
             self.has_ended = true;
         }

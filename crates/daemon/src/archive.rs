@@ -39,7 +39,7 @@ pub(crate) async fn put(
 #[utoipa::path(get, path = "/v1/sandboxes/{id}/archive", tag = "files",
     params(("id" = String, Path), ("path" = String, Query), ("exclude" = Option<String>, Query),
         ("ignore_failed_read" = Option<bool>, Query), ("include" = Option<String>, Query),
-        ("protect" = Option<String>, Query), ("sparse" = Option<bool>, Query)),
+        ("exclude_files" = Option<String>, Query), ("protect" = Option<String>, Query), ("sparse" = Option<bool>, Query)),
     responses((status = 200, content_type = "application/x-tar", body = String), (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(crate) async fn get(

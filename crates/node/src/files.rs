@@ -186,6 +186,7 @@ impl Node {
             follow: true,
             ignore_failed_read: request.ignore_failed_read,
             include: lines(&request.include),
+            exclude_files: lines(&request.exclude_files),
             protect: lines(&request.protect),
             sparse: request.sparse,
             ..PackSpec::default()

@@ -54,7 +54,10 @@ pub struct ArchiveOut {
     /// those come along that match one.
     #[serde(default)]
     pub include: String,
-    /// Globs as of `include`: what matches one comes along whatever `exclude` says.
+    /// Globs as of `include`: of files, those that match one stay out, also where `include` matches.
+    #[serde(default)]
+    pub exclude_files: String,
+    /// Paths (no globs) relative to `path` of files that come along whatever the others say, one per line.
     #[serde(default)]
     pub protect: String,
     /// Whether holes of sparse files are told (GNU's sparse format 1.0) rather than sent as zeros.
@@ -70,6 +73,7 @@ impl ArchiveOut {
             exclude: String::new(),
             ignore_failed_read: false,
             include: String::new(),
+            exclude_files: String::new(),
             protect: String::new(),
             sparse: false,
         }
@@ -169,7 +173,8 @@ pub enum ChangeKind {
 }
 
 /// Query of `GET /v1/sandboxes/{id}/tcp`: a WebSocket whose binary messages are the bytes of a connection to a port
-/// inside. An empty message ends its sender's half; closing it ends both.
+/// inside. The text message `end` ends the client's half; closing it ends
+/// both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TcpQuery {
