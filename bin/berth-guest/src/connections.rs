@@ -25,11 +25,13 @@ pub(crate) struct Connections {
     orphan: Duration,
     until: Option<Instant>,
     made: u64,
+    /// Why the last one was given up, where that was not just its end.
+    last_error: Option<String>,
 }
 
 impl Connections {
     pub(crate) fn new(listener: Option<OwnedFd>, orphan: Duration) -> Self {
-        Self { listener, orphan, until: None, made: 0 }
+        Self { listener, orphan, until: None, made: 0, last_error: None }
     }
 
     pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
@@ -61,13 +63,14 @@ impl Engine {
         Ok(())
     }
 
-    fn hello(&self) -> Hello {
+    fn hello(&mut self) -> Hello {
         Hello {
             generation: GENERATION,
             shell: launch::find_shell().map(|(path, _)| path.to_owned()),
             tree_kill: self.trees.kind(),
             is_init: is_init(),
             earlier_connections: self.connections.made,
+            last_error: self.connections.last_error.take(),
         }
     }
 
@@ -101,7 +104,9 @@ impl Engine {
             Ok(Served::On) => return Ok(true),
             Ok(Served::End) => return Ok(false),
             Err(error) if self.connections.orphan.is_zero() => return Err(error),
-            Ok(Served::Disconnected) | Err(_) => {}
+            Ok(Served::Disconnected) => {}
+            // The next who connects is told. There is no other way: who reads standard error may be gone too.
+            Err(error) => self.connections.last_error = Some(crate::with_causes(&error)),
         }
         self.disconnect();
         let orphan = self.connections.orphan;

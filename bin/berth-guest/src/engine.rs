@@ -152,7 +152,7 @@ impl Engine {
         let mut events = Vec::with_capacity(128);
         loop {
             self.settle()?;
-            let flushed = self.link.flush().map(|()| Served::On);
+            let flushed = self.link.flush().map(|sent| if sent { Served::On } else { Served::Disconnected });
             if !self.goes_on(flushed)? {
                 return Ok(());
             }

@@ -29,6 +29,8 @@ use crate::tree::Trees;
 const ON_DISK: u64 = 192 << 20;
 /// Bytes in memory likewise. What is more goes to the archive.
 const IN_MEMORY: u64 = 2 << 20;
+/// Bytes of text in one part of a listing, about: others wait while it is sent.
+const PART: usize = 256 << 10;
 /// What one output takes in memory beside its bytes.
 const BESIDE: u64 = 512;
 
@@ -82,6 +84,16 @@ impl Queue {
 enum Known {
     Live(u64),
     Over(Box<[u8]>, Output),
+}
+
+impl Known {
+    /// The exec's, in the order of starts.
+    fn number(&self) -> u64 {
+        match self {
+            Self::Live(number) => *number,
+            Self::Over(record, _) => Over::number(record).unwrap_or(0),
+        }
+    }
 }
 
 /// Where the output of an exec that is over is.
@@ -260,23 +272,27 @@ impl Execs {
         }
     }
 
-    /// Tells of at most `most` execs: those that run, and of the others those that were started last.
-    pub(crate) fn infos(&mut self, trees: &Trees, most: usize) -> Vec<ExecInfo> {
-        let live = self.live.values().map(|entry| entry.info(trees));
-        let mut infos: Vec<_> = live.map(|info| (info.pid.is_none(), info)).collect();
-        for (id, known) in &self.known {
-            if let Known::Over(record, output) = known
-                && let Some(over) = Over::decode(record)
-            {
-                infos.push((true, self.over_info(id, over, output, trees)));
+    /// Tells of execs in the order in which they were started, from the one after number `after` on, at most `most` of
+    /// them; with the number of the last where there are more.
+    pub(crate) fn infos(&self, trees: &Trees, after: u64, most: usize) -> (Vec<ExecInfo>, Option<u64>) {
+        let numbered = self.known.iter().map(|(id, known)| (known.number(), id));
+        let mut wanted: Vec<_> = numbered.filter(|(number, _)| *number > after).collect();
+        let are_more = wanted.len() > most;
+        if are_more {
+            wanted.select_nth_unstable(most);
+            wanted.truncate(most);
+        }
+        wanted.sort_unstable();
+        let (mut infos, mut room) = (Vec::with_capacity(wanted.len()), PART);
+        for (at, (number, id)) in wanted.iter().enumerate() {
+            let Some(info) = self.info(id, trees) else { continue };
+            room = room.saturating_sub(length(&info));
+            infos.push(info);
+            if (are_more || at + 1 < wanted.len()) && (room == 0 || at + 1 == wanted.len()) {
+                return (infos, Some(*number));
             }
         }
-        // Those that run first, then the newest.
-        infos.sort_by_key(|(over, info)| (*over, std::cmp::Reverse(info.started_at_us)));
-        infos.truncate(most);
-        let mut infos: Vec<_> = infos.into_iter().map(|(_, info)| info).collect();
-        infos.sort_by_key(|info| info.started_at_us);
-        infos
+        (infos, None)
     }
 
     /// Tells of one.
@@ -300,6 +316,13 @@ impl Execs {
         };
         told(id, &facts, Some(exited), kept_from, trees)
     }
+}
+
+/// About how long an exec's entry in a listing is.
+fn length(info: &ExecInfo) -> usize {
+    let message = info.exited.as_ref().and_then(|exited| exited.message.as_ref());
+    let texts = [Some(&info.id), Some(&info.command), Some(&info.cwd), info.user.as_ref(), message];
+    texts.into_iter().flatten().map(String::len).sum()
 }
 
 fn offsets([stdout, stderr]: [u64; 2]) -> Offsets {

@@ -260,6 +260,17 @@ fn take(number: RawFd) -> Result<OwnedFd, Error> {
     berth_sys::spawn::inherited(number).map_err(|source| Error::Descriptor { number, source })
 }
 
+/// An error as one line, with what caused it.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
 /// Runs the program of the guest's own that the process's first argument names; `None` when it names none.
 pub fn builtin(argument: &str) -> Option<Result<(), sftp::Error>> {
     let name = argument.strip_prefix(launch::BUILTIN)?;

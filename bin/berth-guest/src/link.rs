@@ -87,14 +87,15 @@ impl Link {
         }
     }
 
-    /// Sends what the stream takes.
-    pub(crate) fn flush(&mut self) -> Result<(), Error> {
-        let Some(stream) = &self.stream else { return Ok(()) };
+    /// Sends what the stream takes; false when there is nobody any more.
+    pub(crate) fn flush(&mut self) -> Result<bool, Error> {
+        let Some(stream) = &self.stream else { return Ok(true) };
         while self.sent < self.out.len() {
             match rustix::io::write(stream, &self.out[self.sent..]) {
                 Ok(len) => self.sent += len,
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(false),
                 Err(errno) => return Err(system("write to the control stream", errno)),
             }
         }
@@ -106,7 +107,7 @@ impl Link {
             self.out.drain(..self.sent);
             self.sent = 0;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Reads once; false at the end of the stream.

@@ -22,12 +22,7 @@ fn main() -> ExitCode {
 
 /// Stderr is wherever whoever starts sandboxes wants to read of this.
 fn fail(error: &dyn std::error::Error) -> ExitCode {
-    let mut text = format!("berth-guest: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    let _ = rustix::io::write(rustix::stdio::stderr(), format!("{text}\n").as_bytes());
+    let text = format!("berth-guest: {}\n", berth_guest::with_causes(error));
+    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
     ExitCode::FAILURE
 }

@@ -31,7 +31,7 @@ impl Facts {
             number,
             fingerprint: request.fingerprint.as_deref().map(hash),
             command: shown(&request.command),
-            user: request.user.clone(),
+            user: request.user.clone().map(shortened),
             cwd: shortened(request.cwd.clone()),
             started_at_us: now_us(),
             terminal: request.terminal.is_some(),
@@ -118,6 +118,11 @@ impl Over {
         let bits = bits.into_iter().chain(LIMITS.map(limit));
         out.number(bits.enumerate().map(|(at, bit)| bit << at).sum());
         out.0.into_boxed_slice()
+    }
+
+    /// [`Facts::number`] alone, of what [`Over::encode`] gave.
+    pub(crate) fn number(bytes: &[u8]) -> Option<u64> {
+        Reader(bytes).number()
     }
 
     /// What [`Over::encode`] gave.
@@ -279,6 +284,7 @@ mod tests {
             };
             let exited = Exited { code, reason, signal, message, duration_ms, usage, written, dropped };
             let over = Over { facts, exited, input };
+            prop_assert_eq!(Over::number(&over.encode()), Some(number));
             prop_assert_eq!(Over::decode(&over.encode()).unwrap(), over);
         }
     }

@@ -15,8 +15,8 @@ use crate::record::{Facts, hash};
 use crate::spool::Spool;
 use crate::{Error, failure, work};
 
-/// Most execs that one listing tells of.
-const MOST_TOLD: usize = 10_000;
+/// Most execs that one part of a listing tells of.
+const MOST_TOLD: usize = 1000;
 
 impl Engine {
     pub(crate) fn receive(&mut self) -> Result<Served, Error> {
@@ -60,7 +60,7 @@ impl Engine {
             }
             Request::Signal { id, signal, tree } => Some(self.signal(&id, signal, tree)),
             Request::Resize { id, size } => Some(self.told(&id, |exec| exec.resize(size))),
-            Request::Execs { id } => Some(self.list(id.as_deref())),
+            Request::Execs { id, after } => Some(self.list(id.as_deref(), after)),
             Request::Connect(socket) => {
                 self.sockets.open(channel, &socket, std::time::Instant::now());
                 None
@@ -168,12 +168,13 @@ impl Engine {
         told.map_or_else(Reply::Failed, |was_running| Reply::Done(Outcome::Told { was_running }))
     }
 
-    fn list(&mut self, id: Option<&str>) -> Reply {
+    fn list(&self, id: Option<&str>, after: Option<u64>) -> Reply {
         let Some(id) = id else {
-            return Reply::Done(Outcome::Execs(self.execs.infos(&self.trees, MOST_TOLD)));
+            let (infos, next) = self.execs.infos(&self.trees, after.unwrap_or(0), MOST_TOLD);
+            return Reply::Done(Outcome::Execs { infos, next });
         };
         match self.execs.info(id, &self.trees) {
-            Some(info) => Reply::Done(Outcome::Execs(vec![info])),
+            Some(info) => Reply::Done(Outcome::Execs { infos: vec![info], next: None }),
             None => {
                 let message = format!("no exec {id:?} is known");
                 Reply::Failed(failure::because(FailureCode::NotFound, message, None))

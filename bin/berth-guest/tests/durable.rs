@@ -91,6 +91,10 @@ fn a_guest_that_nobody_comes_back_to_ends_and_one_that_is_shut_down_does_so_at_o
     let (guest, mut connection) = RawGuest::start(LONG, true);
     connection.send(9, Body::Event(Reply::Connected));
     assert!(connection.next(9).is_none());
+    assert_eq!(connection.hello.last_error, None);
+    let told = guest.connect().hello.last_error;
+    assert_eq!(told.as_deref(), Some("unexpected frame on channel 9"), "who connects next is told why");
+    assert_eq!(guest.connect().hello.last_error, None, "that was only the end of a connection");
     assert_eq!(guest.connect().run(Request::Exec(exec("a", "echo hi"))).text(), "hi\n");
 }
 
@@ -268,10 +272,41 @@ fn outputs_of_many_that_are_over_are_kept() {
         assert_eq!((got.out[0].len(), got.gaps.len()), (60_000, 0));
         assert!(got.text().starts_with(&format!("{number}\n")));
     }
-    let Outcome::Execs(infos) = connection.ask(Request::Execs { id: None }) else { panic!() };
+    let (infos, next) = connection.infos(None);
+    assert_eq!(next, None);
     let ids: Vec<_> = infos.iter().map(|info| info.id.clone()).collect();
     assert_eq!(ids, (0..60).map(|number| format!("e{number}")).collect::<Vec<_>>());
     assert!(infos.iter().all(|info| info.kept_from == Offsets::default() && info.exited.is_some()));
+}
+
+#[test]
+fn a_listing_tells_of_every_exec_however_many_there_are() {
+    let (_guest, mut connection) = RawGuest::start(LONG, true);
+    // Long commands make short parts; these are told of before they are over, and these after.
+    let line = |number: u32| format!("# {}\n[ {number} -lt 1490 ] || sleep 600", "x".repeat(200));
+    let mut channels = std::collections::VecDeque::new();
+    for number in 0..1500_u32 {
+        let channel = connection.open(Request::Exec(exec(&format!("e{number}"), &line(number))));
+        channels.push_back(channel);
+        if channels.len() > 20 {
+            connection.finish(channels.pop_front().unwrap());
+        }
+    }
+    let (mut ids, mut after, mut parts) = (Vec::new(), None, 0);
+    loop {
+        let (infos, next) = connection.infos(after);
+        ids.extend(infos.iter().map(|info| info.id.clone()));
+        parts += 1;
+        if next.is_none() {
+            assert!(infos.last().unwrap().exited.is_none());
+            break;
+        }
+        after = next;
+    }
+    assert!(parts > 1);
+    assert_eq!(ids, (0..1500).map(|number| format!("e{number}")).collect::<Vec<_>>());
+    assert_eq!(connection.infos(Some(u64::MAX)), (Vec::new(), None));
+    connection.ask(Request::Quiesce { grace_ms: Some(0) });
 }
 
 /// Takes a minute: `cargo test -p berth-guest --test durable -- --ignored --nocapture`, with the guest built as it ships.

@@ -134,6 +134,7 @@ fn greeting(controls: &Controls) -> UnixStream {
         tree_kill: TreeKill::Cgroup,
         is_init: true,
         earlier_connections: 0,
+        last_error: None,
     };
     tokio::spawn(async move {
         let _ = theirs.write_all(&encoded(0, Body::Hello(hello))).await;

@@ -137,6 +137,9 @@ impl Guest {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     ) -> Result<Self, Error> {
         let (connection, hello) = connection::greet(stream).await?;
+        if let Some(error) = &hello.last_error {
+            tracing::warn!(error, "the guest had given up the connection before");
+        }
         let info = GuestInfo {
             generation: hello.generation,
             shell: hello.shell,
@@ -219,9 +222,20 @@ impl Guest {
     /// # Errors
     /// [`Error::Refused`], [`Error::Gone`].
     pub async fn execs(&self, id: Option<&str>) -> Result<Vec<ExecInfo>, Error> {
-        match self.ask(Request::Execs { id: id.map(str::to_owned) }).await? {
-            Outcome::Execs(execs) => execs.into_iter().map(exec::info).collect(),
-            _ => Err(Error::Answer { request: "execs" }),
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            match self.ask(Request::Execs { id: id.map(str::to_owned), after }).await? {
+                Outcome::Execs { infos, next } => {
+                    for info in infos {
+                        all.push(exec::info(info)?);
+                    }
+                    after = next;
+                }
+                _ => return Err(Error::Answer { request: "execs" }),
+            }
+            if after.is_none() {
+                return Ok(all);
+            }
         }
     }
 

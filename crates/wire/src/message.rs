@@ -20,6 +20,10 @@ pub struct Hello {
     /// How many connections it has had before this one.
     #[serde(default)]
     pub earlier_connections: u64,
+    /// Why the connection before this one was given up, where that was not just its end: the host broke the protocol,
+    /// or a system call failed. A line for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// How killing an exec reaches the processes that it started.
@@ -68,11 +72,14 @@ pub enum Request {
         #[serde(default)]
         grace_ms: Option<u64>,
     },
-    /// Tell of execs: of one, or of all.
+    /// Tell of execs: of one, or of all in the order in which they were started, a part at a time.
     Execs {
         /// [`Exec::id`] of the one.
         #[serde(default)]
         id: Option<String>,
+        /// [`Outcome::Execs`]'s `next` of the part before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<u64>,
     },
     /// Send a part of a file as data.
     ReadFile(ReadFile),
@@ -684,8 +691,14 @@ pub enum Outcome {
         /// Whether an exec of that id was running.
         was_running: bool,
     },
-    /// Of [`Request::Execs`]; the oldest first.
-    Execs(Vec<ExecInfo>),
+    /// Of [`Request::Execs`].
+    Execs {
+        /// The oldest first.
+        infos: Vec<ExecInfo>,
+        /// Where there are more than one message tells of: what to ask after for the next part.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<u64>,
+    },
     /// Of [`Request::ReadFile`]; all data was sent before.
     Read {
         /// Size of the file when it was opened, in bytes.

@@ -50,7 +50,7 @@ fn requests() -> Vec<Request> {
         Request::Signal { id: "e1".into(), signal: -1, tree: true },
         Request::Resize { id: "e1".into(), size: TerminalSize { rows: 0, cols: 0 } },
         Request::Quiesce { grace_ms: Some(1) },
-        Request::Execs { id: None },
+        Request::Execs { id: None, after: Some(u64::MAX) },
         Request::ReadFile(ReadFile { path: "/a".into(), offset: 1, length: Some(2), user: None }),
         Request::WriteFile(WriteFile {
             path: "/a".into(),
@@ -103,7 +103,7 @@ fn replies() -> Vec<Reply> {
         Reply::Gap { stream: Output::Stderr, from: 1, to: u64::MAX },
         Reply::Connected,
         Reply::Detached,
-        Reply::Done(Outcome::Execs(vec![info])),
+        Reply::Done(Outcome::Execs { infos: vec![info], next: Some(1) }),
         Reply::Done(Outcome::Fs { stat: Some(stat), entries: vec![entry] }),
         Reply::Done(Outcome::Packed(report)),
         Reply::Done(Outcome::Read { size: 5 }),

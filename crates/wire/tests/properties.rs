@@ -113,6 +113,7 @@ fn frame() -> impl Strategy<Value = Frame> {
             tree_kill: TreeKill::Cgroup,
             is_init: true,
             earlier_connections: 1,
+            last_error: Some("why".into()),
         }),
     });
     let body = prop_oneof![

@@ -150,6 +150,7 @@ impl Connection {
             tree_kill: berth_wire::TreeKill::Cgroup,
             is_init: false,
             earlier_connections: 0,
+            last_error: None,
         };
         let waiting = HashMap::new();
         let mut connection = Self { stream, decoder: Decoder::new(), waiting, next: 1, hello };
@@ -237,9 +238,17 @@ impl Connection {
         }
     }
 
+    /// A part of the listing of all execs, and where the next begins.
+    pub(crate) fn infos(&mut self, after: Option<u64>) -> (Vec<berth_wire::ExecInfo>, Option<u64>) {
+        match self.ask(Request::Execs { id: None, after }) {
+            Outcome::Execs { infos, next } => (infos, next),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(crate) fn info(&mut self, id: &str) -> berth_wire::ExecInfo {
-        match self.ask(Request::Execs { id: Some(id.to_owned()) }) {
-            Outcome::Execs(mut infos) => infos.remove(0),
+        match self.ask(Request::Execs { id: Some(id.to_owned()), after: None }) {
+            Outcome::Execs { mut infos, .. } => infos.remove(0),
             other => panic!("{other:?}"),
         }
     }

@@ -112,11 +112,11 @@ impl FakeGuest {
                 Some(exec) if attach.stdin && !exec.streams => self.fail(channel, FailureCode::Invalid),
                 Some(_) => self.attach(channel, &attach.id, attach.from, true, attach.stdin),
             },
-            Request::Execs { id } => {
+            Request::Execs { id, .. } => {
                 let wanted = |name: &String| id.as_ref().is_none_or(|id| id == name);
                 let infos = self.execs.iter().filter(|(id, _)| wanted(id)).map(|(id, exec)| info(id, exec));
                 let infos = infos.collect();
-                self.done(channel, Outcome::Execs(infos));
+                self.done(channel, Outcome::Execs { infos, next: None });
             }
             Request::Signal { id, .. } | Request::Resize { id, .. } => {
                 let was_running = self.runs(&id);

@@ -36,6 +36,7 @@ impl Fake {
             tree_kill: TreeKill::Cgroup,
             is_init: true,
             earlier_connections: 2,
+            last_error: None,
         };
         let (guest, ()) = tokio::join!(Guest::connect(ours), fake.say(0, Body::Hello(hello)));
         (guest.unwrap(), fake)
@@ -319,7 +320,7 @@ async fn small_calls_and_their_answers() {
         assert!(!guest.resize("e", TerminalSize { rows: 2, cols: 3 }).await.unwrap());
         assert_eq!(guest.quiesce().await.unwrap(), 6);
         let execs = guest.execs(Some("e")).await.unwrap();
-        assert_eq!((execs.len(), execs[0].started_at.as_str()), (1, "1970-01-01T00:00:01Z"));
+        assert_eq!((execs.len(), execs[0].started_at.as_str()), (2, "1970-01-01T00:00:01Z"));
         assert_eq!(execs[0].status.as_ref().unwrap().exit_code, 1);
         let list = FsRequest::List { path: "/".into(), user: None };
         let entries = guest.fs(list).await.unwrap().entries.unwrap();
@@ -332,7 +333,8 @@ async fn small_calls_and_their_answers() {
             Outcome::Told { was_running: true },
             Outcome::Told { was_running: false },
             Outcome::Quiesced { killed: 6 },
-            Outcome::Execs(vec![info]),
+            Outcome::Execs { infos: vec![info.clone()], next: Some(7) },
+            Outcome::Execs { infos: vec![info], next: None },
             Outcome::Fs { stat: None, entries: vec![entry] },
             Outcome::Disconnected,
         ];
@@ -348,7 +350,8 @@ async fn small_calls_and_their_answers() {
     assert_eq!(requests[0], Request::Signal { id: "e".into(), signal: 15, tree: true });
     let size = berth_wire::TerminalSize { rows: 2, cols: 3 };
     assert_eq!(requests[1], Request::Resize { id: "e".into(), size });
-    assert_eq!(requests[3], Request::Execs { id: Some("e".into()) });
+    assert_eq!(requests[3], Request::Execs { id: Some("e".into()), after: None });
+    assert_eq!(requests[4], Request::Execs { id: Some("e".into()), after: Some(7) });
 }
 
 fn file() -> ReadFile {

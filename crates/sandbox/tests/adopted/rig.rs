@@ -48,7 +48,14 @@ fn guest(dir: &Path) -> &'static [u8] {
     let program = dir.join("guest");
     if !program.exists() {
         let (tree_kill, is_init) = (TreeKill::Cgroup, true);
-        let hello = Hello { generation: GENERATION, shell: None, tree_kill, is_init, earlier_connections: 0 };
+        let hello = Hello {
+            generation: GENERATION,
+            shell: None,
+            tree_kill,
+            is_init,
+            earlier_connections: 0,
+            last_error: None,
+        };
         let mut bytes = Vec::new();
         Frame { channel: 0, body: Body::Hello(hello) }.encode(&mut bytes).unwrap();
         let bytes: Vec<String> = bytes.iter().map(u8::to_string).collect();
