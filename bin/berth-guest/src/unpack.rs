@@ -252,14 +252,27 @@ impl Unpacker {
         let fail = |errno| failure::at("make symlink", &member.path, errno);
         let make = || rustix::fs::symlinkat(&member.link[..], parent, name);
         replacing(parent, name, make).map_err(fail)?;
-        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
-        self.links.insert(identity(&stat));
+        let Some(link) = self.note_link(&member.link, parent, name) else {
+            let message = "make symlink: something in the sandbox put something else in its place";
+            return Err(failure::because(FailureCode::Io, message.to_owned(), Some(&member.path)));
+        };
         let (uid, gid) = self.owner_of(member);
-        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| not_owned(member, errno))?;
+        places::chown(&link, uid, gid).map_err(|errno| not_owned(member, errno))?;
         rustix::fs::utimensat(parent, name, &times(member.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         Ok(Ok(()))
+    }
+
+    /// Notes the symlink to `to` that was just made, and opens it. The kernel has no call that makes one and says which;
+    /// `None` when something else is there by now. (Another one to the same place does as well as this.)
+    fn note_link(&mut self, to: &[u8], parent: &OwnedFd, name: &[u8]) -> Option<OwnedFd> {
+        let open = rustix::fs::openat(parent, name, PLACE | OFlags::NOFOLLOW, Mode::empty());
+        let made = open.and_then(|link| {
+            let is_it = rustix::fs::readlinkat(&link, "", Vec::new())?.as_bytes() == to;
+            Ok(is_it.then_some((identity(&rustix::fs::fstat(&link)?), link)))
+        });
+        let (identity, link) = made.ok().flatten()?;
+        self.links.insert(identity);
+        Some(link)
     }
 
     fn place_hard_link(&mut self, member: &Member, parent: &OwnedFd, name: &[u8]) -> Placed {
