@@ -108,10 +108,7 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn tree(&mut self, top: OwnedFd, stat: &Stat) -> Result<()> {
-        if let Some(why) = not_for_users(&top, stat) {
-            self.skip(b".", why);
-            return Ok(());
-        }
+        // What is named outright is what is wanted, the kernel's file systems too; below something else they are not.
         let names = names(&top).map_err(|errno| failure::at("read directory", b".", errno))?;
         let mut tree = Tree { levels: Vec::new(), prefix: Vec::new() };
         tree.push(top, stat, Extent::Chosen, names);
