@@ -9,6 +9,7 @@ giving up on the others. Entries merge into what is there; files belong to whoev
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import tarfile
@@ -117,19 +118,16 @@ class Report:
     """Entries written."""
     refused: list[str] = field(default_factory=list)
     """Entries that were not written, each with the reason."""
-    unlinked: list[tuple[str, str]] = field(default_factory=list)
-    """Hard links ``(name, original)`` that were selected while the original was not in the target."""
 
 
 class _Refused(Exception):
     """An entry that must not be written."""
 
 
-def extract(stream: Readable, target: Path, select: Callable[[str], bool] | None = None) -> Report:
+def extract(stream: Readable, target: Path) -> Report:
     """Unpacks the tar from ``stream`` into ``target``, which is made when it is not there.
 
-    With ``select``, only regular files whose relative path it accepts are written. Truncated archives raise
-    :class:`tarfile.ReadError`.
+    Truncated archives raise :class:`tarfile.ReadError`.
     """
     target.mkdir(parents=True, exist_ok=True)
     report = Report()
@@ -137,7 +135,7 @@ def extract(stream: Readable, target: Path, select: Callable[[str], bool] | None
     try:
         with _archive(stream) as archive:
             for member in archive:
-                _extract_member(archive, member, root, select, report)
+                _extract_member(archive, member, root, report)
     finally:
         os.close(root)
     return report
@@ -160,7 +158,7 @@ def extract_file(stream: Readable, target: Path) -> None:
 
 
 def _archive(stream: Readable) -> tarfile.TarFile:
-    return tarfile.open(fileobj=cast(IO[bytes], _Complete(stream)), mode="r|")
+    return tarfile.open(fileobj=cast(IO[bytes], _Complete(stream)), mode="r|", bufsize=CHUNK)
 
 
 class _Complete:
@@ -183,24 +181,13 @@ class _Complete:
         return bytes(data)
 
 
-def _extract_member(
-    archive: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    root: int,
-    select: Callable[[str], bool] | None,
-    report: Report,
-) -> None:
+def _extract_member(archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, report: Report) -> None:
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
-    regular = member.isreg() or member.islnk()
-    if not parts or (select is not None and not (regular and select("/".join(parts)))):
-        return
-    if not (regular or member.isdir() or member.issym()):
+    if not parts or not (member.isreg() or member.islnk() or member.isdir() or member.issym()):
         return
     try:
         if _place(archive, member, root, parts):
             report.extracted += 1
-        elif select is not None:
-            report.unlinked.append(("/".join(parts), member.linkname))
         else:
             report.refused.append(f"{member.name}: a hard link to {member.linkname!r}, which is not there")
     except _Refused as error:
@@ -286,18 +273,36 @@ def _make_dir(parent: int, name: str, mode: int) -> None:
 
 
 def _write_file(archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
-    source = archive.extractfile(member)
-    if source is None:
-        raise _Refused("it has no content")
+    # The archive stands where the member's data begin, and of a sparse file holds only what is data.
+    source = cast(IO[bytes], archive.fileobj)
 
     def write(temp: str) -> None:
-        with os.fdopen(os.open(temp, _NEW_FILE_FLAGS, 0o600, dir_fd=parent), "wb", buffering=0) as file:
-            while piece := source.read(CHUNK):
-                file.write(piece)
+        with io.FileIO(os.open(temp, _NEW_FILE_FLAGS, 0o600, dir_fd=parent), "wb") as file:
+            for start, length in _data(member):
+                file.seek(start)
+                _copy(source, file, length)
+            file.truncate(member.size)
             os.fchmod(file.fileno(), _file_mode(member.mode))
             os.utime(file.fileno(), (member.mtime, member.mtime))
 
     _replace(parent, name, write)
+
+
+def _data(member: tarfile.TarInfo) -> Iterable[tuple[int, int]]:
+    """Where a file holds data: offsets and lengths."""
+    ranges = cast("Iterable[tuple[int, int]] | None", member.sparse)
+    return [(0, member.size)] if ranges is None else ranges
+
+
+def _copy(source: IO[bytes], file: io.FileIO, length: int) -> None:
+    while length:
+        piece = source.read(min(CHUNK, length))
+        if not piece:
+            raise tarfile.ReadError("the archive ends early")
+        length -= len(piece)
+        left = memoryview(piece)
+        while left:
+            left = left[file.write(left) :]
 
 
 def _file_mode(mode: int) -> int:

@@ -32,7 +32,6 @@ from harbor.environments.definition import (
     should_use_prebuilt_docker_image,
 )
 from harbor.models.trial.config import ResourceMode
-from harbor.utils.path_filter import filter_paths_by_patterns
 
 from berth import _endpoint, models
 from berth._async import AsyncClient, AsyncSandbox, settle, split_target
@@ -438,20 +437,18 @@ class BerthEnvironment(BaseEnvironment):
         exclude: Sequence[str] | None = None,
         protect: Sequence[str] | None = None,
     ) -> None:
-        sandbox, source, target = self._running, self._absolute(source_dir), Path(target_dir)
-
-        def selected(path: str) -> bool:
-            chosen = filter_paths_by_patterns([path], include=include, exclude=exclude)
-            return bool(chosen) or path in (protect or ())
-
+        sandbox, source = self._running, self._absolute(source_dir)
         with _infrastructure(f"download {source}"):
-            report = await sandbox.client.download_dir(sandbox.id, source, target, select=selected)
-            # A selected name of a file whose first name was not selected has its content there.
-            for name, _ in report.unlinked:
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                await sandbox.download_file(posixpath.join(source, name), target / name)
+            report = await sandbox.download_dir(
+                source,
+                target_dir,
+                # Regular files alone, also where everything is wanted.
+                include=include or ["*"],
+                exclude_files=exclude or (),
+                protect=protect or (),
+            )
         self._log_report(report, source)
-        if not report.extracted and not report.unlinked:
+        if not report.extracted:
             self.logger.warning(
                 f"No files in {source_dir!r} matched include={include} exclude={exclude}; downloading nothing"
             )

@@ -7,7 +7,7 @@ out, so that a newer daemon can say more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
 OutputStream = Literal["stdout", "stderr"]
@@ -15,6 +15,9 @@ Network = Literal["public", "no-network"]
 PullPolicy = Literal["missing", "always", "never"]
 Capabilities = Literal["default", "none"] | Sequence[str]
 ArchiveFormat = Literal["docker-archive", "oci-archive", "rootfs"]
+WhenFull = Literal["wait", "drop_oldest"]
+OnDisconnect = Literal["keep", "kill"]
+ChangeKind = Literal["ready", "created", "modified", "closed", "attributes", "moved", "removed", "overflow"]
 
 
 class Model:
@@ -176,18 +179,60 @@ class SandboxInfo(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class ExecResult(Model):
-    """How a command ended, with all of its output.
+class ExecOffsets(Model):
+    """Places in a command's outputs, in bytes from their beginnings."""
+
+    stdout: int = 0
+    stderr: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOutput(Model):
+    """How much of a command's latest output is kept for whoever attaches later, in bytes (64 KiB to 1 GiB), and what happens
+    when so much waits for a reader: the command waits, or the oldest is dropped and told of (:class:`OutputGap`)."""
+
+    bytes: int
+    when_full: WhenFull = "wait"
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {"bytes": self.bytes, "when_full": self.when_full}
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOutput:
+    """A piece of a command's output: where in its stream it begins, in bytes, and when the command wrote it, in microseconds
+    since the epoch."""
+
+    stream: OutputStream
+    offset: int
+    time_us: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutputGap:
+    """Output that was asked for and is not kept any more: the bytes from ``start`` up to ``end`` of a stream."""
+
+    stream: OutputStream
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecStatus(Model):
+    """How a command ended.
 
     ``exit_code`` is the program's own, 128+n after signal n, 127 for a program that is not there, 126 for one that
     cannot be run, 124 at the timeout. ``reason`` is ``exited``, ``signaled``, ``out_of_memory``, ``timed_out``, ``killed``
     or ``not_started``. ``limits_hit`` names the sandbox's limits that were met: ``memory``, ``pids``, ``disk``. What the
     machine does not count by exec is None. ``rescued``: it ran beside the memory limit, as the sandbox's memory was full.
     ``machine_disk_full``: it failed while the machine's disk was full, so that the failure may be the machine's.
+    ``written`` counts the bytes of its output, ``dropped`` those of them that were dropped before anybody had read them.
     """
 
-    stdout: str
-    stderr: str
+    _parse: ClassVar = {"written": ExecOffsets.from_json, "dropped": ExecOffsets.from_json}
+
     exit_code: int
     reason: str
     duration_ms: int
@@ -199,17 +244,105 @@ class ExecResult(Model):
     cpu_usec: int | None = None
     rescued: bool = False
     machine_disk_full: bool = False
+    written: ExecOffsets = ExecOffsets()
+    dropped: ExecOffsets = ExecOffsets()
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult(ExecStatus):
+    """How a command ended, and its output as text: UTF-8, with U+FFFD for what is none. ``gaps`` are the parts of it that are
+    missing, where the caller wanted them told rather than raised."""
+
+    stdout: str = ""
+    stderr: str = ""
+    gaps: list[OutputGap] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecBytes(ExecStatus):
+    """As :class:`ExecResult`, with the output as it is."""
+
+    stdout: bytes = b""
+    stderr: bytes = b""
+    gaps: list[OutputGap] = field(default_factory=list)
+
+
+ExecEvent = ExecOutput | OutputGap | ExecStatus
+"""What whoever is attached to a command is told; the status is last, and there is none while the command runs on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecInfo(Model):
+    """A command of a sandbox, running or over (``status`` is there then).
+
+    ``command`` is a line for people. ``processes`` counts those that live, also those that a command which is over has left.
+    ``kept_from`` is where the output that is kept begins. ``blocked``: it waits until somebody reads its output.
+    """
+
+    _parse: ClassVar = {
+        "status": ExecStatus.from_json,
+        "written": ExecOffsets.from_json,
+        "kept_from": ExecOffsets.from_json,
+    }
+
+    id: str
+    command: str
+    cwd: str
+    started_at: str
+    user: str | None = None
+    pid: int | None = None
+    status: ExecStatus | None = None
+    cpu_usec: int | None = None
+    memory_bytes: int | None = None
+    processes: int | None = None
+    written: ExecOffsets = ExecOffsets()
+    kept_from: ExecOffsets = ExecOffsets()
+    blocked: bool = False
+    attached: int = 0
+    terminal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FileStat(Model):
-    """One file's facts; ``kind`` is ``file``, ``dir`` or ``other``."""
+    """One file's facts; ``kind`` is ``file``, ``dir`` or ``other``, ``modified_us`` microseconds since the epoch."""
 
     kind: str
     size: int
     mode: int
     uid: int
     gid: int
+    modified_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DirEntry(Model):
+    """An entry of a directory; links are not followed, ``link`` is where one points to."""
+
+    _parse: ClassVar = {"stat": FileStat.from_json}
+
+    name: str
+    stat: FileStat
+    link: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Model):
+    """Something that happened to a file. ``ready`` is always the first: from there on nothing is missed, but where an
+    ``overflow`` says so. ``origin`` is where something ``moved`` was before."""
+
+    kind: ChangeKind
+    path: str
+    origin: str | None = None
+    is_dir: bool = False
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """An instance from a JSON object."""
+        return cls(data["kind"], data["path"], data.get("from"), data.get("is_dir", False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,18 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+
+def filter_paths_by_patterns(paths: list[str], include: list[str], exclude: list[str]) -> list[str]:
+    """As Harbor chooses."""
+    chosen = [path for path in paths if not include or any(fnmatch(path, pattern) for pattern in include)]
+    return [path for path in chosen if not any(fnmatch(path, pattern) for pattern in exclude)]
+
 
 KINDS = {400: "user", 404: "not_found", 409: "conflict", 500: "internal", 503: "unavailable"}
 
@@ -38,6 +46,7 @@ class Script:
     pull_error: dict[str, Any] | None = None
     create_error: dict[str, Any] | None = None
     create_delay: float = 0.0
+    refuse_kills: bool = False
     drop_exec: bool = False
     """Cut the stream of every exec before its end."""
     cuts: list[int] = field(default_factory=list)
@@ -61,6 +70,8 @@ class FakeExec:
         self.argv = argv
         self.killed = False
         self.end: dict[str, Any] | None = None
+        self.given = 0
+        """Bytes of input."""
         self._log: list[tuple[int, int, bytes]] = []
         self._news = threading.Condition()
 
@@ -87,6 +98,16 @@ class FakeExec:
         reason = "timed_out" if timed_out.is_set() else "killed" if self.killed else "exited"
         exit_code = 124 if timed_out.is_set() else code if code >= 0 else 128 - code
         self.finish(exit_code=exit_code, reason=reason, duration_ms=int(1000 * (time.monotonic() - began)))
+
+    def info(self, exec_id: str) -> dict[str, Any]:
+        ended = {"status": self.end} if self.end else {}
+        return {
+            "id": exec_id,
+            "command": " ".join(self.argv),
+            "cwd": "/",
+            "started_at": "2030-01-01T00:00:00Z",
+            **ended,
+        }
 
     def finish(self, **end: Any) -> None:
         with self._news:
@@ -335,12 +356,58 @@ class _Handler(BaseHTTPRequestHandler):
         known = self.state.execs.get(request["id"])
         # As with the real one: once the headers are out, the exec can be killed by its id.
         run = self.state.execs.setdefault(request["id"], known or self._start(sandbox, request))
+        if request.get("detach"):
+            return self._json(run.info(request["id"]), 202)
+        self._tell(run, request["id"], request.get("from", {}), known is not None)
+
+    def get_sandboxes_execs_output(self, name: str, exec_id: str) -> None:
+        self._sandbox(name)
+        offsets = {key: int(self.query[key]) for key in ("stdout", "stderr")}
+        self._tell(self._exec(exec_id), exec_id, offsets, True)
+
+    def get_sandboxes_execs(self, name: str, exec_id: str | None = None) -> None:
+        self._sandbox(name)
+        if exec_id is not None:
+            return self._json(self._exec(exec_id).info(exec_id))
+        self._json({"items": [run.info(key) for key, run in self.state.execs.items()]})
+
+    def post_sandboxes_execs_stdin(self, name: str, exec_id: str) -> None:
+        self._sandbox(name)
+        run = self._exec(exec_id)
+        assert run.process and run.process.stdin
+        data = self.body[max(0, run.given - int(self.query.get("offset", run.given))) :]
+        try:
+            run.process.stdin.write(data)
+            run.process.stdin.flush()
+        except OSError:
+            raise Fault(409, "exec_over", "it is over") from None
+        run.given += len(data)
+        if self.query["end"] == "true":
+            run.process.stdin.close()
+        self._json({"offset": run.given})
+
+    def post_sandboxes_execs_signal(self, name: str, exec_id: str) -> None:
+        run, signal_ = self._exec(exec_id), json.loads(self.body)["signal"]
+        assert run.process
+        run.process.send_signal(signal_ if isinstance(signal_, int) else signal.Signals[f"SIG{signal_}"])
+        self._json(None, 204)
+
+    def post_sandboxes_quiesce(self, name: str) -> None:
+        self._sandbox(name)
+        self._json({"killed": 3})
+
+    def _exec(self, exec_id: str) -> FakeExec:
+        if exec_id not in self.state.execs:
+            raise Fault(404, "exec_not_found", f"there is no exec {exec_id}")
+        return self.state.execs[exec_id]
+
+    def _tell(self, run: FakeExec, exec_id: str, offsets: dict[str, int], attached: bool) -> None:
+        script = self.state.script
         self._stream()
         if run.process is not None:
-            started = {"event": "started", "id": request["id"], "program": run.argv[0], "attached": known is not None}
+            started = {"event": "started", "id": exec_id, "program": run.argv[0], "attached": attached}
             self._frame(3, json.dumps(started).encode())
         left = script.cuts.pop(0) if script.cuts else None
-        offsets = request.get("from", {})
         for kind, offset, data in run.output({1: offsets.get("stdout", 0), 2: offsets.get("stderr", 0)}):
             if left == 0:
                 break
@@ -360,7 +427,7 @@ class _Handler(BaseHTTPRequestHandler):
                 argv,
                 cwd=request.get("cwd") or sandbox["workdir"],
                 env={**os.environ, **request.get("env", {})},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if request.get("stdin") == "stream" else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -382,9 +449,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def delete_sandboxes_execs(self, name: str, exec_id: str) -> None:
         self._sandbox(name)
-        run = self.state.execs.get(exec_id)
-        if run is None:
-            raise Fault(404, "exec_not_found", f"there is no exec {exec_id}")
+        run = self._exec(exec_id)
+        if self.state.script.refuse_kills:
+            raise Fault(503, "sandbox_unresponsive", "the sandbox does not answer")
         self.state.kills.append(exec_id)
         run.killed = True
         if run.process is not None:
@@ -410,13 +477,58 @@ class _Handler(BaseHTTPRequestHandler):
             raise Fault(404, "path_not_found", f"there is no {path}")
         if self.query["path"].endswith("/.") and not path.is_dir():
             raise Fault(409, "not_a_directory", f"{path} is not a directory")
-        excluded = [f"--exclude={p}" for p in self.query.get("exclude", "").split("\n") if p]
+        excluded = [f"--exclude={p}" for p in self._lines_of("exclude")]
         where = [str(path), "."] if path.is_dir() else [str(path.parent), path.name]
+        include, without = self._lines_of("include"), self._lines_of("exclude_files")
+        if include or without:
+            names = [str(f.relative_to(path)) for f in sorted(path.rglob("*")) if f.is_file() and not f.is_symlink()]
+            chosen = filter_paths_by_patterns(names, include=include, exclude=without)
+            chosen += [name for name in self._lines_of("protect") if name in names and name not in chosen]
+            where = [str(path), "--no-recursion", "--null", "--verbatim-files-from", "-T", "-"]
+            stdin = "\0".join(chosen).encode()
+        else:
+            stdin = b""
         command = ["tar", "-c", "--sort=name", "--format=posix", *excluded, "-C", *where]
-        data = subprocess.run(command, capture_output=True, check=True).stdout
+        data = subprocess.run(command, input=stdin, capture_output=True, check=True).stdout
         self._stream()
         for start in range(0, len(data), 65536):
             self._chunk(data[start : start + 65536])
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _lines_of(self, key: str) -> list[str]:
+        return [line for line in self.query.get(key, "").split("\n") if line]
+
+    def get_sandboxes_file(self, name: str) -> None:
+        self._sandbox(name)
+        path, offset = Path(self.query["path"]), int(self.query.get("offset", 0))
+        if not path.is_file():
+            raise Fault(404, "path_not_found", f"there is no {path}")
+        data = path.read_bytes()[offset:]
+        data = data[: int(self.query.get("length", len(data)))]
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def put_sandboxes_file(self, name: str) -> None:
+        self._sandbox(name)
+        path = Path(self.query["path"])
+        if "create_only" in self.query and path.exists():
+            raise Fault(409, "exists", f"{path} is there")
+        path.write_bytes(self.body)
+        path.chmod(int(self.query.get("mode", "644"), 8))
+        self._json({"bytes": len(self.body)})
+
+    def get_sandboxes_watch(self, name: str) -> None:
+        self._sandbox(name)
+        path = self.query["path"]
+        self._stream()
+        for change in (
+            {"kind": "ready", "path": path},
+            {"kind": "moved", "path": f"{path}/b", "from": f"{path}/a", "is_dir": True},
+            {"error": Fault(404, "path_not_found", f"{path} is gone").body},
+        ):
+            self._chunk(json.dumps(change).encode() + b"\n")
         self.wfile.write(b"0\r\n\r\n")
 
     def post_sandboxes_fs(self, name: str) -> None:
@@ -424,6 +536,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(self.body)
         if request["op"] == "stat":
             return self._stat(request["path"])
+        if request["op"] == "list":
+            entries = [{"name": child.name, "stat": _facts(child)} for child in sorted(Path(request["path"]).iterdir())]
+            return self._json({"entries": entries})
         for path in map(Path, request["paths"]):
             if request["op"] == "empty":
                 if path.is_symlink() or path.is_file():
@@ -444,13 +559,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stat(self, path: str) -> None:
         try:
-            facts = os.stat(path)
+            self._json({"stat": _facts(Path(path))})
         except OSError:
             self._json({})
-            return
-        kind = "dir" if stat.S_ISDIR(facts.st_mode) else "file" if stat.S_ISREG(facts.st_mode) else "other"
-        found = {"kind": kind, "size": facts.st_size, "mode": stat.S_IMODE(facts.st_mode), "uid": 0, "gid": 0}
-        self._json({"stat": found})
 
     # ---- images
 
@@ -482,6 +593,12 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, len(data), 50):
             self._chunk(data[start : start + 50])
         self.wfile.write(b"0\r\n\r\n")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    facts = path.stat()
+    kind = "dir" if stat.S_ISDIR(facts.st_mode) else "file" if stat.S_ISREG(facts.st_mode) else "other"
+    return {"kind": kind, "size": facts.st_size, "mode": stat.S_IMODE(facts.st_mode), "uid": 0, "gid": 0}
 
 
 def _image(id: str) -> dict[str, Any]:

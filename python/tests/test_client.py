@@ -13,7 +13,7 @@ from pathlib import Path
 
 import berth
 import pytest
-from berth import _endpoint, _http
+from berth import _async, _calls, _endpoint, _http
 from berth._endpoint import parse_host
 from berth._lease import LeaseKeeper
 from fake_daemon import FakeDaemon, fake_daemon
@@ -113,10 +113,9 @@ async def test_a_failing_callback_kills(daemon: FakeDaemon) -> None:
         assert daemon.kills == ["mine"]
 
 
-async def test_a_stream_that_stays_cut_is_an_error(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_http, "PATIENCE", 0.5)
+async def test_a_stream_that_stays_cut_is_an_error(daemon: FakeDaemon) -> None:
     daemon.script.drop_exec = True
-    async with berth.AsyncClient(daemon.host) as client:
+    async with berth.AsyncClient(daemon.host, patience=0.5) as client:
         box = await client.create_sandbox("img")
         with pytest.raises(berth.ConnectionLost):
             await box.exec("echo x")
@@ -151,6 +150,121 @@ async def test_an_exec_that_is_cut_goes_on_and_runs_once(daemon: FakeDaemon, tmp
     result = await asyncio.to_thread(again)
     assert (result.stdout, result.stderr, result.exit_code) == ("1\n2\n3\n4\n", "1\n2\n3\n4\n", 5)
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+def test_patience_begins_anew_after_a_connection_that_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(_http.time, "monotonic", lambda: now[0])
+    patience, lost = _http.Patience(60), berth.ConnectionLost("cut", code="connection_lost")
+    assert patience.allows(lost, {"stdout": 3})
+    patience.attached()
+    # Two silent hours later the next cut comes.
+    now[0] += 7200
+    assert patience.allows(lost, {"stdout": 3})
+    now[0] += 59
+    patience.attached()
+    now[0] += 2
+    assert not patience.allows(lost, {"stdout": 3}), "one that breaks at once is none"
+
+
+def test_what_is_refused_at_first_is_not_waited_for() -> None:
+    away = berth.DaemonUnreachable("away", code="daemon_unreachable")
+    patience = _http.Patience(60)
+    assert not patience.allows(away, {})
+    patience.attached()
+    assert patience.allows(away, {})
+    assert not patience.allows(berth.NotFound("gone", code="sandbox_not_found"), {})
+
+
+def test_a_daemon_that_stays_away_is_asked_once_a_call(daemon: FakeDaemon, tmp_path: Path) -> None:
+    with berth.Client(daemon.host) as client:
+        assert len(client._contact.pauses(_calls.version())) == 1 + len(_http.RETRY_PAUSES)
+        client.version()
+        assert len(client._contact.pauses(_calls.version())) == 1 + len(_http.RESTART_PAUSES)
+        client._contact.failed()
+        assert client._contact.pauses(_calls.version()) == (None,)
+        client.version()
+        assert len(client._contact.pauses(_calls.version())) == 1 + len(_http.RESTART_PAUSES)
+
+
+async def test_what_could_not_be_killed_is_killed_before_the_next_command(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_async, "KILL_TIMEOUT", 0.2)
+    daemon.script.refuse_kills = True
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(box.exec("sleep 100", id="left"), 0.3)
+        with pytest.raises(berth.Unavailable):
+            await box.exec("true")
+        assert not daemon.kills
+        daemon.script.refuse_kills = False
+        assert (await box.exec("echo next")).stdout == "next\n"
+        assert daemon.kills == ["left"]
+
+
+async def test_bytes_input_and_what_is_not_collected(daemon: FakeDaemon) -> None:
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        data = os.urandom(3 << 20)
+        assert (await box.exec_bytes("cat", stdin=data)).stdout == data
+        seen = bytearray()
+
+        async def on_output(piece: bytes, stream: str) -> None:
+            seen.extend(piece)
+
+        result = await box.exec_bytes("cat", stdin=data, on_output=on_output, collect=False)
+        assert (result.stdout, bytes(seen) == data) == (b"", True)
+        # A command need not read what it is given.
+        assert (await box.exec("exit 3", stdin=data)).exit_code == 3
+    with berth.Client(daemon.host) as client:
+        assert client.exec_bytes(box.id, "cat", stdin=data).stdout == data
+
+
+async def test_a_detached_exec_is_found_again(daemon: FakeDaemon) -> None:
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        info = await box.exec_detached("echo one; read x; echo $x; exit 4", id="mine", stdin="stream")
+        assert (info.id, info.status) == ("mine", None)
+        assert await box.write_stdin("mine", b"tw", offset=0) == 2
+        assert await box.write_stdin("mine", b"two\n", offset=0) == 4
+        daemon.script.cuts = [1, 2]
+        events = [event async for event in box.attach("mine", stdout=1)]
+        assert b"".join(event.data for event in events[:-1] if isinstance(event, berth.ExecOutput)) == b"ne\ntwo\n"
+        assert isinstance(events[-1], berth.ExecStatus)
+        assert events[-1].exit_code == 4
+        assert (await box.exec_result("mine")).stdout == "one\ntwo\n"
+        assert [one.status.exit_code for one in await box.execs() if one.status] == [4]
+        with pytest.raises(berth.NotFound):
+            await box.exec_info("none")
+        assert await box.quiesce() == 3
+    with berth.Client(daemon.host) as client:
+        assert client.exec_result(box.id, "mine").stdout == "one\ntwo\n"
+        assert client.exec_info(box.id, "mine").status == events[-1]
+
+
+async def test_single_files_lists_and_watches(daemon: FakeDaemon, tmp_path: Path) -> None:
+    path = str(tmp_path / "box" / "file")
+    (tmp_path / "box").mkdir()
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        assert await box.write_file(path, b"\0\xffcontents", mode=0o640) == 10
+        assert await box.read_file(path, 2, 4) == b"cont"
+        with pytest.raises(berth.Conflict):
+            await box.write_file(path, b"", create_only=True)
+        assert [(entry.name, entry.stat.mode) for entry in await box.list_dir(str(tmp_path / "box"))] == [
+            ("file", 0o640)
+        ]
+        changes = []
+        with pytest.raises(berth.NotFound, match="gone"):
+            async for change in box.watch("/w"):
+                changes.append(change)
+        assert changes == [berth.Change("ready", "/w"), berth.Change("moved", "/w/b", "/w/a", True)]
+    with berth.Client(daemon.host) as client:
+        assert client.read_file(box.id, path) == b"\0\xffcontents"
+        with pytest.raises(berth.NotFound):
+            client.read_file(box.id, "/nowhere/at/all")
 
 
 async def test_large_trees_both_ways(daemon: FakeDaemon, tmp_path: Path) -> None:
@@ -260,17 +374,20 @@ def test_a_host_that_is_named_is_never_replaced(tmp_path: Path, monkeypatch: pyt
         client.version()
 
 
-def test_an_answer_that_is_cut_off(tmp_path: Path) -> None:
+def test_an_answer_that_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_http, "RETRY_PAUSES", (0.01,))
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
 
         def answer() -> None:
-            connection, _ = listener.accept()
-            connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
-            connection.close()
+            # Twice, since what does no harm is asked again.
+            for _ in range(2):
+                connection, _ = listener.accept()
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
+                connection.close()
 
         threading.Thread(target=answer, daemon=True).start()
         with berth.Client(f"unix://{path}") as client, pytest.raises(berth.ConnectionLost):

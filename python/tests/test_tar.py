@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -170,11 +171,24 @@ def test_hard_links(tmp_path: Path) -> None:
     assert (tmp_path / "two").stat().st_ino == (tmp_path / "a/one").stat().st_ino
 
 
-def test_a_selected_link_without_its_original_is_told(tmp_path: Path) -> None:
-    members = [reg("./a/one", b"same"), ("./b/two", tarfile.LNKTYPE, "./a/one", 0o644)]
-    report = _tar.extract(archive(*members), tmp_path, select=lambda name: name == "b/two")
-    assert report.unlinked == [("b/two", "./a/one")]
-    assert report.extracted == 0
+def test_a_sparse_file_stays_sparse(tmp_path: Path) -> None:
+    source, made = tmp_path / "source", tmp_path / "made"
+    source.mkdir()
+    with (source / "holes").open("wb") as file:
+        file.seek(64 << 20)
+        file.write(b"middle")
+        file.truncate(256 << 20)
+    (source / "after").write_text("after")
+    command = ["tar", "--sparse", "--format=posix", "-C", str(source), "-c", "."]
+    packed = subprocess.run(command, capture_output=True, check=True).stdout
+    assert len(packed) < 1 << 20
+    _tar.extract(io.BytesIO(packed), made)
+    with (made / "holes").open("rb") as file:
+        file.seek(64 << 20)
+        assert file.read(8) == b"middle\0\0"
+    facts = (made / "holes").stat()
+    assert (facts.st_size, facts.st_blocks * 512 < 1 << 20) == (256 << 20, True)
+    assert (made / "after").read_text() == "after"
 
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 700, 1536, 3000])
