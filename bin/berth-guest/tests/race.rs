@@ -215,12 +215,8 @@ fn nothing_is_unpacked_through_a_link_of_the_archive_wherever_it_is_moved() {
     for _ in 0..2000 {
         // A directory may stand where the link is to go, which ends it.
         whole += u32::from(files::unpack(&request, &mut &tar[..]).is_ok());
+        // There is never a second link, of an unpacking before, which would be followed: the directory is not empty.
         cage.assert_whole();
-        // Both are links once the archive's has replaced the directory's name.
-        if target.join("dir").is_symlink() && target.join("link").is_symlink() {
-            let _ = fs::remove_file(target.join("dir"));
-            let _ = fs::create_dir(target.join("dir"));
-        }
     }
     assert!(attacker.swaps() > 0 && whole > 0, "{} swaps, {whole} unpacked", attacker.swaps());
 }
