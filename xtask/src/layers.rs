@@ -20,7 +20,7 @@ const FLOORS: &[(&str, &[&str])] = &[
 ];
 
 /// Imports that stay on one floor but are part of the drawing.
-const SIDEWAYS: &[(&str, &str)] = &[("cli", "harbor")];
+const SIDEWAYS: &[(&str, &str)] = &[("cli", "harbor"), ("daemon", "ssh")];
 
 /// Crates that may import only these: a client reaches a machine by HTTP alone, the guest is small.
 const ONLY: &[(&str, &[&str])] = &[

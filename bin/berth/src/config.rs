@@ -3,6 +3,7 @@
 //! Defaults are overridden by the file, the file by the environment, that by flags. What a value means is written at its
 //! field; `docs/configuration.md` shows them all with their defaults, and a test holds it to that.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) isolation: IsolationConfig,
     /// Networks of sandboxes.
     pub(crate) network: NetworkConfig,
+    /// The SSH door.
+    pub(crate) ssh: SshConfig,
 }
 
 impl Default for Config {
@@ -60,6 +63,7 @@ impl Default for Config {
             sandboxes: Default::default(),
             isolation: Default::default(),
             network: Default::default(),
+            ssh: Default::default(),
         }
     }
 }
@@ -219,6 +223,33 @@ impl Default for NetworkConfig {
     }
 }
 
+/// `[ssh]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SshConfig {
+    /// Whether sandboxes can be entered by SSH.
+    pub(crate) enabled: bool,
+    /// Address and port to listen on from the start on; on a free port of loopback once somebody asks when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) listen: Option<SocketAddr>,
+}
+
+impl Default for SshConfig {
+    fn default() -> SshConfig {
+        SshConfig { enabled: true, listen: None }
+    }
+}
+
+impl SshConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.enabled || self.listen.is_none(),
+            "listen with enabled = false: a door that is off listens nowhere"
+        );
+        Ok(())
+    }
+}
+
 impl Config {
     /// Reads `path`, or the default one if there is any, and checks what it says.
     pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Config> {
@@ -239,6 +270,7 @@ impl Config {
         config.limits.check().context("[limits]")?;
         config.sandboxes.check().context("[sandboxes]")?;
         config.isolation.check().context("[isolation]")?;
+        config.ssh.check().context("[ssh]")?;
         Ok(config)
     }
 
@@ -307,6 +339,11 @@ impl Config {
             },
             ..berth_net::Options::default()
         }
+    }
+
+    /// The SSH door.
+    pub(crate) fn ssh_options(&self) -> berth_daemon::SshOptions {
+        berth_daemon::SshOptions { enabled: self.ssh.enabled, listen: self.ssh.listen }
     }
 
     /// Ids for users of sandboxes.
@@ -383,6 +420,7 @@ struct Shown<'a> {
     sandboxes: &'a SandboxesConfig,
     isolation: &'a IsolationConfig,
     network: &'a NetworkConfig,
+    ssh: &'a SshConfig,
 }
 
 #[derive(Serialize)]
@@ -420,6 +458,7 @@ impl<'a> Shown<'a> {
             sandboxes: &config.sandboxes,
             isolation: &config.isolation,
             network: &config.network,
+            ssh: &config.ssh,
         }
     }
 }
@@ -449,6 +488,8 @@ mod tests {
             ("[sandboxes]\norphan_seconds = 86401", "orphan_seconds = 86401"),
             ("[sandboxes]\norphan_seconds = 0\nkeep_on_stop = true", "keep_on_stop = true"),
             ("[isolation]\nlast_id = 4294967295", "last_id = 4294967295"),
+            ("[ssh]\nlisten = \"localhost\"", "listen = \"localhost\""),
+            ("[ssh]\nlisten = \"127.0.0.1:22\"\nenabled = false", "listen with enabled = false"),
             ("[limits]\ndefault_storage_mb = -1", "default_storage_mb"),
             ("[disk]\nengine = \"zfs\"", "zfs"),
             ("[disk]\npool_size_mb = 1", "pool_size_mb = 1"),

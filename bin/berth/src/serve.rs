@@ -78,6 +78,7 @@ fn start_logging() {
 async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
     let (limits, orphan, keep) = (config.limit_policy(), config.orphan(), config.sandboxes.keep_on_stop);
+    let ssh = config.ssh_options();
     let (disk, network, ids) = (config.disk_options(), config.network_options(), config.ids());
     let data_dir = args.data_dir.unwrap_or(config.data_dir);
     let host = args.host.unwrap_or(config.host);
@@ -104,7 +105,7 @@ async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> 
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone(), node.clone())?;
     let idle_exit = args.idle_exit.map(Duration::from_secs).or(args.embedded.then_some(EMBEDDED_IDLE));
-    let options = berth_daemon::Options { address: address.clone(), idle_exit, data_dir };
+    let options = berth_daemon::Options { address: address.clone(), idle_exit, data_dir, ssh };
     let served =
         berth_daemon::serve(node.clone(), options, stop, || tracing::info!(%address, "serving")).await;
     node.stop().await;

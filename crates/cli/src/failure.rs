@@ -44,6 +44,39 @@ pub(crate) enum Failure {
         #[source]
         source: io::Error,
     },
+    /// `ssh` itself cannot be started.
+    #[error("cannot start ssh")]
+    NoSsh(#[source] io::Error),
+    /// The key that the daemon made for its machine's owner was removed.
+    #[error("the daemon's own key for this machine was removed from those that may come in")]
+    NoSshKey,
+    /// The private key to show cannot be read.
+    #[error("cannot read the private key {}", path.display())]
+    SshKey {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A private key where a public one was asked for.
+    #[error("{} holds a private key, which nobody else should have", path.display())]
+    PrivateKey { path: PathBuf },
+    /// The daemon's SSH door does not answer.
+    #[error("cannot reach the SSH door at {address}")]
+    SshDoor {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
+    /// Nowhere to keep the door's key.
+    #[error("no directory for the SSH door's key: neither XDG_CACHE_HOME nor HOME is set")]
+    NoCache,
+    /// A file of this machine could not be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     /// Stdin could not be read.
     #[error("cannot read stdin")]
     Stdin(#[source] io::Error),
@@ -105,7 +138,10 @@ impl Failure {
             Failure::Client(error) => error.kind(),
             Failure::Unpack { source, .. } => source.kind(),
             Failure::Job(error) => error.kind(),
-            Failure::StillThere { .. } | Failure::Listen { .. } => Kind::Unavailable,
+            Failure::StillThere { .. } | Failure::Listen { .. } | Failure::SshDoor { .. } => {
+                Kind::Unavailable
+            }
+            Failure::NoSsh(_) | Failure::NoCache => Kind::Config,
             Failure::Json(_) | Failure::Output(_) | Failure::Doctor(_) | Failure::ExitCode { .. } => {
                 Kind::Internal
             }
@@ -114,6 +150,10 @@ impl Failure {
             Failure::Read { .. }
             | Failure::Stdin(_)
             | Failure::NoTerminal
+            | Failure::NoSshKey
+            | Failure::SshKey { .. }
+            | Failure::PrivateKey { .. }
+            | Failure::Write { .. }
             | Failure::Interrupted { .. }
             | Failure::CopySides { .. }
             | Failure::CopyRelative { .. }
@@ -131,6 +171,15 @@ impl Failure {
         match self {
             Failure::Client(error) => error.hint(),
             Failure::CopySides { .. } => Some("for a local name with a colon in it, write ./NAME".to_owned()),
+            Failure::NoSsh(error) if error.kind() == io::ErrorKind::NotFound => {
+                Some("install OpenSSH's client, for example Debian's openssh-client".to_owned())
+            }
+            Failure::NoSshKey | Failure::SshKey { .. } => Some(
+                "let a key of your own in with `berth ssh-key add ~/.ssh/id_ed25519.pub`, then name its private half with \
+                 --identity ~/.ssh/id_ed25519"
+                    .to_owned(),
+            ),
+            Failure::PrivateKey { .. } => Some("the public one is beside it and ends in .pub".to_owned()),
             Failure::Unconfirmed { .. } => Some("repeat it with --yes".to_owned()),
             _ => None,
         }

@@ -173,7 +173,7 @@ async fn run_in(session: &Session, command: ClientCommand) -> ExitCode {
     // An exec's exit code is the command's own, so its failures have one code that stands apart, as docker has it.
     let exec = match &command {
         ClientCommand::Sandbox(command) => command.is_exec(),
-        ClientCommand::Shell(_) | ClientCommand::Attach(_) => true,
+        ClientCommand::Shell(_) | ClientCommand::Attach(_) | ClientCommand::Ssh(_) => true,
         _ => false,
     };
     match command.run(session).await {

@@ -29,6 +29,7 @@ mod lease;
 pub mod limits;
 mod progress;
 mod sandboxes;
+mod ssh;
 pub mod start;
 mod system;
 mod transport;

@@ -33,11 +33,13 @@ mod reply;
 mod router;
 mod sandboxes;
 mod socket;
+mod ssh;
 mod stream;
 mod system;
 mod tcp;
 mod transfer;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,8 +59,19 @@ pub struct Options {
     pub address: Address,
     /// End by itself after this long without a sandbox or a request; never when absent.
     pub idle_exit: Option<Duration>,
-    /// The daemon's data directory, for `GET /v1/version`.
+    /// The daemon's data directory, for `GET /v1/version` and the keys of the SSH door.
     pub data_dir: PathBuf,
+    /// The SSH door.
+    pub ssh: SshOptions,
+}
+
+/// How the SSH door is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshOptions {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Where to listen from the start on; when absent, on a free port of loopback once somebody asks for it.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Why the daemon could not serve.
@@ -85,6 +98,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The SSH door cannot be opened where it is to be.
+    #[error("cannot open the SSH door")]
+    Ssh(#[source] berth_ssh::Error),
     /// Another daemon answers there.
     #[error("another daemon listens on {address}")]
     InUse {
@@ -100,6 +116,7 @@ pub(crate) struct App {
     activity: Arc<Activity>,
     stop: CancellationToken,
     data_dir: Arc<PathBuf>,
+    ssh: Arc<ssh::Ssh>,
 }
 
 /// Serves until `stop` is cancelled, a client asks for the end, or the daemon has been idle for too long.
@@ -116,16 +133,27 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let listener = listen::bind(&options.address).await?;
     let activity = Arc::new(Activity::default());
+    let data_dir = options.data_dir;
+    let ssh = ssh::Ssh::new(options.ssh, data_dir.clone(), node.clone(), activity.clone(), stop.clone());
+    let ssh = Arc::new(ssh);
+    if let Err(error) = ssh.start().await {
+        // Leaves no socket behind on which nobody answers.
+        stop.cancel();
+        listen::run(listener, axum::Router::new(), stop).await;
+        return Err(Error::Ssh(error));
+    }
     let app = App {
         node: node.clone(),
         activity: activity.clone(),
         stop: stop.clone(),
-        data_dir: Arc::new(options.data_dir),
+        data_dir: Arc::new(data_dir),
+        ssh: ssh.clone(),
     };
     if let Some(limit) = options.idle_exit {
         tokio::spawn(activity::stop_when_idle(activity, node, limit, stop.clone()));
     }
     ready();
     listen::run(listener, router::router(app), stop).await;
+    ssh.ended().await;
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use crate::{archive, attach, exec, file, fs, images, leases, proxy, sandboxes, system, tcp};
+use crate::{archive, attach, exec, file, fs, images, leases, proxy, sandboxes, ssh, system, tcp};
 
 /// Berth's HTTP API. Bodies of execs and archives are streams; see each route.
 #[derive(OpenApi)]
@@ -13,6 +13,10 @@ use crate::{archive, attach, exec, file, fs, images, leases, proxy, sandboxes, s
         system::doctor,
         system::node,
         system::shutdown,
+        ssh::show,
+        ssh::list_keys,
+        ssh::add_key,
+        ssh::delete_key,
         leases::create,
         leases::renew,
         leases::delete,

@@ -1,13 +1,14 @@
 //! Every route.
 
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{any, get, post, put};
+use axum::routing::{any, delete, get, post, put};
 use axum::{Router, middleware};
 use berth_types::error::{ApiError, Kind};
 
 use crate::reply::Failure;
 use crate::{
-    App, activity, archive, attach, browser, exec, file, fs, images, leases, proxy, sandboxes, system, tcp,
+    App, activity, archive, attach, browser, exec, file, fs, images, leases, proxy, sandboxes, ssh, system,
+    tcp,
 };
 
 pub(crate) fn router(app: App) -> Router {
@@ -16,6 +17,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/doctor", get(system::doctor))
         .route("/node", get(system::node))
         .route("/shutdown", post(system::shutdown))
+        .route("/ssh", get(ssh::show))
+        .route("/ssh/keys", get(ssh::list_keys).post(ssh::add_key))
+        .route("/ssh/keys/{fingerprint}", delete(ssh::delete_key))
         .route("/leases", post(leases::create))
         .route("/leases/{id}", put(leases::renew).delete(leases::delete))
         .route("/sandboxes", post(sandboxes::create).get(sandboxes::list))

@@ -75,6 +75,21 @@ pub enum Error {
     /// What was to be added is no public key.
     #[error("this is no public key in OpenSSH's format")]
     PublicKey(#[source] ssh_key::Error),
+    /// What was to be added is the half that stays with its owner.
+    #[error("this is a private key; the public one is in the file beside it that ends in .pub")]
+    Private,
+    /// What was to be added is more than one line, or nothing.
+    #[error("{lines} lines in place of one public key")]
+    Lines {
+        /// How many there are that are not empty.
+        lines: usize,
+    },
+    /// Signatures by such a key cannot be checked.
+    #[error("keys of the kind {algorithm} are not supported; ssh-ed25519, ecdsa-sha2-* and ssh-rsa are")]
+    Algorithm {
+        /// What it is.
+        algorithm: String,
+    },
     /// A key could not be made.
     #[error("make a key")]
     Make(#[source] ssh_key::Error),
@@ -117,13 +132,23 @@ impl Keys {
     /// # Errors
     /// [`Error`].
     pub fn client(&self) -> Result<PathBuf, Error> {
-        let is_new = !self.dir.join(CLIENT).exists();
-        let key = self.read_or_make(CLIENT, "the owner of this machine")?;
-        // One that was taken out of the list by hand stays out.
-        if is_new {
+        let path = self.dir.join(CLIENT);
+        // One that was taken out of the list stays out.
+        if self.load(CLIENT)?.is_none() {
+            let key = make("the owner of this machine")?;
+            // First, or an end between the two would leave a key behind that seems to have been taken out.
             self.authorize(key.public_key())?;
+            save(&path, &key)?;
         }
-        Ok(self.dir.join(CLIENT))
+        Ok(path)
+    }
+
+    /// Whether the key for the owner of the machine is there and opens the door: it may have been taken out.
+    ///
+    /// # Errors
+    /// As [`Keys::authorized`].
+    pub fn client_may_enter(&self) -> Result<bool, Error> {
+        self.load(CLIENT)?.map_or(Ok(false), |key| self.may_enter(key.public_key()))
     }
 
     /// Who may come in.
@@ -138,9 +163,9 @@ impl Keys {
     /// is no error.
     ///
     /// # Errors
-    /// [`Error::PublicKey`], and as [`Keys::authorized`].
+    /// [`Error::PublicKey`], [`Error::Private`], [`Error::Lines`], [`Error::Algorithm`], and as [`Keys::authorized`].
     pub fn add(&self, line: &str) -> Result<AuthorizedKey, Error> {
-        let key = PublicKey::from_openssh(line.trim()).map_err(Error::PublicKey)?;
+        let key = parse(line)?;
         self.authorize(&key)?;
         Ok(describe(&key))
     }
@@ -208,28 +233,56 @@ impl Keys {
     }
 
     fn read_or_make(&self, name: &str, comment: &str) -> Result<PrivateKey, Error> {
+        if let Some(key) = self.load(name)? {
+            return Ok(key);
+        }
+        let key = make(comment)?;
+        save(&self.dir.join(name), &key)?;
+        Ok(key)
+    }
+
+    /// Nothing where there is no such file.
+    fn load(&self, name: &str) -> Result<Option<PrivateKey>, Error> {
         let path = self.dir.join(name);
         match read(&path) {
-            Ok(text) => {
-                PrivateKey::from_openssh(text.as_bytes()).map_err(|source| Error::Key { path, source })
-            }
-            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                self.make(&path, comment)
-            }
+            Ok(text) => match PrivateKey::from_openssh(text.as_bytes()) {
+                Ok(key) => Ok(Some(key)),
+                Err(source) => Err(Error::Key { path, source }),
+            },
+            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
 
-    fn make(&self, path: &Path, comment: &str) -> Result<PrivateKey, Error> {
-        let mut key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(Error::Make)?;
-        key.set_comment(comment);
-        let private = key.to_openssh(LineEnding::LF).map_err(Error::Make)?;
-        let public = key.public_key().to_openssh().map_err(Error::Make)?;
-        write(&path.with_extension("pub"), format!("{}\n", public.trim_end()).as_bytes())?;
-        // Last: with it the key is there.
-        write(path, private.as_bytes())?;
-        Ok(key)
+/// One public key, of a kind that can open the door.
+fn parse(text: &str) -> Result<PublicKey, Error> {
+    if text.contains("PRIVATE KEY") {
+        return Err(Error::Private);
     }
+    let lines = text.lines().filter(|line| !line.trim().is_empty()).count();
+    if lines != 1 {
+        return Err(Error::Lines { lines });
+    }
+    let key = PublicKey::from_openssh(text.trim()).map_err(Error::PublicKey)?;
+    match key.algorithm() {
+        Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. } => Ok(key),
+        other => Err(Error::Algorithm { algorithm: other.to_string() }),
+    }
+}
+
+fn make(comment: &str) -> Result<PrivateKey, Error> {
+    let mut key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(Error::Make)?;
+    key.set_comment(comment);
+    Ok(key)
+}
+
+fn save(path: &Path, key: &PrivateKey) -> Result<(), Error> {
+    let private = key.to_openssh(LineEnding::LF).map_err(Error::Make)?;
+    let public = key.public_key().to_openssh().map_err(Error::Make)?;
+    write(&path.with_extension("pub"), format!("{}\n", public.trim_end()).as_bytes())?;
+    // Last: with it the key is there.
+    write(path, private.as_bytes())
 }
 
 fn describe(key: &PublicKey) -> AuthorizedKey {
@@ -277,6 +330,7 @@ mod tests {
         let client = keys.client().unwrap();
         assert_eq!(keys.host().unwrap(), host);
         assert_eq!(keys.client().unwrap(), client);
+        assert!(keys.client_may_enter().unwrap());
         for entry in fs::read_dir(dir.path().join("ssh")).unwrap() {
             let mode = entry.as_ref().unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{entry:?}");
@@ -309,7 +363,27 @@ mod tests {
         assert!(!keys.remove(&owners.fingerprint).unwrap());
         keys.client().unwrap();
         assert_eq!(keys.authorized().unwrap(), [added]);
+        assert!(!keys.client_may_enter().unwrap());
+    }
+
+    #[test]
+    fn what_is_no_public_key_is_told_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Keys::open(dir.path()).unwrap();
+        let other = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).unwrap();
+        let line = other.public_key().to_openssh().unwrap();
         assert!(matches!(keys.add("ssh-ed25519 nonsense"), Err(Error::PublicKey(_))));
+        assert!(matches!(keys.add(&format!("restrict {line}")), Err(Error::PublicKey(_))));
+        assert!(matches!(keys.add(" \n"), Err(Error::Lines { lines: 0 })));
+        assert!(matches!(keys.add(&format!("{line}\n{line}")), Err(Error::Lines { lines: 2 })));
+        let private = other.to_openssh(LineEnding::LF).unwrap();
+        assert!(matches!(keys.add(&private), Err(Error::Private)));
+        // Of a key on a token, made up: its point is any that is valid.
+        let Some(point) = other.public_key().key_data().ed25519() else { panic!("an Ed25519 key") };
+        let data = ssh_key::public::KeyData::SkEd25519(ssh_key::public::SkEd25519::new(*point, "ssh:"));
+        let token = PublicKey::new(data, "").to_openssh().unwrap();
+        assert!(matches!(keys.add(&token), Err(Error::Algorithm { .. })), "{token}");
+        assert_eq!(keys.authorized().unwrap(), []);
     }
 
     #[test]

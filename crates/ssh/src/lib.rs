@@ -31,4 +31,4 @@ mod visitor;
 
 pub use door::{Door, Input, Refused, Running};
 pub use keys::Keys;
-pub use server::{Error, Listener, Options, serve};
+pub use server::{DIR, Error, Listener, Options};

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use berth_node::Node;
 use russh::server::Config;
 use russh::{Disconnect, MethodKind, MethodSet, SshId};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,7 +20,7 @@ use crate::keys::{self, Keys};
 use crate::visitor::Visitor;
 
 /// Where the keys are, below the data directory.
-const DIR: &str = "ssh";
+pub const DIR: &str = "ssh";
 
 /// Connections at once; further ones wait.
 const MAX_CONNECTIONS: usize = 256;
@@ -75,15 +74,6 @@ pub struct Listener {
     stop: CancellationToken,
 }
 
-/// Listens, and serves until `options.stop`.
-///
-/// # Errors
-/// [`Error`], before the first client. What a client does is no error.
-pub async fn serve(node: Node, options: Options) -> Result<(), Error> {
-    Listener::bind(options).await?.run(node).await;
-    Ok(())
-}
-
 impl Listener {
     /// Listens; makes the machine's key at first.
     ///
@@ -124,6 +114,11 @@ impl Listener {
 
     /// Serves until it is stopped, and then until the connections have ended, three seconds at most.
     pub async fn run<D: Door>(self, door: D) {
+        self.run_with(door, || ()).await;
+    }
+
+    /// The same; `witness` is called for each connection, and what it gives is dropped when that ends.
+    pub async fn run_with<D: Door, W: Send + 'static>(self, door: D, witness: impl Fn() -> W) {
         let tasks = TaskTracker::new();
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -144,11 +139,12 @@ impl Listener {
                         tasks: tasks.clone(),
                         stop: self.stop.clone(),
                     };
+                    let seen = witness();
                     tasks.spawn(async move {
                         if let Err(error) = connection.serve(stream).await {
                             tracing::debug!(%peer, error = &error as &dyn std::error::Error, "an SSH connection broke");
                         }
-                        drop(place);
+                        drop((place, seen));
                     });
                 }
                 Err(error) => {

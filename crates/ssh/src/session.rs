@@ -22,7 +22,7 @@ use crate::inlet::{Outlet, Sent};
 const PIECE: usize = 32 << 10;
 
 /// `SSH_EXTENDED_DATA_STDERR`.
-const STDERR: u32 = 1;
+pub(crate) const STDERR: u32 = 1;
 
 /// Between the two times that a terminal's foreground is told of its client's end: the first ends what runs in it, the
 /// second its shell.

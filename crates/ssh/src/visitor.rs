@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::Keys;
 use crate::door::{Door, Refused};
 use crate::inlet::{self, Inlet, Outlet, WINDOW};
-use crate::session::{Control, Forward, Line, Session, Setting, Target};
+use crate::session::{Control, Forward, Line, STDERR, Session, Setting, Target};
 
 /// Channels that one connection may have at once.
 const MAX_CHANNELS: usize = 256;
@@ -256,6 +256,10 @@ impl<D: Door> Handler for Visitor<D> {
         }
         tracing::warn!("closed a channel whose data nobody takes, since it held up its connection");
         open.gone.cancel();
+        if !matches!(open.stage, Stage::Forward) {
+            let why = "berth: closed: the command has not read its input for minutes, and held up all else\n";
+            wire.extended_data(channel, STDERR, why.as_bytes())?;
+        }
         self.channels.remove(&channel);
         wire.close(channel)
     }

@@ -13,6 +13,7 @@ pub mod files;
 pub mod image;
 pub mod progress;
 pub mod sandbox;
+pub mod ssh;
 pub mod system;
 pub mod unique;
 

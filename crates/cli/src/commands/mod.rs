@@ -10,6 +10,7 @@ mod removal;
 mod run;
 mod sandbox;
 mod shell;
+mod ssh;
 mod version;
 
 use std::process::ExitCode;
@@ -35,6 +36,16 @@ pub enum ClientCommand {
     Attach(shell::Attach),
     /// Reach ports of a sandbox from this machine
     PortForward(port_forward::PortForward),
+    /// Enter a sandbox by SSH: a shell, a command, forwarded ports
+    Ssh(ssh::Ssh),
+    /// Print a block for ~/.ssh/config that makes a sandbox a host of scp, sftp, rsync and editors
+    SshConfig(ssh::SshConfig),
+    /// Keys that may enter sandboxes by SSH: add, list, remove
+    #[command(subcommand)]
+    SshKey(ssh::SshKeyCommand),
+    /// Relay stdin and stdout to the SSH door, for ssh's ProxyCommand
+    #[command(hide = true)]
+    SshProxy,
     /// Images: pull, import, bootstrap, build, push, list, remove
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -59,6 +70,10 @@ impl ClientCommand {
             ClientCommand::Shell(command) => command.run(session).await,
             ClientCommand::Attach(command) => command.run(session).await,
             ClientCommand::PortForward(command) => command.run(session).await.map(|()| ExitCode::SUCCESS),
+            ClientCommand::Ssh(command) => command.run(session).await,
+            ClientCommand::SshConfig(command) => command.run(session).await.map(|()| ExitCode::SUCCESS),
+            ClientCommand::SshKey(command) => command.run(session).await.map(|()| ExitCode::SUCCESS),
+            ClientCommand::SshProxy => ssh::proxy(session).await.map(|()| ExitCode::SUCCESS),
             ClientCommand::Image(command) => command.run(session).await.map(|()| ExitCode::SUCCESS),
             ClientCommand::Daemon(command) => command.run(session).await,
             ClientCommand::Node => node::run(session).await.map(|()| ExitCode::SUCCESS),

@@ -107,7 +107,7 @@ fn youngest(execs: Vec<ExecInfo>) -> Option<ExecInfo> {
 }
 
 /// The sandbox of this id or name, or the one in which a trial of this name runs.
-async fn find(client: &Client, name: &str) -> Result<String, Failure> {
+pub(super) async fn find(client: &Client, name: &str) -> Result<String, Failure> {
     let missing = match client.sandbox(name).await {
         Ok(sandbox) => return Ok(sandbox.id),
         Err(error) if error.kind() == Kind::NotFound => error,
