@@ -20,8 +20,8 @@ use berth_jail::cgroup::{self, Cgroup, Limits};
 use berth_jail::spec::{Bind, DEFAULT_SHM_BYTES, EtcFiles, GuestSettings, Root};
 use berth_jail::views::Views;
 use berth_jail::{Capability, Facts, GuestImage, IdRange, LaunchRequest, Launcher, Process, Spec, plan};
-use berth_sandbox::guest::{ExecSpec, Guest, Owner, UnpackSpec};
-use berth_types::exec::{ExitReason, Limit};
+use berth_sandbox::guest::{Connect, ExecSpec, FailureCode, Guest, Owner, UnpackSpec};
+use berth_types::exec::{Command, ExitReason, Limit, TerminalSize};
 use libtest_mimic::{Arguments, Trial};
 use rig::{Ran, argv, finish, shell};
 use tempfile::TempDir;
@@ -37,11 +37,12 @@ fn main() -> ExitCode {
     }
     let mut trials = Vec::new();
     for (kind, ids) in [("in_a_user_namespace", Some(IDS)), ("as_root_of_the_host", None)] {
-        let tests: [(&str, Test); 4] = [
+        let tests: [(&str, Test); 5] = [
             ("memory", memory),
             ("files_in_memory", files_in_memory),
             ("processes", processes),
             ("the_guest_is_out_of_reach", out_of_reach),
+            ("terminals_and_own_programs", terminals_and_own_programs),
         ];
         trials.extend(tests.map(|(name, test)| {
             Trial::test(format!("{name}_{kind}"), move || {
@@ -266,4 +267,29 @@ fn out_of_reach(ids: Option<IdRange>) {
         assert_ne!(jail.sh(line).status.exit_code, 0, "{line}");
     }
     jail.assert_guest_lives();
+}
+
+/// Whatever root has made of /dev/ptmx, and for users who could not follow /proc/1/exe.
+fn terminals_and_own_programs(ids: Option<IdRange>) {
+    let Some(jail) = Jail::start(limits(256), ids) else { return };
+    let ran = jail.run(shell("rm /dev/ptmx && echo fake > /dev/ptmx; rm -f /dev/pts/ptmx; ls /dev/pts"));
+    assert_eq!(ran.out(), "ptmx\n", "{ran:?}");
+    for user in ["0", "1000:1000"] {
+        let mut terminal = shell("stty size; stat -c '%u %g %a' $(tty); echo own > /dev/tty");
+        terminal.user = Some(user.into());
+        terminal.terminal = Some(TerminalSize { rows: 33, cols: 101 });
+        let ran = jail.run(terminal);
+        let uid = user.split(':').next().unwrap();
+        assert_eq!(ran.out(), format!("33 101\r\n{uid} 5 620\r\nown\r\n"), "{ran:?}");
+        // Without input there is nothing to serve.
+        let mut sftp = shell("");
+        sftp.command = Command::Sftp;
+        sftp.user = Some(user.into());
+        sftp.no_new_privileges = true;
+        let ran = jail.run(sftp);
+        assert_eq!((ran.status.exit_code, ran.status.reason), (0, ExitReason::Exited), "{ran:?}");
+    }
+    let nobody = Connect::Tcp { host: "localhost".into(), port: 9 };
+    let refused = jail.runtime.block_on(jail.guest.as_ref().unwrap().connect_to(nobody)).err().unwrap();
+    assert_eq!(refused.refusal().unwrap().code, FailureCode::NotConnected, "{refused:?}");
 }
