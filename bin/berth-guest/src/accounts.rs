@@ -7,7 +7,6 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 
 use berth_wire::{ExecUsage, Limit};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -17,11 +16,11 @@ use rustix::io::Errno;
 /// limit it is an eighth.
 const HEADROOM: u64 = 8 << 20;
 /// Memory of commands that run beside a full sandbox, all together.
-const RESCUE_BYTES: &str = "33554432";
+const RESCUE_BYTES: u64 = 32 << 20;
 /// Processes of those, all together, where memory and processes are limited by one group.
 const RESCUE_PIDS: &str = "32";
-/// How often, a millisecond apart, its removal is tried while something is in it.
-const RESCUE_TRIES: usize = 10;
+/// The same, and what is left in memory there of commands that are over: at most.
+const RESCUE_MOST: u64 = 128 << 20;
 /// Limits above it mean none: version 1 shows the largest number of whole pages.
 const NO_LIMIT: u64 = 1 << 62;
 
@@ -76,6 +75,8 @@ pub(crate) struct Memory {
     usage: Counter,
     stat: Counter,
     commands: Charged,
+    /// Whether there is a group beside the limit.
+    has_rescue: Cell<bool>,
 }
 
 /// A group in which execs are charged for memory.
@@ -101,7 +102,8 @@ impl Memory {
         let usage = Counter::open(&commands, usage)?;
         let limit = Counter::open(&commands, limit)?.number().filter(|limit| *limit < NO_LIMIT);
         let stat = Counter::open(&commands, "memory.stat")?;
-        Some(Self { limit, usage, stat, commands: Charged::new(commands, v2)?, v2, dir })
+        let has_rescue = Cell::new(false);
+        Some(Self { limit, usage, stat, commands: Charged::new(commands, v2)?, v2, dir, has_rescue })
     }
 
     /// The group for the next exec, and whether that is the one beside the limit.
@@ -142,10 +144,14 @@ impl Memory {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let dir = open(&self.dir, RESCUE, OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
+                if !self.is_inhabited(&dir) {
+                    self.widen_rescue(&dir);
+                }
                 return Charged::new(dir, self.v2);
             }
             Err(_) => return None,
         }
+        self.has_rescue.set(true);
         let dir = open(&self.dir, RESCUE, OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
         if self.limit_rescue(&dir).is_err() {
             // Without its limits it is not to be used.
@@ -155,18 +161,51 @@ impl Memory {
         Charged::new(dir, self.v2)
     }
 
-    /// For a moment after its last process was reaped the kernel may still count it as one of the group.
-    fn remove_rescue(&self) {
-        for _ in 0..RESCUE_TRIES {
-            match rustix::fs::unlinkat(&self.dir, RESCUE, AtFlags::REMOVEDIR) {
-                Err(Errno::BUSY) => std::thread::sleep(Duration::from_millis(1)),
-                Ok(()) | Err(_) => return,
-            }
+    /// Whether there is a group beside the limit, to be removed when nothing runs in it any more.
+    pub(crate) fn has_rescue(&self) -> bool {
+        self.has_rescue.get()
+    }
+
+    /// Removes the group beside the limit if it can be. True when it is to be tried again soon: for a moment after its
+    /// last process was reaped the kernel may still count it as one of the group.
+    pub(crate) fn remove_rescue(&self) -> bool {
+        if !self.has_rescue.get() {
+            return false;
+        }
+        let removed = rustix::fs::unlinkat(&self.dir, RESCUE, AtFlags::REMOVEDIR);
+        if removed != Err(Errno::BUSY) {
+            self.has_rescue.set(false);
+            return false;
+        }
+        let dir = open(&self.dir, RESCUE, OFlags::RDONLY | OFlags::DIRECTORY);
+        dir.is_ok_and(|dir| !self.is_inhabited(&dir))
+    }
+
+    fn is_inhabited(&self, dir: &OwnedFd) -> bool {
+        if self.v2 {
+            return Counter::open(dir, "cgroup.events").and_then(|events| events.keyed("populated"))
+                != Some(0);
+        }
+        Counter::open(dir, "cgroup.procs").and_then(|processes| processes.text()) != Some(String::new())
+    }
+
+    /// What the last commands there left in memory is not to be the next one's lack, where the kernel does not let go of
+    /// the group yet. Best effort.
+    fn widen_rescue(&self, dir: &OwnedFd) {
+        let (usage, limits) = if self.v2 {
+            ("memory.current", &["memory.max"][..])
+        } else {
+            ("memory.usage_in_bytes", &["memory.memsw.limit_in_bytes", "memory.limit_in_bytes"][..])
+        };
+        let Some(used) = Counter::open(dir, usage).and_then(|usage| usage.number()) else { return };
+        let bytes = (used + RESCUE_BYTES).min(RESCUE_MOST).to_string();
+        for limit in limits {
+            let _ = put(dir, limit, bytes.as_bytes());
         }
     }
 
     fn limit_rescue(&self, dir: &OwnedFd) -> Result<(), Errno> {
-        let bytes = RESCUE_BYTES.as_bytes();
+        let bytes = &RESCUE_BYTES.to_string().into_bytes()[..];
         // Kernels without swap accounting lack the second file, those without the controller the rest.
         let if_there = |answer: Result<(), Errno>| if answer == Err(Errno::NOENT) { Ok(()) } else { answer };
         if !self.v2 {

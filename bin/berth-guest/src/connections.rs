@@ -78,8 +78,7 @@ impl Engine {
     /// its successor must not wait until it does.
     ///
     /// The socket is bound outside, where no path of the sandbox leads, and a process of the sandbox cannot get at the
-    /// guest's descriptors; so whoever connects may. No credentials of the peer would say more: the host's root has, seen
-    /// from the sandbox's user namespace, the number of nobody, and any root inside has 0.
+    /// guest's descriptors. Should one find a way all the same, it is turned away: see [`may_connect`].
     pub(crate) fn accept(&mut self) -> Result<(), Error> {
         let Some(listener) = self.connections.listener() else { return Ok(()) };
         let accepted = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
@@ -93,6 +92,9 @@ impl Engine {
             }
             Err(errno) => return Err(crate::link::system("accept a connection", errno)),
         };
+        if !may_connect(&stream) {
+            return Ok(());
+        }
         self.disconnect();
         self.connect(stream)
     }
@@ -131,4 +133,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether a peer may be the host: to PID 1, who is in the sandbox has a number, and who is outside has none. (Ids would
+/// not tell them apart: the host's root is, seen from the sandbox's user namespace, nobody, and any root inside is 0.)
+/// Elsewhere there is nothing to tell them by.
+fn may_connect(stream: &OwnedFd) -> bool {
+    !is_init() || berth_sys::peer::pid(stream).is_ok_and(|pid| pid == 0)
 }

@@ -54,6 +54,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the cgroups of what outlives its exec wait to be looked at after a death.
 const SWEEP: Duration = Duration::from_millis(50);
+/// How often they are looked at again while the kernel holds on to one that is empty.
+const SWEEPS: u32 = 5;
 
 /// What a channel of the host is about.
 pub(crate) enum Channel {
@@ -84,6 +86,7 @@ pub(crate) struct Engine {
     leftovers: HashMap<u64, OwnedFd>,
     next_leftover: u64,
     sweep_at: Option<Instant>,
+    sweeps_left: u32,
     retry_at: Option<Instant>,
     pub(crate) control_flags: EventFlags,
     scratch: Box<[u8]>,
@@ -127,6 +130,7 @@ impl Engine {
             leftovers: HashMap::new(),
             next_leftover: 0,
             sweep_at: None,
+            sweeps_left: 0,
             retry_at: None,
             control_flags: EventFlags::IN,
             scratch: vec![0; MAX_DATA].into_boxed_slice(),
@@ -216,6 +220,7 @@ impl Engine {
         }
         if self.trees.has_lingering() {
             self.sweep_at.get_or_insert(Instant::now() + SWEEP);
+            self.sweeps_left = SWEEPS;
         }
         Ok(())
     }
@@ -323,8 +328,8 @@ impl Engine {
     fn settle(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         if self.sweep_at.is_some_and(|at| now >= at) {
-            self.sweep_at = None;
-            self.trees.sweep();
+            self.sweeps_left = self.sweeps_left.saturating_sub(1);
+            self.sweep_at = (self.trees.sweep() && self.sweeps_left > 0).then(|| now + SWEEP);
         }
         if self.retry_at.is_some_and(|at| now >= at) {
             self.retry_disk();

@@ -20,7 +20,7 @@ use berth_wire::{ExecUsage, ExitReason, Exited, Failure, FailureCode, Offsets, S
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
-use rustix::process::{Pid, Signal, WaitStatus, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, WaitStatus, kill_process};
 
 use crate::accounts::Accounts;
 use crate::failure;
@@ -34,6 +34,8 @@ use crate::tty::{self, Terminal, Terminals};
 const DRAIN: Duration = Duration::from_millis(100);
 /// How often a tree that is being killed is looked at.
 const RECHECK: Duration = Duration::from_millis(5);
+/// More than a terminal holds of what was written to it and not yet read, in bytes.
+const TERMINAL_HOLDS: u64 = 64 * 1024;
 /// Length of the pipes of commands that write much, in bytes.
 const LONG_PIPE: usize = 512 * 1024;
 
@@ -66,7 +68,8 @@ pub(crate) struct Pipe {
     pub(crate) fd: Option<OwnedFd>,
     /// Whether the loop is told when there is something to read.
     pub(crate) armed: bool,
-    /// Bytes that were in the pipe when the process ended and are still to be delivered.
+    /// Bytes that were in the pipe when the process ended and are still to be delivered. A terminal does not tell how
+    /// many it holds: at most so many, then, until there are none.
     owed: u64,
 }
 
@@ -156,18 +159,22 @@ impl Exec {
         self.status = Some(status);
     }
 
-    /// Begins to kill the tree, unless that has begun or the process has ended.
+    /// Begins to kill the tree, unless the process has ended. What has begun can only be hurried.
     pub(crate) fn kill(&mut self, reason: ExitReason, grace: Option<u64>) {
-        if self.killing.is_some() || !self.is_running() {
-            return;
-        }
         let grace = Duration::from_millis(grace.unwrap_or(berth_wire::DEFAULT_GRACE_MS));
         let now = Instant::now();
+        let kill_at = now.checked_add(grace).unwrap_or(now);
+        if let Some(killing) = &mut self.killing {
+            killing.kill_at = killing.kill_at.min(kill_at);
+            return;
+        }
+        if !self.is_running() {
+            return;
+        }
         self.tree.terminate();
         // The process may not have entered its cgroup yet.
         let _ = kill_process(self.pid(), Signal::TERM);
         let _ = kill_process(self.pid(), Signal::CONT);
-        let kill_at = now.checked_add(grace).unwrap_or(now);
         self.killing = Some(Killing { reason, kill_at, next: now + RECHECK });
     }
 
@@ -188,8 +195,11 @@ impl Exec {
             return false;
         }
         self.ended = Some(now);
+        let is_terminal = self.request.terminal.is_some();
         for pipe in &mut self.pipes {
-            pipe.owed = pipe.fd.as_ref().map_or(0, |fd| rustix::io::ioctl_fionread(fd).unwrap_or(0));
+            let held =
+                |fd| if is_terminal { TERMINAL_HOLDS } else { rustix::io::ioctl_fionread(fd).unwrap_or(0) };
+            pipe.owed = pipe.fd.as_ref().map_or(0, held);
         }
         self.killing.is_some()
     }
@@ -231,7 +241,8 @@ impl Exec {
     }
 
     fn owes_nothing(&self) -> bool {
-        self.pipes.iter().all(|pipe| pipe.owed == 0)
+        let is_terminal = self.request.terminal.is_some();
+        self.pipes.iter().all(|pipe| pipe.owed == 0 || (is_terminal && !pipe.has_news()))
     }
 
     /// Whether nothing more is to be waited for.
@@ -263,26 +274,24 @@ impl Exec {
     }
 
     /// Sends a signal to the first process, or to everything; false when there is none.
-    pub(crate) fn signal(&self, signal: Signal, tree: bool) -> bool {
+    pub(crate) fn signal(&self, signal: i32, tree: bool) -> bool {
         if !self.is_running() {
             return false;
         }
+        let first = self.pid().as_raw_nonzero().get();
         if tree {
-            self.tree.signal(signal);
+            let members = self.tree.members();
+            for pid in &members {
+                let _ = berth_sys::signal::send(pid.as_raw_nonzero().get(), signal);
+            }
             // It may not have entered its cgroup yet.
-            if !self.tree.members().contains(&self.pid()) {
-                let _ = kill_process(self.pid(), signal);
-            }
-            return true;
-        }
-        match self.terminal().and_then(tty::foreground) {
-            Some(group) => {
-                let _ = kill_process_group(group, signal);
-            }
-            None => {
-                let _ = kill_process(self.pid(), signal);
+            if members.contains(&self.pid()) {
+                return true;
             }
         }
+        let group = self.terminal().filter(|_| !tree).and_then(tty::foreground);
+        let to = group.map_or(first, |group| -group.as_raw_nonzero().get());
+        let _ = berth_sys::signal::send(to, signal);
         true
     }
 
@@ -482,6 +491,14 @@ fn spawn(
 impl Pipe {
     fn new(fd: OwnedFd) -> Self {
         Self { fd: Some(fd), armed: false, owed: 0 }
+    }
+
+    /// Whether reading it would give something, if only its end.
+    fn has_news(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(fd) = &self.fd else { return false };
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&at_once)).is_ok_and(|count| count > 0)
     }
 
     fn none() -> Self {

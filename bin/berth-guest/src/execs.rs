@@ -233,16 +233,20 @@ impl Execs {
     /// be is forgotten, so that its id can be used.
     pub(crate) fn put_away(&mut self, number: u64) {
         let Some(entry) = self.live.remove(&number) else { return };
-        let Entry { id, facts, mut spool, input, verdict, .. } = entry;
+        let Entry { id, facts, mut spool, input, verdict, on_detach, .. } = entry;
         let Some(Verdict::Exited(exited)) = verdict else {
             self.known.remove(&id);
             return;
         };
         let input = input.can_be_given().then(|| input.offset());
+        // Nothing was to be kept, and who it was for has gone.
+        let is_wanted = facts.keep > 0 || on_detach == OnDetach::Keep;
         let record = Over { facts, exited, input }.encode();
-        spool.seal(&mut || self.dir.file(format!("{number}")));
+        if is_wanted {
+            spool.seal(&mut || self.dir.file(format!("{number}")));
+        }
         let (on_disk, in_memory) = spool.held();
-        let output = if on_disk + in_memory == 0 {
+        let output = if !is_wanted || on_disk + in_memory == 0 {
             Output::Gone
         } else {
             let (queue, bytes) = if on_disk > 0 {

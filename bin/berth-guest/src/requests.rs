@@ -3,7 +3,6 @@
 use std::os::fd::AsFd;
 
 use berth_wire::{Body, ExitReason, FailureCode, Frame, Outcome, Reply, Request, Stdin};
-use rustix::process::Signal;
 
 use crate::attachment::Attachment;
 use crate::engine::{Channel, Engine, Served, report_token, watch};
@@ -149,12 +148,11 @@ impl Engine {
     }
 
     fn signal(&mut self, id: &str, signal: i32, tree: bool) -> Reply {
-        // Real-time signals have no names that would be safe: the C library takes some of them for itself.
-        let Some(named) = Signal::from_named_raw(signal) else {
+        if !berth_sys::signal::is_signal(signal) {
             let message = format!("{signal} is no signal that can be sent");
             return Reply::Failed(failure::because(FailureCode::Invalid, message, None));
-        };
-        self.told(id, |exec| Ok(exec.signal(named, tree)))
+        }
+        self.told(id, |exec| Ok(exec.signal(signal, tree)))
     }
 
     /// Tells a running exec something; one that is over is no error, one that was never known is.

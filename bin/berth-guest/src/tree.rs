@@ -128,14 +128,17 @@ impl Trees {
         }
     }
 
+    /// Whether there is something to sweep.
     pub(crate) fn has_lingering(&self) -> bool {
-        !self.lingering.is_empty()
+        !self.lingering.is_empty() || self.memory.as_ref().is_some_and(Memory::has_rescue)
     }
 
-    /// Removes the cgroups of trees that have died out meanwhile.
-    pub(crate) fn sweep(&mut self) {
+    /// Removes the cgroups of trees that have died out meanwhile. True when there are some that the kernel does not let
+    /// go of yet.
+    pub(crate) fn sweep(&mut self) -> bool {
         let lingering = std::mem::take(&mut self.lingering);
         self.lingering = lingering.into_iter().filter(|(_, tree)| !tree.remove()).collect();
+        self.memory.as_ref().is_some_and(Memory::remove_rescue)
     }
 
     /// For the end of a guest whose end does not end everything by itself.
@@ -225,13 +228,6 @@ impl Tree {
     /// Whether no process is left. One that has died and was not reaped does not count.
     pub(crate) fn is_empty(&self) -> bool {
         self.members().is_empty()
-    }
-
-    /// Sends every process a signal.
-    pub(crate) fn signal(&self, signal: Signal) {
-        for pid in self.members() {
-            let _ = kill_process(pid, signal);
-        }
     }
 
     /// Memory that its processes have together now, in bytes, where that is counted.

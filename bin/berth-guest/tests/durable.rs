@@ -214,6 +214,69 @@ fn several_may_read_each_at_his_own_pace() {
     assert!(main.chunks.iter().all(|chunk| chunk.time_us > 1_600_000_000_000_000));
 }
 
+/// Makes what it starts PID 1 of a namespace.
+const AS_INIT: &str = "unshare --pid --fork --kill-child --mount-proc";
+/// Connects to a socket and tells whether it was closed before anything came.
+const KNOCK: &str = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; \
+                     print sysread($s, my $b, 1) ? 'let in' : 'turned away'";
+
+#[test]
+fn who_comes_from_inside_the_sandbox_is_turned_away() {
+    let has = |line: &str| std::process::Command::new("sh").args(["-c", line]).status().unwrap().success();
+    if !has(&format!("{AS_INIT} true")) || !has("perl -MIO::Socket::UNIX -e 1") {
+        println!("SKIP: needs unshare, with root's rights, and perl");
+        return;
+    }
+    let (guest, connection) = RawGuest::start_by(AS_INIT, LONG, true);
+    assert!(connection.hello.is_init);
+    drop(connection);
+    let mut connection = guest.connect();
+    let mut knock = exec("knock", "");
+    let socket = guest.dir.path().join("socket").to_str().unwrap().to_owned();
+    let argv = ["perl", "-e", KNOCK, &socket].map(str::to_owned).to_vec();
+    knock.command = berth_wire::Command::Argv(argv);
+    let got = connection.run(Request::Exec(knock));
+    assert_eq!((got.text().as_str(), got.exited().code), ("turned away", 0), "{got:?}");
+    // Its own place was not taken, and who comes from outside is served as before.
+    assert!(connection.info("knock").exited.is_some());
+    assert_eq!(guest.connect().hello.earlier_connections, 2);
+}
+
+#[test]
+fn what_is_for_those_who_wait_alone_never_touches_the_disk_and_goes_with_them() {
+    let (guest, mut connection) = RawGuest::start(LONG, true);
+    let mut read = exec("read", "head -c 5000000 /dev/zero");
+    (read.keep.bytes, read.on_detach) = (0, OnDetach::Kill);
+    let got = connection.run(Request::Exec(read.clone()));
+    assert_eq!((got.out[0].len(), got.gaps.len(), got.exited().code), (5_000_000, 0, 0));
+    let (mut unread, mut short) = (read.clone(), read);
+    (unread.id, short.id) = ("unread".into(), "short".into());
+    short.command = berth_wire::Command::Shell("head -c 200000 /dev/zero; sleep 600".into());
+    connection.open(Request::Exec(unread));
+    let short = connection.open(Request::Exec(short));
+    until("it waits", || {
+        connection.info("unread").blocked && connection.info("short").written.stdout == 200_000
+    });
+    connection.read_until(short, &mut Got::default(), |got| got.out[0].len() == 200_000);
+    assert_eq!(guest.spooled(), 0);
+    drop(connection);
+    let mut connection = guest.connect();
+    until("both are killed", || ["unread", "short"].iter().all(|id| connection.info(id).exited.is_some()));
+    assert_eq!(guest.spooled(), 0);
+    let got = connection.run(attach("unread", 0, 0));
+    let written = got.exited().written.stdout;
+    assert_eq!((got.out[0].len(), &got.gaps[..]), (0, &[(Output::Stdout, 0, written)][..]));
+    assert_eq!(got.exited().reason, ExitReason::Killed);
+    // What somebody may come back for is there, if he is to read it at all.
+    let mut kept = exec("kept", "head -c 200000 /dev/zero");
+    kept.keep.bytes = 0;
+    connection.open(Request::Exec(kept));
+    drop(connection);
+    let mut connection = guest.connect();
+    until("it ends", || connection.info("kept").exited.is_some());
+    assert_eq!(connection.run(attach("kept", 0, 0)).out[0].len(), 200_000);
+}
+
 #[test]
 fn signals_reach_the_first_process_and_a_terminal_its_command() {
     let (_guest, mut connection) = RawGuest::start(LONG, true);
@@ -224,7 +287,29 @@ fn signals_reach_the_first_process_and_a_terminal_its_command() {
     assert_eq!(connection.ask(signal(10)), Outcome::Told { was_running: true });
     assert_eq!(connection.finish(channel).exited().code, 9);
     assert_eq!(connection.ask(signal(10)), Outcome::Told { was_running: false });
-    assert_eq!(failure(&connection.run(signal(0))), FailureCode::Invalid);
+    for none in [0, -1, 65] {
+        assert_eq!(failure(&connection.run(signal(none))), FailureCode::Invalid);
+    }
+    let channel = connection.open(Request::Exec(exec("real-time", "echo ready; exec sleep 60")));
+    connection.read_until(channel, &mut Got::default(), |got| !got.out[0].is_empty());
+    connection.ask(Request::Signal { id: "real-time".into(), signal: 40, tree: false });
+    let exited = connection.finish(channel).exited().clone();
+    assert_eq!((exited.reason, exited.signal, exited.code), (ExitReason::Signaled, Some(40), 168));
+    // All of a tree, also what its first process has started; or that process alone.
+    let line = "trap 'echo first' USR1; \
+                (trap 'echo second' USR1; echo ready; while :; do sleep 0.05; done) & \
+                while :; do sleep 0.05; done";
+    let channel = connection.open(Request::Exec(exec("tree", line)));
+    let mut got = Got::default();
+    let signal = |tree| Request::Signal { id: "tree".into(), signal: 10, tree };
+    let lines = |got: &Got, line: &str| got.text().lines().filter(|other| *other == line).count();
+    connection.read_until(channel, &mut got, |got| lines(got, "ready") == 1);
+    connection.ask(signal(true));
+    connection.read_until(channel, &mut got, |got| lines(got, "first") == 1 && lines(got, "second") == 1);
+    connection.ask(signal(false));
+    connection.read_until(channel, &mut got, |got| lines(got, "first") == 2);
+    assert_eq!(lines(&got, "second"), 1);
+    connection.ask(Request::Kill { id: "tree".into(), grace_ms: Some(0) });
 
     if !rustix::process::geteuid().is_root() {
         println!("SKIP: needs root, for whom alone /dev/pts/ptmx is on an ordinary machine");
@@ -241,6 +326,59 @@ fn signals_reach_the_first_process_and_a_terminal_its_command() {
     connection.read_until(channel, &mut got, |_| false);
     assert_eq!(got.exited().code, 3, "{got:?}");
     assert!(got.text().contains("40 100") && got.text().contains("got hello"), "{}", got.text());
+}
+
+#[test]
+fn a_kill_that_cannot_wait_hurries_one_that_can() {
+    let (_guest, mut connection) = RawGuest::start(LONG, true);
+    for hurry in
+        [Request::Kill { id: "a1".into(), grace_ms: Some(0) }, Request::Quiesce { grace_ms: Some(0) }]
+    {
+        let id = if matches!(hurry, Request::Kill { .. }) { "a1" } else { "a2" };
+        let channel =
+            connection.open(Request::Exec(exec(id, "trap '' TERM; echo ready; while :; do sleep 0.1; done")));
+        connection.read_until(channel, &mut Got::default(), |got| !got.out[0].is_empty());
+        connection.open(Request::Kill { id: id.into(), grace_ms: Some(600_000) });
+        let began = Instant::now();
+        connection.ask(hurry);
+        assert_eq!(connection.finish(channel).exited().reason, ExitReason::Killed);
+        assert!(began.elapsed() < Duration::from_secs(60));
+    }
+}
+
+#[test]
+fn a_terminal_is_emptied_at_the_end_whoever_still_holds_it() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP: needs root, for whom alone /dev/pts/ptmx is on an ordinary machine");
+        return;
+    }
+    let (_guest, mut connection) = RawGuest::start(LONG, true);
+    let on_terminal = |id: &str, line: &str| {
+        let mut exec = exec(id, line);
+        exec.terminal = Some(TerminalSize { rows: 24, cols: 80 });
+        exec.keep.bytes = 0;
+        Request::Exec(exec)
+    };
+    let began = Instant::now();
+    let got = connection.run(on_terminal("held", "setsid sleep 600 & echo out; exit 3"));
+    assert_eq!((got.text().as_str(), got.exited().code), ("out\r\n", 3));
+    assert!(began.elapsed() < Duration::from_secs(60), "the holder was waited for");
+    connection.ask(Request::Quiesce { grace_ms: Some(0) });
+    // Nobody reads: what is in the window and what may be kept is full when it ends, and the rest in the terminal.
+    for extra in [0, 3000, 6000, 9000, 20_000] {
+        let (id, len) = (format!("full{extra}"), 512 * 1024 + extra);
+        let line = format!("stty raw; head -c {len} /dev/zero; setsid sleep 600 &");
+        let channel = connection.open(on_terminal(&id, &line));
+        // Most of these end while all of it is full, the longest perhaps waits.
+        let began = Instant::now();
+        until("it is over, or waits", || {
+            let info = connection.info(&id);
+            info.exited.is_some() || (info.blocked && began.elapsed() > Duration::from_secs(1))
+        });
+        let got = connection.finish(channel);
+        assert_eq!((got.out[0].len(), got.gaps.len(), got.exited().code), (len, 0, 0));
+    }
+    connection.ask(Request::Quiesce { grace_ms: Some(0) });
 }
 
 #[test]

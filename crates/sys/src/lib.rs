@@ -22,6 +22,7 @@ pub mod namespace;
 pub mod netdev;
 pub mod netns;
 pub mod notify;
+pub mod peer;
 pub mod process;
 pub mod program;
 pub mod quota;

@@ -52,7 +52,7 @@ pub enum Request {
     Signal {
         /// [`Exec::id`].
         id: String,
-        /// Number of the signal.
+        /// Number of the signal, 1 to 64.
         signal: i32,
         /// Whether everything that the exec started gets it, or its first process alone (with a terminal: the
         /// foreground process group of that).
@@ -218,7 +218,8 @@ pub struct TerminalSize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Keep {
-    /// So many of the last bytes of both outputs together.
+    /// So many of the last bytes of both outputs together. With 0 only what is under way to a reader, which never
+    /// touches the disk: for execs to which nobody attaches a second time.
     pub bytes: u64,
     /// What happens to more than that which nobody has read yet.
     pub when_full: WhenFull,

@@ -56,6 +56,11 @@ impl Got {
 impl RawGuest {
     /// A guest that waits so long for a host, with a spool if asked for, and the first connection to it.
     pub(crate) fn start(orphan: Duration, spool: bool) -> (Self, Connection) {
+        Self::start_by("", orphan, spool)
+    }
+
+    /// As [`RawGuest::start`], by a program that starts it.
+    pub(crate) fn start_by(wrapper: &str, orphan: Duration, spool: bool) -> (Self, Connection) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("spool")).unwrap();
         let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
@@ -64,7 +69,7 @@ impl RawGuest {
         let spool = if spool { "--spool-fd=5 5<\"$1\"" } else { "" };
         // The shell moves what it has as standard streams to the numbers that the guest is told.
         let script = format!(
-            "exec \"$0\" --control-fd=3 --listen-fd=4 --orphan-ms={} {spool} 3<&0 4<&1 0</dev/null 1>&2",
+            "exec {wrapper} \"$0\" --control-fd=3 --listen-fd=4 --orphan-ms={} {spool} 3<&0 4<&1 0</dev/null 1>&2",
             orphan.as_millis()
         );
         let mut command = Command::new("/bin/sh");
