@@ -32,9 +32,11 @@ from harbor.environments.definition import (
     should_use_prebuilt_docker_image,
 )
 from harbor.models.trial.config import ResourceMode
+from harbor.models.trial.paths import EnvironmentPaths
 
 from berth import _endpoint, models
 from berth._async import AsyncClient, AsyncSandbox, settle, split_target
+from berth._http import PATIENCE
 from berth._lease import process_lease
 from berth._sync import Client
 from berth._tar import Report
@@ -55,10 +57,21 @@ _PATH_ERRORS: dict[str, type[OSError]] = {
     "is_a_directory": IsADirectoryError,
     "permission_denied": PermissionError,
 }
-_OWN_KEYS = ("allow_unenforced_storage", "host", "mode", "no_new_privileges", "pull", "startup_timeout_sec")
+_OWN_KEYS = (
+    "allow_unenforced_storage",
+    "host",
+    "mode",
+    "no_new_privileges",
+    "pull",
+    "quiesce_before_verifier",
+    "reconnect_sec",
+    "startup_timeout_sec",
+)
 
 _LOOK = 1.0
 """Seconds between looks at a sandbox that is being made."""
+
+_LINUX = EnvironmentPaths.for_os("linux")
 
 EnvironmentPath = str | PurePath
 
@@ -81,6 +94,8 @@ class BerthEnvironment(BaseEnvironment):
         no_new_privileges: bool | str | None = None,
         allow_unenforced_storage: bool | str = False,
         startup_timeout_sec: float | str = STARTUP_TIMEOUT_SEC,
+        reconnect_sec: float | str = PATIENCE,
+        quiesce_before_verifier: bool | str = False,
         mode: str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -94,6 +109,10 @@ class BerthEnvironment(BaseEnvironment):
                 refused otherwise.
             startup_timeout_sec: Limit for making the sandbox, once its image is there and there is room for it on the
                 machine; 0 means none.
+            reconnect_sec: How long a command whose connection was cut, or whose daemon is away, is tried to be picked up again.
+                It runs on meanwhile, and nothing of it is lost.
+            quiesce_before_verifier: Kill every process that earlier commands have left before the verifier starts. Off, since
+                tasks may start services on purpose.
             mode: Only ``auto``, for commands that were written for providers with several modes.
         """
         _refuse_unknown_keys(kwargs)
@@ -105,6 +124,8 @@ class BerthEnvironment(BaseEnvironment):
         )
         self._allow_unenforced_storage = _boolean("allow_unenforced_storage", allow_unenforced_storage)
         self._startup_timeout_sec = _seconds("startup_timeout_sec", startup_timeout_sec)
+        self._reconnect_sec = _seconds("reconnect_sec", reconnect_sec)
+        self._quiesces = _boolean("quiesce_before_verifier", quiesce_before_verifier)
         self._host = _checked_host(host)
         self._client: AsyncClient | None = None
         self._sandbox: AsyncSandbox | None = None
@@ -164,7 +185,7 @@ class BerthEnvironment(BaseEnvironment):
             raise
 
     async def _start(self, force_build: bool) -> None:
-        self._client = AsyncClient(self._host)
+        self._client = AsyncClient(self._host, patience=self._reconnect_sec)
         image = await self._image(force_build)
         self._sandbox = await self._create(image)
         info = self._sandbox.info
@@ -364,6 +385,8 @@ class BerthEnvironment(BaseEnvironment):
     ) -> ExecResult:
         # Environment and callback are scoped to the caller's task and must be asked for here.
         with _infrastructure("run a command"):
+            if command.startswith("rm -f -- ") and command.endswith(str(_LINUX.reward_json_path)):
+                await self._quiesce_if_wanted()
             result = await self._running.exec(
                 command,
                 cwd=cwd,
@@ -381,6 +404,13 @@ class BerthEnvironment(BaseEnvironment):
             # The task's own doing, and no error: but whoever reads the trial is to see that it had too little.
             self.logger.warning(f"berth: a command that ended with exit code {result.exit_code} met {met}")
         return _exec_result(result, timeout_sec)
+
+    async def _quiesce_if_wanted(self) -> None:
+        """Harbor has no hook for the verifier's beginning: it is known by what its verifier does first, which is to remove old
+        rewards (since 0.25) and to upload the tests."""
+        if self._quiesces:
+            killed = await self._running.quiesce()
+            self.logger.info(f"berth: {killed} processes of earlier commands were killed before the verifier")
 
     def _user(self, user: str | int | None) -> str | None:
         resolved = self._resolve_user(user)
@@ -401,6 +431,8 @@ class BerthEnvironment(BaseEnvironment):
     async def upload_dir(self, source_dir: Path | str, target_dir: str) -> None:
         target = self._absolute(target_dir)
         with _infrastructure(f"upload {source_dir} to {target}"):
+            if target.rstrip("/") == str(_LINUX.tests_dir):
+                await self._quiesce_if_wanted()
             self._log_report(await self._running.upload_dir(source_dir, target), target)
 
     @override
