@@ -13,15 +13,18 @@ const LEAVING: [(&str, usize); 6] = [
     // A daemon in a session of its own.
     ("setsid sleep 600 & echo $!", 1),
     // One that its grandparent never knew.
-    ("(setsid sh -c 'echo $$; exec sleep 600' &) ; sleep 0.2", 1),
+    ("echo $( (setsid sh -c 'echo $$; exec sleep 600' &) | head -n 1)", 1),
     // One that is stopped.
     ("sleep 600 & kill -STOP $!; echo $!", 1),
     // One that takes no notice of a polite word, with a child that does likewise.
-    ("sh -c 'trap \"\" TERM HUP INT; sleep 600 & echo $$ $!; while :; do sleep 600; done' & sleep 0.2", 2),
+    (
+        "echo $( (sh -c 'trap \"\" TERM HUP; sleep 600 & echo $$ $!; while :; do sleep 600; done' &) | head -n 1)",
+        2,
+    ),
     // Stopped, and it would take no notice.
     ("(trap '' TERM; exec sleep 600) & sleep 0.1; kill -STOP $!; echo $!", 1),
     // One that starts others as fast as it can.
-    ("sh -c 'echo $$; while :; do sleep 0.01 & wait; done' & sleep 0.2", 1),
+    ("echo $( (sh -c 'echo $$; while :; do sleep 0.01 & wait; done' &) | head -n 1)", 1),
 ];
 
 /// Runs all of them; gives the pids.
