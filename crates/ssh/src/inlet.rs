@@ -7,8 +7,8 @@
 //! time, which costs next to nothing and brings the occasion to open up again.
 //!
 //! So a channel holds some [`FULL`] and what a window or two let through. But the credit is one number for all channels
-//! of a connection: a busy channel beside one that is full lets that have about as much as it gets itself. [`MOST`]
-//! ends this: beyond, the connection waits for the channel, and after [`PATIENCE`] the channel is given up.
+//! of a connection: a busy channel beside one that is full lets that have windows too, and it may be more of them than it
+//! gets itself. [`MOST`] ends this: beyond, the connection waits for the channel, and after [`PATIENCE`] the channel is given up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
