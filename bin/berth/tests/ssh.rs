@@ -13,7 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{Daemon, SMALL_POOL, eventually, process_with, text};
+use support::{Daemon, PLAIN, SMALL_POOL, eventually, process_with, text};
 
 /// A daemon with a sandbox `box`, and a user's home that knows of it.
 struct World {
@@ -490,6 +490,28 @@ fn the_configuration_says_where_and_whether() {
         assert_eq!((status, answer["error"]["code"].as_str()), (412, Some("ssh_disabled")), "{answer}");
     }
     assert!(!listens(&daemon));
+}
+
+#[test]
+fn a_daemon_that_cannot_listen_where_it_is_told_does_not_start() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let dir = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in(support::test_root()).unwrap();
+    let (config, socket) = (dir.path().join("berth.toml"), dir.path().join("berth.sock"));
+    std::fs::write(&config, format!("{PLAIN}[ssh]\nlisten = \"{address}\"\n")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_berth"))
+        .args(["serve", "--host", &format!("unix://{}", socket.display()), "--data-dir"])
+        .arg(dir.path().join("data"))
+        .arg("--config")
+        .arg(&config)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (code, _, err) = told(&output);
+    assert_eq!(code, Some(78), "{err}");
+    let why = format!("cannot open the SSH door: listen for SSH on {address}: Address already in use");
+    assert!(err.contains(&why), "{err}");
+    assert!(!socket.exists(), "a socket on which nobody answers");
 }
 
 #[test]
