@@ -513,7 +513,10 @@ impl Spool {
         let after = self.marks.partition_point(|mark| mark.at[0] <= from[0] && mark.at[1] <= from[1]);
         let mark = after.checked_sub(1).and_then(|index| self.marks.get(index)).copied();
         let place = mark.filter(|mark| mark.pos >= self.first.pos).unwrap_or(self.first);
-        Reader { place, next: from, reached: place.bytes(), ahead: Vec::new(), ahead_from: 0 }
+        // Who begins beyond all that there is (to give input, say) has read none of it.
+        let is_beyond = from[0] > self.end.at[0] && from[1] > self.end.at[1];
+        let reached = if is_beyond { 0 } else { place.bytes() };
+        Reader { place, next: from, reached, ahead: Vec::new(), ahead_from: 0 }
     }
 
     /// What `reader` missed; he goes on behind it.

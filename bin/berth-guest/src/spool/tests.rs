@@ -244,6 +244,17 @@ fn a_command_waits_when_as_much_as_is_kept_is_unread_and_goes_on_when_it_was_rea
 }
 
 #[test]
+fn who_stands_beyond_the_end_has_read_nothing() {
+    let mut world = World::new(Policy { bytes: 1 << 20, drop_oldest: false });
+    let before = fill(&mut world, 300_000);
+    let beyond = world.spool.reader([u64::MAX; 2]);
+    world.spool.read_by(std::iter::once(&beyond));
+    assert_eq!(before + fill(&mut world, 4 << 20), 1 << 20);
+    assert!(world.spool.is_full());
+    assert_eq!(world.spool.kept_from(), [0, 0]);
+}
+
+#[test]
 fn who_reads_again_from_the_beginning_misses_nothing_that_was_kept_when_he_came() {
     let mut world = World::new(Policy { bytes: 2 << 20, drop_oldest: false });
     world.step(&Step::Attach { stdout: 0, stderr: 0 });
