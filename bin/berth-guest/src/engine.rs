@@ -89,7 +89,8 @@ pub(crate) struct Engine {
     sweeps_left: u32,
     retry_at: Option<Instant>,
     pub(crate) control_flags: EventFlags,
-    scratch: Box<[u8]>,
+    /// Made when it is needed.
+    scratch: Vec<u8>,
 }
 
 /// Whether there is more to serve.
@@ -133,7 +134,7 @@ impl Engine {
             sweeps_left: 0,
             retry_at: None,
             control_flags: EventFlags::IN,
-            scratch: vec![0; MAX_DATA].into_boxed_slice(),
+            scratch: Vec::new(),
         };
         watch(&engine.epoll, engine.children.as_fd(), CHILDREN)?;
         watch(&engine.epoll, engine.bell.wake.as_fd(), NOTES)?;
@@ -209,7 +210,8 @@ impl Engine {
 
     fn reap(&mut self) -> Result<(), Error> {
         // signalfd(2): one record may stand for any number of children.
-        while matches!(rustix::io::read(&self.children, &mut self.scratch[..]), Ok(len) if len > 0) {}
+        let mut records = [0_u8; 1024];
+        while matches!(rustix::io::read(&self.children, &mut records), Ok(len) if len > 0) {}
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => self.reaped(pid, status),
@@ -232,7 +234,7 @@ impl Engine {
     }
 
     fn read_notes(&mut self) {
-        let _ = rustix::io::read(&*self.bell.wake, &mut self.scratch[..8]);
+        let _ = rustix::io::read(&*self.bell.wake, &mut [0_u8; 8]);
         while let Ok(note) = self.notes.try_recv() {
             match note {
                 Note::Consumed { channel, bytes } => {
@@ -263,6 +265,7 @@ impl Engine {
     }
 
     fn read_output(&mut self, number: u64, which: usize) {
+        self.scratch.resize(MAX_DATA, 0);
         let Some(Entry { exec: Some(exec), spool, facts, .. }) = self.execs.get(number) else { return };
         let keep = facts.keep;
         let room = spool.room(MAX_DATA).max(exec.owed(which)).min(MAX_DATA);
@@ -312,6 +315,7 @@ impl Engine {
     }
 
     fn drain_leftover(&mut self, token: u64) {
+        self.scratch.resize(MAX_DATA, 0);
         let Some(fd) = self.leftovers.get(&token) else { return };
         match rustix::io::read(fd, &mut self.scratch[..]) {
             Ok(len) if len > 0 => {}

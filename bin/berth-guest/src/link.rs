@@ -20,7 +20,8 @@ pub(crate) struct Link {
     out: Vec<u8>,
     sent: usize,
     decoder: Decoder,
-    scratch: Box<[u8]>,
+    /// Made when it is needed: a sandbox that is only kept ready has no use for it.
+    scratch: Vec<u8>,
 }
 
 impl Link {
@@ -28,13 +29,12 @@ impl Link {
         let nonblocking =
             fcntl_getfl(&stream).and_then(|flags| fcntl_setfl(&stream, flags | OFlags::NONBLOCK));
         nonblocking.map_err(|errno| system("make the control stream non-blocking", errno))?;
-        let scratch = vec![0; READ].into_boxed_slice();
-        Ok(Self { stream: Some(stream), out: Vec::new(), sent: 0, decoder: Decoder::new(), scratch })
+        Ok(Self { stream: Some(stream), ..Self::none() })
     }
 
     /// The time between two connections.
     pub(crate) fn none() -> Self {
-        Self { stream: None, out: Vec::new(), sent: 0, decoder: Decoder::new(), scratch: Box::default() }
+        Self { stream: None, out: Vec::new(), sent: 0, decoder: Decoder::new(), scratch: Vec::new() }
     }
 
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -113,6 +113,7 @@ impl Link {
     /// Reads once; false at the end of the stream.
     pub(crate) fn receive(&mut self) -> Result<bool, Error> {
         let Some(stream) = &self.stream else { return Ok(true) };
+        self.scratch.resize(READ, 0);
         match rustix::io::read(stream, &mut self.scratch[..]) {
             Ok(0) => Ok(false),
             Ok(len) => {
