@@ -137,6 +137,9 @@ inside sh -c 'pip install --quiet "$(echo wheel/*.whl)[harbor]" && pip list 2>/d
 
 tests=(python/tests)
 suite
+# The contract for commands and files, through the installed client; sizes in full with BERTH_FULL=1.
+tests=(--durations=5 tests/conformance)
+suite --env "BERTH_FULL=${BERTH_FULL:-0}" --env "BERTH_TEST_SHARED=/run/berth-host:$run/host"
 tests=(--durations=5 tests/harbor --ignore tests/harbor/test_daemon_lost.py --ignore tests/harbor/test_embedded.py "$@")
 suite
 # What keeps pip from installing it in the ordinary way, if anything does.
@@ -145,27 +148,47 @@ inside --env PYTHONPATH=/opt/harbor-0.25 pip check || true
 tests=(python/tests/test_harbor_environment.py tests/harbor/test_native.py tests/harbor/test_trials.py -k "not trials or test_square")
 suite --env PYTHONPATH=/opt/harbor-0.25
 
-say "6/7 a daemon killed under a trial"
-# A second daemon, with nothing in its store, since the first runs the suite itself.
-serve victim "$base/victim"
-victim=$served
-inside --env BERTH_HOST=unix:///run/berth-host/victim.sock --env BERTH_TEST_VICTIM=1 \
-    pytest -rs --no-header -p no:cacheprovider tests/harbor/test_daemon_lost.py &
-lost=$!
-for _ in $(seq 600); do
-    [ ! -e "$run/host/ready" ] || break
-    kill -0 "$lost" 2>/dev/null || break
+say "6/7 daemons that are killed"
+# A second daemon, since the first runs the suite itself.
+mkdir -p "$run/host/victim"
+tests/conformance/restarter.sh "$berth" "$run/host/victim" "$base/victim" "$run/berth.toml" &
+restarter=$!
+daemons+=("$restarter")
+for _ in $(seq 300); do
+    [ ! -e "$run/host/victim/ready" ] || break
+    kill -0 "$restarter" 2>/dev/null || break
     sleep 0.1
 done
-if [ -e "$run/host/ready" ]; then
-    sleep 0.5
-    kill -KILL "$victim"
-    wait "$victim" 2>/dev/null || true
-else
-    echo "the trial never ran its agent" >&2
-    status=1
+victim_host=unix://$run/host/victim/victim.sock
+if ! BERTH_HOST=$victim_host "$berth" image ls --json | grep -q 'library/debian:bookworm"'; then
+    BERTH_HOST=$victim_host "$berth" --quiet image bootstrap debian:bookworm >"$run/bootstrap-victim.log" 2>&1
 fi
-wait "$lost" || status=1
+tests=(--durations=5 tests/conformance/test_restart.py)
+suite --env BERTH_TEST_RESTARTER=/run/berth-host/victim
+# One that is killed under a trial and comes back, and one that does not.
+for back in yes no; do
+    rm -f "$run/host/ready"
+    inside --env BERTH_HOST=unix:///run/berth-host/victim/victim.sock --env "BERTH_TEST_VICTIM=$back" \
+        pytest -rs --no-header -p no:cacheprovider tests/harbor/test_daemon_lost.py &
+    lost=$!
+    for _ in $(seq 600); do
+        [ ! -e "$run/host/ready" ] || break
+        kill -0 "$lost" 2>/dev/null || break
+        sleep 0.1
+    done
+    if [ ! -e "$run/host/ready" ]; then
+        echo "the trial never ran its agent" >&2
+        status=1
+    elif [ "$back" = yes ]; then
+        sleep 0.5
+        touch "$run/host/victim/kill"
+    else
+        sleep 0.5
+        touch "$run/host/victim/kill-for-good"
+    fi
+    wait "$lost" || status=1
+done
+wait "$restarter" 2>/dev/null || true
 # Its successor finds and clears away what it left.
 serve victim "$base/victim"
 

@@ -53,3 +53,16 @@ class WaitingAgent(_Agent):
         Path("/run/berth-host/ready").touch()
         # Without a pipe, and by hand: the image has no bash for `set -o pipefail`.
         await environment.exec("sleep 600")
+
+
+class CountingAgent(_Agent):
+    """Says when it runs, and writes down what its command told over a daemon that is killed and started again."""
+
+    @override
+    async def run(self, instruction: str, environment: BaseEnvironment, context: AgentContext) -> None:
+        from pathlib import Path
+
+        Path("/run/berth-host/ready").touch()
+        done = await environment.exec("echo ran >>/count; echo ran; sleep 8; echo ended")
+        assert (await environment.exec("cat /count")).stdout == "ran\n"
+        Path("/run/berth-host/counted").write_text(done.stdout or "")
