@@ -100,6 +100,13 @@ impl<W: Write> Packer<'_, W> {
             if request.include_top && !self.selection.files_alone() {
                 self.entry_dir(&dir, b"./", &stat)?;
             }
+            // What a symlink leads to was not asked for by that name: a command may have put the link there.
+            if !places::is_plain(path)
+                && let Some(why) = not_for_users(&dir, &stat)
+            {
+                self.skip(b".", why);
+                return Ok(());
+            }
             return self.tree(dir, &stat);
         }
         let Some((parent, name)) = places::split(path) else { return Err(fail(Errno::NOTDIR)) };

@@ -56,6 +56,12 @@ pub(crate) fn open(dir: impl AsFd, path: &[u8], flags: OFlags) -> std::result::R
     rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
 }
 
+/// Whether no symlink is on the way to what is at the absolute `path`.
+pub(crate) fn is_plain(path: &[u8]) -> bool {
+    let mode = Mode::empty();
+    rustix::fs::openat2(CWD, path, PLACE, mode, ResolveFlags::NO_SYMLINKS).is_ok()
+}
+
 fn step(
     dir: &OwnedFd,
     name: &[u8],
