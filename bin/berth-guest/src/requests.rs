@@ -84,7 +84,9 @@ impl Engine {
                 let message = format!("an exec {:?} is there, with another request", request.id);
                 return Ok(Some(Reply::Failed(failure::because(FailureCode::Conflict, message, None))));
             }
-            let wants_input = request.stdin == Stdin::Stream || request.terminal.is_some();
+            let takes_input = request.stdin == Stdin::Stream || request.terminal.is_some();
+            // Who repeats a request after a cut takes the input from nobody: another connection may be giving it.
+            let wants_input = takes_input && entry.input.owner().is_none();
             let number = attach(entry, channel, request.from, wants_input, true);
             self.channels.insert(channel, Channel::Exec(number));
             return Ok(None);

@@ -147,9 +147,6 @@ impl Node {
         }
         // A repeated request is no reason to take the input from whoever gives it.
         let mut input = inner.input().filter(|_| !attached);
-        if attached && inner.input().is_some() {
-            live.execs.take_input(&id);
-        }
         if let Some(data) = data {
             self.give(&sandbox, &id, input.take(), data, attached, on_detach).await;
         }
