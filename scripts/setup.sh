@@ -28,6 +28,8 @@ test_packages=(
     skopeo=skopeo                   # fills it
     apache2-utils=htpasswd          # gives it passwords
     busybox-static=                 # images without bash, images from scratch
+    openssh-client=ssh              # the clients of the SSH door; sftp and scp come along
+    rsync=rsync                     # another
     python3=python3
     python3-venv=                   # for maturin, see below
 )

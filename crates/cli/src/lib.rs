@@ -25,6 +25,7 @@ mod terminal;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use berth_client::{Client, StartOptions};
 use berth_types::system::DoctorReport;
@@ -165,7 +166,7 @@ impl Cli {
 
 /// Runs a command to its end, prints its failure if there is one, and tells the process's exit code.
 pub async fn run(invocation: Invocation, context: Context) -> ExitCode {
-    let session = Session { context, output: Output::new(invocation.global), start: None };
+    let session = Session { context, output: Output::new(invocation.global), start: None, patience: None };
     run_in(&session, invocation.command).await
 }
 
@@ -191,6 +192,8 @@ pub(crate) struct Session {
     output: Output,
     /// Which daemon to use; what the environment says when absent.
     start: Option<StartOptions>,
+    /// For how long an exec whose connection was cut is tried to be picked up again; the client's own choice when absent.
+    patience: Option<Duration>,
 }
 
 impl Session {
@@ -204,7 +207,11 @@ impl Session {
 
     /// A client of the daemon, which is started where none runs.
     async fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::connect_or_start(&self.start_options()?).await?)
+        let client = Client::connect_or_start(&self.start_options()?).await?;
+        Ok(match self.patience {
+            Some(patience) => client.with_patience(patience),
+            None => client,
+        })
     }
 }
 

@@ -74,6 +74,7 @@ fn session(host: Host) -> Session {
         context: Context { binary: "/nonexistent".into(), local_doctor: DoctorReport::default },
         output: Output::new(Global { json: false, quiet: true }),
         start: Some(start),
+        patience: Some(std::time::Duration::from_millis(100)),
     }
 }
 
