@@ -122,7 +122,7 @@ impl Engine {
         // of a channel of the next connection.
         self.channels.clear();
         self.sockets.clear();
-        self.quiesces.iter_mut().for_each(|quiesce| quiesce.channel = 0);
+        self.quiesces.iter_mut().for_each(|quiesce| quiesce.channel = None);
         let (sender, notes) = channel();
         self.notes = notes;
         self.bell = Doorbell { notes: sender, wake: self.bell.wake.clone() };

@@ -471,8 +471,10 @@ impl Engine {
         let mut quiesces = std::mem::take(&mut self.quiesces);
         quiesces.retain_mut(|quiesce| {
             let Some(killed) = quiesce.advance(now, &mut self.execs, &mut self.trees) else { return true };
-            self.channels.remove(&quiesce.channel);
-            self.link.reply(quiesce.channel, &Reply::Done(Outcome::Quiesced { killed }));
+            if let Some(channel) = quiesce.channel {
+                self.channels.remove(&channel);
+                self.link.reply(channel, &Reply::Done(Outcome::Quiesced { killed }));
+            }
             false
         });
         self.quiesces = quiesces;

@@ -13,8 +13,8 @@ const RECHECK: Duration = Duration::from_millis(5);
 
 /// See the module.
 pub(crate) struct Quiesce {
-    /// To be answered.
-    pub(crate) channel: u32,
+    /// To be answered; nobody where the connection that asked has ended.
+    pub(crate) channel: Option<u32>,
     /// Execs that ran when it began.
     running: Vec<u64>,
     seen: HashSet<Pid>,
@@ -43,7 +43,13 @@ impl Quiesce {
             seen.extend(tree.members());
             tree.terminate();
         }
-        Self { channel, running, seen, kill_at: now.checked_add(grace).unwrap_or(now), next: now }
+        Self {
+            channel: Some(channel),
+            running,
+            seen,
+            kill_at: now.checked_add(grace).unwrap_or(now),
+            next: now,
+        }
     }
 
     /// Presses on; gives how many processes there were once all of them are dead.

@@ -396,6 +396,22 @@ fn quiet_comes_when_it_is_asked_for() {
 }
 
 #[test]
+fn quiet_that_an_earlier_connection_asked_for_comes_and_is_answered_to_nobody_else() {
+    let (guest, mut first) = RawGuest::start(LONG, true);
+    let channel = first.open(Request::Exec(exec("a", "trap '' TERM; while :; do sleep 0.01; done")));
+    first.read_until(channel, &mut Got::default(), |got| got.started.is_some());
+    first.open(Request::Quiesce { grace_ms: Some(300) });
+    std::thread::sleep(Duration::from_millis(50));
+    drop(first);
+    let mut second = guest.connect();
+    // Whatever were sent on a channel that this connection has not opened would end it.
+    let got = second.run(attach("a", 0, 0));
+    assert_eq!(got.exited().reason, ExitReason::Killed);
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(second.ask(Request::Quiesce { grace_ms: None }), Outcome::Quiesced { killed: 0 });
+}
+
+#[test]
 fn outputs_of_many_that_are_over_are_kept() {
     let (guest, mut connection) = RawGuest::start(LONG, true);
     for number in 0..60 {
