@@ -427,7 +427,13 @@ class AsyncClient:
                 if response is not None:
                     await response.aclose()
 
-    async def _feed(self, sandbox: str, exec_id: str, data: bytes) -> None:
+    async def _feed(
+        self,
+        sandbox: str,
+        exec_id: str,
+        data: bytes,
+        failed: Callable[[errors.BerthError], None] = lambda _: None,
+    ) -> None:
         """Gives a command its input, piece by piece, and the end."""
         at, patience = 0, _http.Patience(self.patience)
         while True:
@@ -441,7 +447,9 @@ class AsyncClient:
                 if error.code in ("exec_over", "no_stdin"):
                     return
                 patience.attached()
-                if not patience.allows(error, {"stdin": at}):
+                if not patience.allows(error, {"stdin": at}, _http.may_feed_on):
+                    # Said before it is killed, so that its end does not pass for one of its own.
+                    failed(error)
                     # It would wait for the rest for good.
                     with contextlib.suppress(errors.BerthError):
                         await self.kill_exec(sandbox, exec_id)
@@ -767,7 +775,7 @@ class Feeding:
 
     def __init__(
         self,
-        feed: Callable[[str, str, bytes], Coroutine[Any, Any, None]],
+        feed: Callable[[str, str, bytes, Callable[[errors.BerthError], None]], Coroutine[Any, Any, None]],
         sandbox: str,
         exec_id: str,
         data: bytes | None,
@@ -776,14 +784,20 @@ class Feeding:
         self._feed = feed
         self._is_wanted = data is not None
         self._task: asyncio.Task[None] | None = None
+        self._error: errors.BerthError | None = None
+
+    def _failed(self, error: errors.BerthError) -> None:
+        self._error = error
 
     def begin(self) -> None:
         """The command runs."""
         if self._is_wanted and self._task is None:
-            self._task = asyncio.create_task(self._feed(*self._arguments))
+            self._task = asyncio.create_task(self._feed(*self._arguments, self._failed))
 
     def check(self) -> None:
         """Raises what kept the input from being given."""
+        if self._error is not None:
+            raise self._error
         if self._task is not None and self._task.done() and not self._task.cancelled():
             self._task.result()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,12 @@ def is_cut(error: errors.BerthError) -> bool:
     return isinstance(error, errors.DaemonUnreachable) or error.code in ("sandbox_unresponsive", "shutting_down")
 
 
+def may_feed_on(error: errors.BerthError) -> bool:
+    """Whether a command may be given the rest of its input after ``error``. It may have been taken by this very client, as
+    it asked for the command again after a cut."""
+    return is_cut(error) or error.code == "stdin_taken"
+
+
 class Patience:
     """How long to go on trying after a cut."""
 
@@ -72,11 +78,16 @@ class Patience:
         if self._attached is None:
             self._attached = time.monotonic()
 
-    def allows(self, error: errors.BerthError, seen: dict[str, int]) -> bool:
+    def allows(
+        self,
+        error: errors.BerthError,
+        seen: dict[str, int],
+        may_repeat: Callable[[errors.BerthError], bool] = is_cut,
+    ) -> bool:
         """Whether to try again after ``error``; ``seen`` is how far things have come."""
         # A request that was refused at the first try has started nothing.
         refused = isinstance(error, errors.DaemonUnreachable) or error.code == "shutting_down"
-        if not is_cut(error) or (self.tries == 0 and refused and self._attached is None):
+        if not may_repeat(error) or (self.tries == 0 and refused and self._attached is None):
             return False
         now = time.monotonic()
         held = self._attached is not None and now - self._attached >= HOLDS

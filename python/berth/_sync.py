@@ -338,7 +338,13 @@ class Client:
         finally:
             response.close()
 
-    def _feed(self, sandbox: str, exec_id: str, data: bytes) -> None:
+    def _feed(
+        self,
+        sandbox: str,
+        exec_id: str,
+        data: bytes,
+        failed: Callable[[errors.BerthError], None] = lambda _: None,
+    ) -> None:
         """Gives a command its input, piece by piece, and the end."""
         at, patience = 0, _http.Patience(self.patience)
         while True:
@@ -352,7 +358,9 @@ class Client:
                 if error.code in ("exec_over", "no_stdin"):
                     return
                 patience.attached()
-                if not patience.allows(error, {"stdin": at}):
+                if not patience.allows(error, {"stdin": at}, _http.may_feed_on):
+                    # Said before it is killed, so that its end does not pass for one of its own.
+                    failed(error)
                     # It would wait for the rest for good.
                     with contextlib.suppress(errors.BerthError):
                         self.kill_exec(sandbox, exec_id)
@@ -665,7 +673,13 @@ class Client:
 class Feeding:
     """Input that is given to a command while its output is read: by a thread, which goes on by itself after a cut."""
 
-    def __init__(self, feed: Callable[[str, str, bytes], None], sandbox: str, exec_id: str, data: bytes | None) -> None:
+    def __init__(
+        self,
+        feed: Callable[[str, str, bytes, Callable[[errors.BerthError], None]], None],
+        sandbox: str,
+        exec_id: str,
+        data: bytes | None,
+    ) -> None:
         self._arguments = (sandbox, exec_id, data or b"")
         self._feed = feed
         self._is_wanted = data is not None
@@ -685,9 +699,12 @@ class Feeding:
 
     def _run(self) -> None:
         try:
-            self._feed(*self._arguments)
+            self._feed(*self._arguments, self._failed)
         except Exception as error:
-            self._error = error
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self._error = error
 
 
 class _BodyStream:
