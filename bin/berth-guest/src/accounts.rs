@@ -4,9 +4,9 @@
 //! the sandbox's does (a memory group takes 0.1 ms to make and outlives its directory while a page of it is cached), so
 //! that kills are then told by what changed meanwhile. What is not counted stays absent.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use berth_wire::{ExecUsage, Limit};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -77,6 +77,8 @@ pub(crate) struct Memory {
     commands: Charged,
     /// Whether there is a group beside the limit.
     has_rescue: Cell<bool>,
+    /// Held by the execs that are in it, or about to enter it.
+    rescue: RefCell<Weak<OwnedFd>>,
 }
 
 /// A group in which execs are charged for memory.
@@ -103,7 +105,16 @@ impl Memory {
         let limit = Counter::open(&commands, limit)?.number().filter(|limit| *limit < NO_LIMIT);
         let stat = Counter::open(&commands, "memory.stat")?;
         let has_rescue = Cell::new(false);
-        Some(Self { limit, usage, stat, commands: Charged::new(commands, v2)?, v2, dir, has_rescue })
+        Some(Self {
+            limit,
+            usage,
+            stat,
+            commands: Charged::new(commands, v2)?,
+            v2,
+            dir,
+            has_rescue,
+            rescue: RefCell::default(),
+        })
     }
 
     /// The group for the next exec, and whether that is the one beside the limit.
@@ -139,14 +150,24 @@ impl Memory {
     /// A group beside the limit; a new one if nothing runs in the one there was: what files in memory were charged to
     /// that one goes to the sandbox's own, which has a limit too.
     fn rescue(&self) -> Option<Charged> {
+        let charged = match self.rescue.borrow().upgrade() {
+            Some(dir) => {
+                self.widen_rescue(&dir);
+                Charged::of(dir, self.v2)
+            }
+            None => self.new_rescue(),
+        }?;
+        *self.rescue.borrow_mut() = Rc::downgrade(&charged.dir);
+        Some(charged)
+    }
+
+    fn new_rescue(&self) -> Option<Charged> {
         self.remove_rescue();
         match rustix::fs::mkdirat(&self.dir, RESCUE, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let dir = open(&self.dir, RESCUE, OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
-                if !self.is_inhabited(&dir) {
-                    self.widen_rescue(&dir);
-                }
+                self.widen_rescue(&dir);
                 return Charged::new(dir, self.v2);
             }
             Err(_) => return None,
@@ -169,7 +190,8 @@ impl Memory {
     /// Removes the group beside the limit if it can be. True when it is to be tried again soon: for a moment after its
     /// last process was reaped the kernel may still count it as one of the group.
     pub(crate) fn remove_rescue(&self) -> bool {
-        if !self.has_rescue.get() {
+        // Who is about to enter it must find it.
+        if !self.has_rescue.get() || self.rescue.borrow().strong_count() > 0 {
             return false;
         }
         let removed = rustix::fs::unlinkat(&self.dir, RESCUE, AtFlags::REMOVEDIR);
@@ -189,8 +211,8 @@ impl Memory {
         Counter::open(dir, "cgroup.procs").and_then(|processes| processes.text()) != Some(String::new())
     }
 
-    /// What the last commands there left in memory is not to be the next one's lack, where the kernel does not let go of
-    /// the group yet. Best effort.
+    /// What other commands there have in memory, or left, is not to be the next one's lack, where something still runs
+    /// in the group or the kernel does not let go of it yet. Best effort.
     fn widen_rescue(&self, dir: &OwnedFd) {
         let (usage, limits) = if self.v2 {
             ("memory.current", &["memory.max"][..])
@@ -198,7 +220,7 @@ impl Memory {
             ("memory.usage_in_bytes", &["memory.memsw.limit_in_bytes", "memory.limit_in_bytes"][..])
         };
         let Some(used) = Counter::open(dir, usage).and_then(|usage| usage.number()) else { return };
-        let bytes = (used + RESCUE_BYTES).min(RESCUE_MOST).to_string();
+        let bytes = (used + RESCUE_BYTES / 2).clamp(RESCUE_BYTES, RESCUE_MOST).to_string();
         for limit in limits {
             let _ = put(dir, limit, bytes.as_bytes());
         }
@@ -224,8 +246,12 @@ impl Memory {
 
 impl Charged {
     fn new(dir: OwnedFd, v2: bool) -> Option<Self> {
+        Self::of(Rc::new(dir), v2)
+    }
+
+    fn of(dir: Rc<OwnedFd>, v2: bool) -> Option<Self> {
         let events = Counter::open(&dir, if v2 { "memory.events" } else { "memory.oom_control" })?;
-        Some(Self { dir: Rc::new(dir), events: Rc::new(events), v2, claimed: Rc::default() })
+        Some(Self { dir, events: Rc::new(events), v2, claimed: Rc::default() })
     }
 
     fn kills(&self) -> Option<u64> {
