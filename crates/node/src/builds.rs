@@ -14,7 +14,7 @@ use berth_image::{Digest, Layer};
 use berth_sandbox::guest::{self, ExecOutput, ExecSpec, PackSpec, UnpackSpec};
 use berth_sandbox::{Limits, Machine, StartSpec};
 use berth_types::error::Kind;
-use berth_types::exec::Command;
+use berth_types::exec::{Command, KeepOutput, WhenFull};
 use berth_types::files::{FileKind, FsRequest};
 use berth_types::image::{BuildImage, BuildResult, PullPolicy};
 use berth_types::progress::Progress;
@@ -376,6 +376,8 @@ impl Step for BuildStep {
                 cwd: spec.cwd,
                 user: Some(spec.user).filter(|user| !user.is_empty()),
                 plain_env: true,
+                // A step that lost its reader is over: nobody comes back for its output.
+                keep: Some(KeepOutput { bytes: 0, when_full: WhenFull::Wait }),
                 ..ExecSpec::new(id, Command::Argv(spec.argv))
             };
             let mut exec = self.machine.guest().exec(spec).await.map_err(guest_failed)?;
