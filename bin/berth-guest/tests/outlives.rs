@@ -186,7 +186,7 @@ fn command_runs_on(engine: Kind) {
         drop((machine, driver));
 
         let (driver, machine) = adopt(dir.path(), engine, &record).await;
-        let guest = machine.guest();
+        let guest = &machine.guest();
         let from = ExecOffsets::default();
         let whole = AttachSpec { id: COUNTER.to_owned(), from, stdin: false, follow: true };
         let attached = async { finish(guest.attach(whole).await.unwrap()).await };

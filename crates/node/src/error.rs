@@ -209,6 +209,12 @@ pub enum Error {
         /// The exec that was to be started.
         starting: Option<String>,
     },
+    /// The connection to the sandbox broke under the call, and the sandbox lives. What came of the call is not known.
+    #[error("the connection to sandbox {id} broke while this was under way, and is being made again")]
+    Cut {
+        /// Its id.
+        id: String,
+    },
     /// A call into the sandbox failed for a reason that lies in the sandbox's files.
     #[error("{message}")]
     InSandbox {
@@ -297,7 +303,7 @@ impl Error {
             Error::StdinGap { .. } => ("stdin_gap", Kind::Conflict),
             Error::StdinTaken { .. } => ("stdin_taken", Kind::Conflict),
             Error::Body(_) => ("body_failed", Kind::User),
-            Error::Unresponsive { .. } => ("sandbox_unresponsive", Kind::Unavailable),
+            Error::Unresponsive { .. } | Error::Cut { .. } => ("sandbox_unresponsive", Kind::Unavailable),
             Error::InSandbox { code, kind, .. } => (code, *kind),
             Error::EmptyArchive => ("bad_archive", Kind::User),
             Error::Image(error) => (error.code(), error.kind()),

@@ -136,9 +136,9 @@ impl Node {
         let (inner, first) = if live.execs.is_known(&id, fingerprint.as_deref()) {
             // The guest takes the input from whoever gives it when the request is repeated, and there is no need for that.
             let spec = guest::AttachSpec { id: id.clone(), from, stdin: false, follow: true };
-            self.start_exec(&sandbox, &id, live.machine.guest().attach(spec)).await?
+            self.start_exec(&sandbox, &id, live.guest().await.attach(spec)).await?
         } else {
-            self.start_exec(&sandbox, &id, live.machine.guest().exec(spec)).await?
+            self.start_exec(&sandbox, &id, live.guest().await.exec(spec)).await?
         };
         live.execs.is_of(&id, fingerprint);
         let attached = matches!(&first, guest::ExecOutput::Started { attached: true, .. });
@@ -186,7 +186,8 @@ impl Node {
         }
         let is_old = self.is_old(&sandbox, &live, exec).await?;
         let spec = guest::AttachSpec { id: id.clone(), from, stdin, follow };
-        let call = live.machine.guest().attach(spec);
+        let guest = live.guest().await;
+        let call = guest.attach(spec);
         let (inner, first) = match self.start_exec(&sandbox, exec, call).await {
             Err(Error::InSandbox { code: "bad_request", .. }) if stdin => {
                 return Err(Error::NoStdin { exec: id });

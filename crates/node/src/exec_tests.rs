@@ -12,6 +12,7 @@ use berth_types::exec::{
     TerminalSize,
 };
 use berth_types::files::FsRequest;
+use berth_types::sandbox::SandboxState;
 use berth_wire::Offsets;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
@@ -235,4 +236,67 @@ async fn a_command_that_outlasts_its_limit_is_given_up() {
     let began = Instant::now();
     assert_eq!(code(&late.next().await.unwrap_err()).1, "sandbox_unresponsive");
     assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_is_a_cut_and_not_the_end_of_the_sandbox() {
+    let (world, id) = answering().await;
+    let (node, machine) = (&world.node, world.controls.machine(&id));
+    let request = ExecRequest { stdin: Some(Stdin::Stream), ..shell("cat", "cat") };
+    let mut exec = node.exec(&id, request.clone()).await.unwrap();
+    assert!(matches!(exec.next().await.unwrap(), ExecOutput::Started { .. }));
+    assert_eq!(node.write_stdin(&id, "cat", StdinQuery::default(), &b"one "[..]).await.unwrap().offset, 4);
+    machine.cut().await;
+    let error = exec.next().await.unwrap_err();
+    assert_eq!(code(&error), (Kind::Unavailable, "sandbox_unresponsive".into()), "{error}");
+    assert_eq!(node.sandbox(&id).await.unwrap().state, SandboxState::Running);
+    // Who asks now waits for the next connection, and finds what he left.
+    let (again, ()) = tokio::join!(node.exec(&id, request), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        machine.connect_again().await;
+    });
+    let mut again = again.unwrap();
+    let query = StdinQuery { offset: Some(4), end: true };
+    assert_eq!(node.write_stdin(&id, "cat", query, &b"two"[..]).await.unwrap().offset, 7);
+    let (was_there, written, status) = all(&mut again).await;
+    assert!(was_there && written == b"one two" && status.exit_code == 0);
+    assert_eq!(world.controls.started.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_end_while_a_connection_is_not_made_again_and_tell_its_loss() {
+    let (world, id) = answering().await;
+    let (node, machine) = (&world.node, world.controls.machine(&id));
+    machine.cut().await;
+    let began = Instant::now();
+    let stat = FsRequest::Stat { path: "/".into(), user: None };
+    let spec = AttachSpec { from: ExecOffsets::default(), stdin: false, follow: true };
+    let results = [
+        node.execs(&id).await.err(),
+        node.exec(&id, shell("e", "sleep")).await.err(),
+        node.attach_exec(&id, "e", spec).await.err(),
+        node.kill_exec(&id, "e").await.err(),
+        node.quiesce(&id).await.err(),
+        node.fs(&id, stat.clone()).await.err(),
+    ];
+    for error in results {
+        assert_eq!(code(&error.unwrap()), (Kind::Unavailable, "sandbox_unresponsive".into()));
+    }
+    assert!(began.elapsed() < Duration::from_secs(60));
+    // The driver gives it up: both then say the same.
+    machine.die(0);
+    while node.sandbox(&id).await.unwrap().state == SandboxState::Running {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let lost = node.sandbox(&id).await.unwrap();
+    assert_eq!((lost.state, lost.reason.as_deref()), (SandboxState::Lost, Some("it fell over")));
+    assert_eq!(code(&node.fs(&id, stat).await.unwrap_err()).1, "sandbox_lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_cannot_be_read_is_no_fault_of_the_sandbox() {
+    let (world, id) = answering().await;
+    let source = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+    let failed = berth_sandbox::guest::Error::Archive { path: "/a".into(), source };
+    assert_eq!(code(&world.node.guest_error(&id, failed).await), (Kind::User, "body_failed".into()));
 }

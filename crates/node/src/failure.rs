@@ -6,7 +6,7 @@ use std::time::Duration;
 use berth_sandbox::DiskFull;
 use berth_sandbox::guest;
 use berth_types::error::Kind;
-use berth_types::sandbox::ReasonCode;
+use berth_types::sandbox::{ReasonCode, SandboxState};
 use berth_wire::message::FailureCode;
 
 use crate::registry::Entry;
@@ -18,6 +18,10 @@ const HEALTH_LIMIT: Duration = Duration::from_secs(1);
 impl Node {
     /// What a failed call of the guest means: something in the sandbox's files, or the end of the sandbox.
     pub(crate) async fn guest_error(&self, sandbox: &str, source: guest::Error) -> Error {
+        // Nothing is wrong with the sandbox then.
+        if let guest::Error::Archive { source, .. } = source {
+            return Error::Body(source);
+        }
         let refusal = source.refusal();
         // The sandbox's files failed: the disk below may have.
         let suspect = refusal.is_none_or(|failure| failure.code == FailureCode::Io);
@@ -31,8 +35,16 @@ impl Node {
             Some((Some(code), reason)) if is_on_purpose(code) => {
                 Error::CutOff { id: sandbox.to_owned(), code, reason }
             }
+            None if matches!(source, guest::Error::Gone) && self.runs(sandbox) => {
+                Error::Cut { id: sandbox.to_owned() }
+            }
             end => Error::Guest { reason: end.map(|(_, reason)| reason), source: Box::new(source) },
         }
+    }
+
+    fn runs(&self, sandbox: &str) -> bool {
+        let entry = self.0.sandboxes.find(sandbox);
+        entry.is_ok_and(|entry| entry.sandbox().state == SandboxState::Running)
     }
 
     async fn disk_full_of(&self, sandbox: &str) -> Option<DiskFull> {

@@ -23,6 +23,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::admission::{Meter, Reading};
 use crate::{LimitPolicy, Node, Parts, doctor, recovery};
@@ -53,9 +54,13 @@ impl Controls {
     }
 
     async fn make(&self, id: &str, resume: Option<String>) -> Result<Arc<dyn Machine>, Error> {
-        let guest = Guest::connect(greeting(self)).await.map_err(Error::Guest)?;
+        let inside = self.answering.then(|| guest::inside(self.started.clone()));
+        let (stream, serving) = greeting(inside.clone());
+        let guest = Guest::connect(stream).await.map_err(Error::Guest)?;
         let machine = Arc::new(FakeMachine {
-            guest,
+            guest: watch::Sender::new(guest),
+            inside,
+            serving: Mutex::new(serving),
             resume,
             death: watch::Sender::new(None),
             usage: Mutex::default(),
@@ -125,8 +130,7 @@ impl Driver for FakeDriver {
 }
 
 /// The host's end of a stream at whose other end somebody greets, and then says nothing or what [`guest`] does.
-fn greeting(controls: &Controls) -> UnixStream {
-    let (answers, started) = (controls.answering, controls.started.clone());
+fn greeting(inside: Option<guest::Inside>) -> (UnixStream, AbortHandle) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let hello = Hello {
         generation: GENERATION,
@@ -136,15 +140,14 @@ fn greeting(controls: &Controls) -> UnixStream {
         earlier_connections: 0,
         last_error: None,
     };
-    tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         let _ = theirs.write_all(&encoded(0, Body::Hello(hello))).await;
-        if answers {
-            guest::serve(theirs, started).await;
-        } else {
-            let _ = theirs.read_to_end(&mut Vec::new()).await;
+        match inside {
+            Some(inside) => guest::serve(theirs, &inside).await,
+            None => drop(theirs.read_to_end(&mut Vec::new()).await),
         }
     });
-    ours
+    (ours, serving.abort_handle())
 }
 
 fn encoded(channel: u32, body: Body) -> Vec<u8> {
@@ -154,7 +157,10 @@ fn encoded(channel: u32, body: Body) -> Vec<u8> {
 }
 
 pub(crate) struct FakeMachine {
-    guest: Guest,
+    guest: watch::Sender<Guest>,
+    /// What the guest knows, over which connection ever.
+    inside: Option<guest::Inside>,
+    serving: Mutex<AbortHandle>,
     resume: Option<String>,
     death: watch::Sender<Option<Death>>,
     pub(crate) usage: Mutex<Usage>,
@@ -166,14 +172,37 @@ impl FakeMachine {
         self.death.send_replace(Some(Death { oom_kills, how: "it fell over".into() }));
     }
 
+    /// Ends the connection to the guest, which lives on.
+    pub(crate) async fn cut(&self) {
+        self.serving.lock().unwrap().abort();
+        self.guest().closed().await;
+    }
+
+    /// Makes another one.
+    pub(crate) async fn connect_again(&self) {
+        let (stream, serving) = greeting(self.inside.clone());
+        *self.serving.lock().unwrap() = serving;
+        self.guest.send_replace(Guest::connect(stream).await.unwrap());
+    }
+
     pub(crate) fn is_dead(&self) -> bool {
         self.death.borrow().is_some()
     }
 }
 
 impl Machine for FakeMachine {
-    fn guest(&self) -> &Guest {
-        &self.guest
+    fn guest(&self) -> Guest {
+        self.guest.borrow().clone()
+    }
+
+    fn reached(&self) -> BoxFuture<'_, Guest> {
+        let mut news = self.guest.subscribe();
+        async move {
+            let open = news.wait_for(|guest| !guest.is_closed());
+            let _ = tokio::time::timeout(Duration::from_secs(5), open).await;
+            self.guest()
+        }
+        .boxed()
     }
 
     fn died(&self) -> BoxFuture<'_, Death> {

@@ -44,7 +44,7 @@ impl Download {
     pub async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         let mut piece = BytesMut::with_capacity(PIECE);
         let read = self.pack.read_buf(&mut piece);
-        let read = while_alive(self.live.machine.guest(), TRANSFER, &Progress::new(), read).await;
+        let read = while_alive(&self.live.machine.guest(), TRANSFER, &Progress::new(), read).await;
         let error = match read {
             Some(Ok(0)) => return Ok(None),
             Some(Ok(_)) => return Ok(Some(piece.freeze())),
@@ -83,7 +83,7 @@ impl FileContents {
     /// It broke off, for the reason that the sandbox gives.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let next = self.inner.next();
-        match while_alive(self.live.machine.guest(), TRANSFER, &Progress::new(), next).await {
+        match while_alive(&self.live.machine.guest(), TRANSFER, &Progress::new(), next).await {
             Some(None) => Ok(None),
             Some(Some(Ok(piece))) => Ok(Some(piece)),
             Some(Some(Err(source))) => Err(self.node.guest_error(&self.sandbox, source).await),
@@ -164,7 +164,8 @@ impl Node {
         let owner = if request.keep_ids { Owner::Keep } else { Owner::Root };
         let spec = UnpackSpec { path: request.path, owner, mode: None };
         let (tar, progress) = Watched::new(tar);
-        let call = live.machine.guest().unpack(spec, tar);
+        let guest = live.guest().await;
+        let call = guest.unpack(spec, tar);
         let report = self.ask_long(&sandbox, &live, TRANSFER, &progress, call).await?;
         let refused = report.refused.into_iter().map(|notice| format!("{}: {}", notice.path, notice.why));
         Ok(ArchiveReport {
@@ -191,7 +192,8 @@ impl Node {
             sparse: request.sparse,
             ..PackSpec::default()
         };
-        let call = live.machine.guest().pack(spec);
+        let guest = live.guest().await;
+        let call = guest.pack(spec);
         let pack = self.ask_long(&sandbox, &live, TRANSFER, &Progress::new(), call).await?;
         Ok(Download { node: self.clone(), sandbox, live, path: request.path, pack })
     }
@@ -206,12 +208,13 @@ impl Node {
         // The guest tells the size last, and clients are to know it first.
         let nothing = ReadFile { path: path.clone(), offset: 0, length: Some(0), user: user.clone() };
         let look = async {
-            let mut looked = live.machine.guest().read_file(nothing).await?;
+            let mut looked = live.guest().await.read_file(nothing).await?;
             while looked.next().await.transpose()?.is_some() {}
             looked.size().ok_or(guest::Error::Answer { request: "read_file" })
         };
         let size = self.ask_long(&sandbox, &live, SMALL, &Progress::new(), look).await?;
-        let call = live.machine.guest().read_file(ReadFile { path, offset, length, user });
+        let guest = live.guest().await;
+        let call = guest.read_file(ReadFile { path, offset, length, user });
         let inner = self.ask_long(&sandbox, &live, TRANSFER, &Progress::new(), call).await?;
         Ok(FileContents { node: self.clone(), sandbox, live, size, inner })
     }
@@ -231,7 +234,8 @@ impl Node {
         let (sandbox, _, live) = self.live(sandbox)?;
         let FileIn { path, owner, create_only, .. } = request;
         let (contents, progress) = Watched::new(contents);
-        let call = live.machine.guest().write_file(WriteFile { path, mode, owner, create_only }, contents);
+        let guest = live.guest().await;
+        let call = guest.write_file(WriteFile { path, mode, owner, create_only }, contents);
         let bytes = self.ask_long(&sandbox, &live, TRANSFER, &progress, call).await?;
         Ok(FileReport { bytes })
     }
@@ -243,7 +247,8 @@ impl Node {
     pub async fn watch(&self, sandbox: &str, request: WatchQuery) -> Result<Changes, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
         let WatchQuery { path, recursive } = request;
-        let call = live.machine.guest().watch(Watch { path, recursive });
+        let guest = live.guest().await;
+        let call = guest.watch(Watch { path, recursive });
         // A large tree takes a while to be looked through.
         let inner = self.ask_long(&sandbox, &live, SMALL, &Progress::new(), call).await?;
         Ok(Changes { node: self.clone(), sandbox, inner })
@@ -255,7 +260,8 @@ impl Node {
     /// `not_listening` when nobody does there; the sandbox's death; [`Error::Unresponsive`].
     pub async fn connect(&self, sandbox: &str, socket: Connect) -> Result<Socket, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
-        let call = live.machine.guest().connect_to(socket);
+        let guest = live.guest().await;
+        let call = guest.connect_to(socket);
         self.ask_long(&sandbox, &live, SMALL, &Progress::new(), call).await
     }
 
@@ -266,7 +272,8 @@ impl Node {
     pub async fn fs(&self, sandbox: &str, request: FsRequest) -> Result<FsResponse, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
         // Whole trees may have to go.
-        let call = live.machine.guest().fs(request);
+        let guest = live.guest().await;
+        let call = guest.fs(request);
         self.ask_long(&sandbox, &live, SMALL, &Progress::new(), call).await
     }
 

@@ -123,7 +123,7 @@ impl Node {
         progress: &Progress,
         call: impl Future<Output = Result<T, guest::Error>>,
     ) -> Result<T, Error> {
-        match while_alive(live.machine.guest(), patience, progress, call).await {
+        match while_alive(&live.machine.guest(), patience, progress, call).await {
             Some(answer) => self.told(sandbox, answer).await,
             None => Err(self.unresponsive(sandbox, patience)),
         }
@@ -171,7 +171,7 @@ mod tests {
         let progress = Progress::new();
         progress.moved(true);
         let slow = tokio::time::sleep(LONGEST * 3);
-        assert!(while_alive(live.machine.guest(), TRANSFER, &progress, slow).await.is_some());
+        assert!(while_alive(&live.machine.guest(), TRANSFER, &progress, slow).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -181,10 +181,10 @@ mod tests {
         let (_, live) = live(&world).await;
         let guest = live.machine.guest();
         let long = tokio::time::sleep(TRANSFER * 3);
-        assert!(while_alive(guest, TRANSFER, &Progress::new(), long).await.is_some());
+        assert!(while_alive(&guest, TRANSFER, &Progress::new(), long).await.is_some());
         let began = Instant::now();
         let never = std::future::pending::<()>();
-        assert!(while_alive(guest, TRANSFER, &Progress::new(), never).await.is_none());
+        assert!(while_alive(&guest, TRANSFER, &Progress::new(), never).await.is_none());
         assert!(began.elapsed() >= LONGEST);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_sandbox::Machine;
+use berth_sandbox::guest::Guest;
 use berth_store::SandboxRow;
 use berth_types::sandbox::{Limit, Page, Sandbox, SandboxState, Usage};
 use berth_types::system::SandboxCounts;
@@ -41,6 +42,13 @@ pub(crate) struct Live {
     pub(crate) met: Met,
     /// What the node knows of its execs.
     pub(crate) execs: Execs,
+}
+
+impl Live {
+    /// The connection to its guest. One that has just broken is waited for some seconds while it is made again.
+    pub(crate) async fn guest(&self) -> Guest {
+        self.machine.reached().await
+    }
 }
 
 /// Limits that a sandbox's execs have met: not every machine counts all of them for the sandbox as a whole.

@@ -20,13 +20,12 @@ use berth_net::{KeptSlot, UserNamespace};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::container::{ContainerDriver, HELLO_LIMIT};
-use crate::guest::{self, Guest};
 use crate::ids::{IdRanges, Range};
 use crate::machine::{Container, Known};
 use crate::parts::SandboxDisk;
 use crate::resume::Record;
 use crate::sockets::Sockets;
-use crate::{Error, Machine};
+use crate::{Error, Machine, line};
 
 /// A container that was written down, and runs. Dropping it leaves it running.
 pub(crate) struct Found {
@@ -171,23 +170,13 @@ impl ContainerDriver {
         let socket = parts.socket.insert(self.sockets().of(id));
         let slot = self.network().adopt(record.slot.clone(), netns, user).await.map_err(Error::Network)?;
         parts.slot = Some(slot);
-        let guest = tokio::time::timeout(HELLO_LIMIT, async {
-            let stream = socket.connect().await.map_err(Error::Connect)?;
-            Guest::connect(stream).await.map_err(other_generation)
-        });
+        let guest = tokio::time::timeout(HELLO_LIMIT, line::greet(socket));
         let guest = guest.await.map_err(|_| Error::GuestSilent { limit: HELLO_LIMIT })??;
         let resume = Some(std::mem::take(text));
         let known = Known { phases: record.phases, limits: record.limits, resume };
         let container = Container::new(guest, guard, self.reaper().clone(), known)?;
         self.keep(&container)?;
         Ok(container)
-    }
-}
-
-fn other_generation(error: guest::Error) -> Error {
-    match error {
-        guest::Error::Generation { theirs } => Error::OtherGeneration { theirs },
-        error => Error::Guest(error),
     }
 }
 

@@ -129,8 +129,14 @@ pub trait Driver: Send + Sync + 'static {
 
 /// One sandbox that was started.
 pub trait Machine: Send + Sync + 'static {
-    /// The connection to its first process.
-    fn guest(&self) -> &Guest;
+    /// The connection to its first process, as it is now. One that breaks while that lives is followed by another, and
+    /// where that cannot be, the machine is ended.
+    fn guest(&self) -> Guest;
+
+    /// As [`Machine::guest`], and waits some seconds for a connection that is being made again.
+    fn reached(&self) -> BoxFuture<'_, Guest> {
+        futures_util::future::ready(self.guest()).boxed()
+    }
 
     /// Resolves when its first process is gone, whatever the cause, with what is known of it.
     fn died(&self) -> BoxFuture<'_, Death>;

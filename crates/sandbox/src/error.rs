@@ -121,6 +121,9 @@ pub enum Error {
     /// The guest of a running sandbox lets nobody connect.
     #[error("cannot connect to the running sandbox's guest")]
     Connect(#[source] io::Error),
+    /// The guest can have no other connection than its first.
+    #[error("its guest ends with its connection, and has not")]
+    OneConnection,
     /// The sandbox was ended while this was asked of it.
     #[error("the sandbox has ended")]
     Ended,

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use berth_types::exec::{ExecInfo, TerminalSize};
 use berth_types::files::{DirEntry, FileKind, FileStat, FsRequest, FsResponse};
 use berth_wire::{EncodeError, Fs, Glob, Outcome, Request};
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use berth_wire::{
@@ -158,6 +159,11 @@ impl Guest {
     /// Completes when the stream has ended.
     pub async fn closed(&self) {
         self.connection.closed().await;
+    }
+
+    /// Whether the stream has ended: every further call fails with [`Error::Gone`].
+    pub fn is_closed(&self) -> bool {
+        self.closed().now_or_never().is_some()
     }
 
     /// Starts a command, or attaches to the one that was started by this id before; returns when it runs, or when it is

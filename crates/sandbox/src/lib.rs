@@ -23,6 +23,7 @@ mod error;
 mod etc;
 pub mod guest;
 pub mod ids;
+mod line;
 mod machine;
 mod namespaces;
 mod parts;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use berth_disk::{Counted, Engine};
@@ -14,9 +14,11 @@ use futures_util::future::BoxFuture;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::driver::{Death, Disk, DiskFull, Limits, Machine};
 use crate::guest::Guest;
+use crate::line::{Line, Way};
 use crate::parts::{Parts, lock};
 use crate::reaper::{Guard, Reaper};
 use crate::{Error, etc, stubs};
@@ -26,7 +28,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(30);
 
 /// A running container.
 pub(crate) struct Container {
-    guest: Guest,
+    line: Arc<Line>,
+    /// Keeps the line.
+    keeper: AbortHandle,
     /// Where the death is announced; `None` while it lives.
     death: watch::Receiver<Option<Death>>,
     pub(crate) parts: Arc<Mutex<Option<Parts>>>,
@@ -58,9 +62,12 @@ impl Container {
         )]
         let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(Error::Socket)?;
         let parts = Arc::new(Mutex::new(Some(parts.release())));
+        let line = Arc::new(Line::new(guest));
         let (announce, death) = watch::channel(None);
-        tokio::spawn(announce_death(pidfd, parts.clone(), announce));
-        Ok(Container { guest, death, parts, reaper, known })
+        let given_up = Arc::new(OnceLock::new());
+        tokio::spawn(announce_death(pidfd, parts.clone(), announce.clone(), given_up.clone()));
+        let keeper = tokio::spawn(keep(line.clone(), parts.clone(), announce, given_up)).abort_handle();
+        Ok(Container { line, keeper, death, parts, reaper, known })
     }
 
     /// Kills the first process, and with it everything in the container, and waits until it is gone.
@@ -151,8 +158,18 @@ impl Held {
 }
 
 impl Machine for Container {
-    fn guest(&self) -> &Guest {
-        &self.guest
+    fn guest(&self) -> Guest {
+        self.line.guest()
+    }
+
+    fn reached(&self) -> BoxFuture<'_, Guest> {
+        async move {
+            tokio::select! {
+                guest = self.line.reached() => guest,
+                _ = self.wait() => self.line.guest(),
+            }
+        }
+        .boxed()
     }
 
     fn died(&self) -> BoxFuture<'_, Death> {
@@ -229,6 +246,8 @@ impl Machine for Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
+        // It holds the connection, which may be what keeps the container alive.
+        self.keeper.abort();
         let parts = lock(&self.parts).take();
         drop(parts.map(|parts| self.reaper.guard_of(parts)));
     }
@@ -263,6 +282,7 @@ async fn announce_death(
     pidfd: AsyncFd<OwnedFd>,
     parts: Arc<Mutex<Option<Parts>>>,
     announce: watch::Sender<Option<Death>>,
+    given_up: Arc<OnceLock<String>>,
 ) {
     let how = match pidfd.readable().await {
         Ok(_) => None,
@@ -272,10 +292,42 @@ async fn announce_death(
         None => Death { oom_kills: 0, how: "it was taken down".to_owned() },
         Some(parts) => Death {
             oom_kills: parts.cgroup.as_ref().and_then(|cgroup| cgroup.oom_kills().ok()?).unwrap_or(0),
-            how: how.unwrap_or_else(|| describe_exit(parts.process.as_mut())),
+            how: {
+                let exit = how.unwrap_or_else(|| describe_exit(parts.process.as_mut()));
+                given_up.get().cloned().unwrap_or(exit)
+            },
         },
     };
     announce.send_replace(Some(death));
+}
+
+/// Keeps the connection to the guest. Where that cannot be, everything is ended: a container that nobody can reach must
+/// not seem to be of use.
+async fn keep(
+    line: Arc<Line>,
+    parts: Arc<Mutex<Option<Parts>>>,
+    announce: watch::Sender<Option<Death>>,
+    given_up: Arc<OnceLock<String>>,
+) {
+    let mut death = announce.subscribe();
+    let way = || match lock(&parts).as_ref() {
+        None => Way::Left,
+        Some(parts) => parts.socket.clone().map_or(Way::Nowhere, Way::Socket),
+    };
+    let why = tokio::select! {
+        _ = death.wait_for(Option::is_some) => None,
+        why = line.keep(way) => why,
+    };
+    let Some(why) = why else { return };
+    let why = given_up.get_or_init(|| format!("{why}; it was ended"));
+    let killed = lock(&parts).as_ref().and_then(|parts| Some(parts.process.as_ref()?.kill()));
+    let Some(killed) = killed else { return };
+    if let Err(error) = &killed {
+        tracing::warn!(%error, "a sandbox that cannot be reached could not be ended");
+    }
+    if tokio::time::timeout(KILL_LIMIT, death.wait_for(Option::is_some)).await.is_err() {
+        announce.send_replace(Some(Death { oom_kills: 0, how: why.clone() }));
+    }
 }
 
 fn describe_exit(process: Option<&mut Process>) -> String {

@@ -160,7 +160,7 @@ fn remove(disk: &SandboxDisk) -> Result<(), berth_disk::Error> {
 }
 
 /// The error and its causes in one line.
-fn chain(error: &dyn StdError) -> String {
+pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -24,6 +24,7 @@ pub(crate) struct Sockets {
 }
 
 /// One of them, by name.
+#[derive(Clone)]
 pub(crate) struct Socket {
     dir: Arc<OwnedFd>,
     name: String,

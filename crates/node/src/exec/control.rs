@@ -16,7 +16,7 @@ impl Node {
     /// [`Error::SandboxNotFound`], [`Error::SandboxNotRunning`], [`Error::Unresponsive`].
     pub async fn execs(&self, sandbox: &str) -> Result<ExecList, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
-        let execs = self.ask(&sandbox, SMALL, live.machine.guest().execs(None)).await?;
+        let execs = self.ask(&sandbox, SMALL, live.guest().await.execs(None)).await?;
         Ok(ExecList { items: execs.into_iter().map(|exec| shown(&live, exec)).collect() })
     }
 
@@ -32,7 +32,7 @@ impl Node {
     pub(super) async fn find_exec(&self, sandbox: &str, live: &Live, exec: &str) -> Result<ExecInfo, Error> {
         let none = || Error::ExecNotFound { sandbox: sandbox.to_owned(), exec: exec.to_owned() };
         let call = async {
-            match live.machine.guest().execs(Some(exec)).await {
+            match live.guest().await.execs(Some(exec)).await {
                 Err(guest::Error::Refused(failure)) if failure.code == FailureCode::NotFound => {
                     Ok(Vec::new())
                 }
@@ -50,7 +50,8 @@ impl Node {
     pub async fn signal_exec(&self, sandbox: &str, exec: &str, signal: &SignalRequest) -> Result<(), Error> {
         let number = request::signal(signal)?;
         let (sandbox, _, live) = self.live(sandbox)?;
-        let told = self.ask_of(&sandbox, exec, SMALL, live.machine.guest().signal(exec, number, signal.tree));
+        let guest = live.guest().await;
+        let told = self.ask_of(&sandbox, exec, SMALL, guest.signal(exec, number, signal.tree));
         let told = told.await?;
         self.must_have_run(&sandbox, &live, exec, told).await
     }
@@ -61,7 +62,8 @@ impl Node {
     /// [`Error::ExecNotFound`], [`Error::ExecOver`], and a refusal when it has no terminal; as [`Node::execs`].
     pub async fn resize_exec(&self, sandbox: &str, exec: &str, size: TerminalSize) -> Result<(), Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
-        let told = self.ask_of(&sandbox, exec, SMALL, live.machine.guest().resize(exec, size)).await?;
+        let guest = live.guest().await;
+        let told = self.ask_of(&sandbox, exec, SMALL, guest.resize(exec, size)).await?;
         self.must_have_run(&sandbox, &live, exec, told).await
     }
 
@@ -71,7 +73,7 @@ impl Node {
     /// [`Error::ExecNotFound`] when none of that id was ever started; as [`Node::execs`].
     pub async fn kill_exec(&self, sandbox: &str, exec: &str) -> Result<(), Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
-        if self.ask_of(&sandbox, exec, KILL, live.machine.guest().kill(exec)).await? {
+        if self.ask_of(&sandbox, exec, KILL, live.guest().await.kill(exec)).await? {
             return Ok(());
         }
         self.find_exec(&sandbox, &live, exec).await.map(drop)
@@ -83,7 +85,7 @@ impl Node {
     /// As [`Node::execs`].
     pub async fn quiesce(&self, sandbox: &str) -> Result<QuiesceReport, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
-        let killed = self.ask(&sandbox, KILL, live.machine.guest().quiesce()).await?;
+        let killed = self.ask(&sandbox, KILL, live.guest().await.quiesce()).await?;
         Ok(QuiesceReport { killed })
     }
 

@@ -79,7 +79,7 @@ impl Node {
                 _ = given_elsewhere.changed() => Err(Stopped::Taken),
             }
         };
-        let written = while_alive(live.machine.guest(), TRANSFER, &progress, write).await;
+        let written = while_alive(&live.machine.guest(), TRANSFER, &progress, write).await;
         let sent = match written.ok_or_else(|| self.unresponsive(&sandbox, TRANSFER))? {
             Ok(sent) => sent,
             Err(Stopped::Taken) => return Err(Error::StdinTaken { exec: exec.to_owned() }),
@@ -103,6 +103,8 @@ impl Node {
                 Ok(report) if report.offset < data.len() as u64 && tries < MOST_TRIES => {}
                 // A repeated request is attached with the input, and has it given from here all the same.
                 Err(Error::StdinTaken { .. }) if tries < MOST_TRIES => {}
+                // Over the next connection it goes on where the guest's count says.
+                Err(Error::Cut { .. }) if tries < MOST_TRIES => {}
                 // A command that is over has read what it wanted.
                 Ok(_) | Err(Error::ExecOver { .. }) => return,
                 Err(error) => {
@@ -122,7 +124,7 @@ impl Node {
     ) -> Result<Attached, Error> {
         let spec = AttachSpec { id: exec.to_owned(), from: NO_OUTPUT, stdin: take, follow: true };
         let call = async {
-            let mut exec = live.machine.guest().attach(spec).await?;
+            let mut exec = live.guest().await.attach(spec).await?;
             let first = exec.next().await.unwrap_or(Err(guest::Error::Gone))?;
             Ok((exec, first))
         };

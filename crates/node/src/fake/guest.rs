@@ -30,14 +30,22 @@ struct FakeExec {
     giver: Option<u32>,
 }
 
-struct FakeGuest {
+pub(super) struct FakeGuest {
     execs: BTreeMap<String, FakeExec>,
     started: Started,
     out: Vec<u8>,
 }
 
-pub(super) async fn serve(mut stream: UnixStream, started: Started) {
-    let mut guest = FakeGuest { execs: BTreeMap::new(), started, out: Vec::new() };
+/// What a guest knows. It serves one connection at a time.
+pub(super) type Inside = Arc<tokio::sync::Mutex<FakeGuest>>;
+
+pub(super) fn inside(started: Started) -> Inside {
+    Arc::new(tokio::sync::Mutex::new(FakeGuest { execs: BTreeMap::new(), started, out: Vec::new() }))
+}
+
+pub(super) async fn serve(mut stream: UnixStream, inside: &Inside) {
+    let mut guest = inside.lock().await;
+    guest.detach_all();
     let mut decoder = Decoder::new();
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
@@ -52,6 +60,14 @@ pub(super) async fn serve(mut stream: UnixStream, started: Started) {
 }
 
 impl FakeGuest {
+    /// Nothing of an earlier connection is answered on this one.
+    fn detach_all(&mut self) {
+        self.out.clear();
+        for exec in self.execs.values_mut() {
+            (exec.attached, exec.giver) = (Vec::new(), None);
+        }
+    }
+
     fn say(&mut self, channel: u32, body: Body) {
         self.out.extend(encoded(channel, body));
     }
