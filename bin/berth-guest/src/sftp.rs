@@ -12,7 +12,7 @@
 //! that cannot be carried out is answered with a status, and nothing panics. Opening never waits, for a FIFO neither.
 //!
 //! Version 3 as of `draft-ietf-secsh-filexfer-02` and with OpenSSH's deviations (its `PROTOCOL` file): the arguments of
-//! `SYMLINK` are target, then link. Its extensions are in [`packet::EXTENSIONS`].
+//! `SYMLINK` are target, then link. Its extensions are in `packet::EXTENSIONS`.
 //!
 //! Where to start reading: [`serve`], then `session`.
 
