@@ -12,7 +12,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
-use crate::engine::{CONTROL, Engine, Served, is_init, watch};
+use crate::engine::{CONTROL, Channel, Engine, Served, is_init, watch};
 use crate::exec::above_stdio;
 use crate::link::Link;
 use crate::work::Doorbell;
@@ -120,7 +120,11 @@ impl Engine {
         self.link = Link::none();
         // Work lets go of its queues, which ends its thread; and what that still has to say is not to be taken for news
         // of a channel of the next connection.
-        self.channels.clear();
+        for channel in self.channels.drain() {
+            if let (_, Channel::Work(mut work)) = channel {
+                work.cancel();
+            }
+        }
         self.sockets.clear();
         self.quiesces.iter_mut().for_each(|quiesce| quiesce.channel = None);
         let (sender, notes) = channel();

@@ -18,12 +18,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_disk::{Engine, Kind, PoolOptions};
-use berth_sandbox::guest::{AttachSpec, ExecSpec, Guest};
+use berth_sandbox::guest::{AttachSpec, Error, ExecOutput, ExecSpec, Guest, PackSpec};
 use berth_sandbox::{Bind, ContainerDriver, Driver, Limits, Machine, StartSpec, container};
 use berth_types::exec::{ExecOffsets, OnDisconnect};
 use libtest_mimic::{Arguments, Trial};
 use rig::{finish, shell};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 
 const DAEMON_ARG: &str = "daemon-to-be-killed";
 const ORPHAN: Duration = Duration::from_secs(60);
@@ -39,10 +40,12 @@ fn main() -> ExitCode {
         Some(DAEMON_ARG) => return daemon(),
         _ => {}
     }
-    let tests: [(&str, fn()); 3] = [
+    let tests: [(&str, fn()); 5] = [
         ("a_command_runs_on_while_daemons_come_and_go", || command_runs_on(Kind::Plain)),
         ("a_command_runs_on_on_a_disk_in_a_file", || command_runs_on(Kind::BtrfsLoop)),
         ("a_sandbox_without_a_daemon_ends_with_all_that_runs_in_it", ends_in_time),
+        ("a_daemon_whose_connection_breaks_makes_another", reconnects),
+        ("a_sandbox_whose_connection_breaks_again_and_again_is_ended", is_given_up),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
@@ -112,18 +115,7 @@ fn daemon() -> ExitCode {
     let [dir, instance, engine, orphan_ms] = arguments.as_slice() else { return ExitCode::FAILURE };
     runtime().block_on(async {
         let (driver, _) = start(Path::new(dir), instance, engine.parse().unwrap(), Vec::new()).await;
-        let spec = StartSpec {
-            id: "s".to_owned(),
-            hostname: "box".to_owned(),
-            layers: vec!["base".to_owned()],
-            public_network: driver.network().public().is_ok(),
-            limits: Limits { memory_bytes: Some(256 << 20), pids: Some(100), ..Limits::default() },
-            binds: vec![Bind { source: "/usr".into(), target: "/usr".into(), read_only: true }],
-            user_namespace: true,
-            orphan: Some(Duration::from_millis(orphan_ms.parse().unwrap())),
-            ..StartSpec::default()
-        };
-        let machine = driver.start(spec).await.unwrap();
+        let machine = sandbox(&driver, Duration::from_millis(orphan_ms.parse().unwrap())).await;
         let line = format!(
             "echo began >> /began; for n in $(seq {LINES}); do echo line $n; echo problem $n >&2; sleep 0.005; done; exit 7"
         );
@@ -134,6 +126,21 @@ fn daemon() -> ExitCode {
         std::future::pending::<()>().await;
     });
     ExitCode::FAILURE
+}
+
+async fn sandbox(driver: &ContainerDriver, orphan: Duration) -> Arc<dyn Machine> {
+    let spec = StartSpec {
+        id: "s".to_owned(),
+        hostname: "box".to_owned(),
+        layers: vec!["base".to_owned()],
+        public_network: driver.network().public().is_ok(),
+        limits: Limits { memory_bytes: Some(256 << 20), pids: Some(100), ..Limits::default() },
+        binds: vec![Bind { source: "/usr".into(), target: "/usr".into(), read_only: true }],
+        user_namespace: true,
+        orphan: Some(orphan),
+        ..StartSpec::default()
+    };
+    driver.start(spec).await.unwrap()
 }
 
 /// What another daemon needs, after the first was killed.
@@ -235,4 +242,71 @@ fn ends_in_time() {
         drop(driver);
     });
     assert_eq!(fs::read_dir(dir.path().join("data/sandboxes")).unwrap().count(), 0);
+}
+
+/// Takes the place of the daemon's connection, and goes again.
+async fn steal(dir: &Path, machine: &Arc<dyn Machine>) {
+    let guest = machine.reached().await;
+    let mut thief = tokio::net::UnixStream::connect(dir.join("run/s.sock")).await.unwrap();
+    // It is served once it is greeted.
+    thief.read_u8().await.unwrap();
+    tokio::time::timeout(PATIENCE, guest.closed()).await.expect("the connection is still there");
+}
+
+fn reconnects() {
+    let dir = TempDir::with_prefix("berth-outlives-").unwrap();
+    layers(dir.path());
+    runtime().block_on(async {
+        let (driver, _) = start(dir.path(), &instance(dir.path()), Kind::Plain, Vec::new()).await;
+        let machine = sandbox(&driver, ORPHAN).await;
+        let guest = machine.guest();
+        let deaf = "echo x >> /count; head -c 64M /dev/zero > /big; trap '' TERM; echo ready; while :; do sleep 0.01; done";
+        let deaf = ExecSpec { id: "deaf".to_owned(), on_detach: OnDisconnect::Keep, ..shell(deaf) };
+        let mut exec = guest.exec(deaf.clone()).await.unwrap();
+        while !matches!(exec.next().await.unwrap().unwrap(), ExecOutput::Output { .. }) {}
+        let pack = |path: &str| PackSpec { path: path.to_owned(), ..PackSpec::default() };
+        let mut packed = guest.pack(pack("/big")).await.unwrap();
+        let quiesce = guest.quiesce();
+        let (quiesced, ()) = tokio::join!(quiesce, async {
+            // Half of the grace that it gives is over.
+            tokio::time::sleep(Duration::from_millis(berth_wire::DEFAULT_GRACE_MS / 2)).await;
+            steal(dir.path(), &machine).await;
+        });
+        assert!(matches!(quiesced, Err(Error::Gone)), "{quiesced:?}");
+        assert!(matches!(exec.next().await, Some(Err(Error::Gone))));
+        assert!(packed.read_to_end(&mut Vec::new()).await.is_err(), "it is not taken for a whole tar");
+
+        // The same daemon, the same sandbox, and all that it has.
+        let again = machine.reached().await;
+        assert_eq!(again.info().earlier_connections, 2);
+        let mut tar = Vec::new();
+        again.pack(pack("/count")).await.unwrap().read_to_end(&mut tar).await.unwrap();
+        assert_eq!(&tar[..5], b"count");
+        let repeated = tokio::time::timeout(PATIENCE, async { finish(again.exec(deaf).await.unwrap()).await });
+        let ran = repeated.await.expect("nobody kills it");
+        assert_eq!((ran.out().as_str(), ran.status.exit_code), ("ready\n", 137));
+        assert_eq!(out_of(&again, "cat /count").await, "x\n", "it was started once");
+        assert_eq!(again.quiesce().await.unwrap(), 0);
+        assert!(!again.is_closed(), "nothing came that it had not asked for");
+        machine.stop().await.unwrap();
+        drop((machine, guest, again));
+        driver.shutdown().await;
+    });
+}
+
+fn is_given_up() {
+    let dir = TempDir::with_prefix("berth-outlives-").unwrap();
+    layers(dir.path());
+    runtime().block_on(async {
+        let (driver, _) = start(dir.path(), &instance(dir.path()), Kind::Plain, Vec::new()).await;
+        let machine = sandbox(&driver, ORPHAN).await;
+        for _ in 0..6 {
+            steal(dir.path(), &machine).await;
+        }
+        let death = tokio::time::timeout(PATIENCE, machine.died()).await.expect("it is not ended");
+        assert_eq!(death.how, "the connection to its guest broke 6 times within 60 s; it was ended");
+        machine.stop().await.unwrap();
+        drop(machine);
+        driver.shutdown().await;
+    });
 }
