@@ -1,6 +1,6 @@
 //! A channel that is attached to an exec: its window, and its place in the output.
 
-use berth_wire::{MAX_DATA, Output, ReceiveWindow, Reply, SendWindow};
+use berth_wire::{MAX_OUTPUT, Output, ReceiveWindow, Reply, SendWindow};
 
 use crate::link::Link;
 use crate::spool::{Reader, Spool};
@@ -57,7 +57,7 @@ impl Attachment {
                 let stream = if gap.stream == 1 { Output::Stderr } else { Output::Stdout };
                 link.reply(self.channel, &Reply::Gap { stream, from: gap.from, to: gap.to });
             }
-            let room = self.send.left().min(MAX_DATA);
+            let room = self.send.left().min(MAX_OUTPUT);
             if room == 0 || !link.has_room() {
                 return self.is_done(spool);
             }

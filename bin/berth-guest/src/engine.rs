@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use berth_wire::{Body, MAX_DATA, Outcome, Reply};
+use berth_wire::{Body, MAX_OUTPUT, Outcome, Reply};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fs::{Mode, OFlags};
@@ -265,10 +265,10 @@ impl Engine {
     }
 
     fn read_output(&mut self, number: u64, which: usize) {
-        self.scratch.resize(MAX_DATA, 0);
+        self.scratch.resize(MAX_OUTPUT, 0);
         let Some(Entry { exec: Some(exec), spool, facts, .. }) = self.execs.get(number) else { return };
         let keep = facts.keep;
-        let room = spool.room(MAX_DATA).max(exec.owed(which)).min(MAX_DATA);
+        let room = spool.room(MAX_OUTPUT).max(exec.owed(which)).min(MAX_OUTPUT);
         let Some(fd) = &exec.pipes[which].fd else { return };
         if room == 0 {
             // Level-triggered: it comes back when it is watched again.
@@ -315,7 +315,7 @@ impl Engine {
     }
 
     fn drain_leftover(&mut self, token: u64) {
-        self.scratch.resize(MAX_DATA, 0);
+        self.scratch.resize(MAX_OUTPUT, 0);
         let Some(fd) = self.leftovers.get(&token) else { return };
         match rustix::io::read(fd, &mut self.scratch[..]) {
             Ok(len) if len > 0 => {}

@@ -12,7 +12,10 @@ use crate::Error;
 const HIGH_WATER: usize = 512 * 1024;
 /// An output buffer larger than this is given back when it is empty.
 const KEPT: usize = 128 * 1024;
-const READ: usize = 64 * 1024;
+/// How much is read at once while nothing large is under way.
+const SMALL: usize = 64 * 1024;
+/// How much is read at once: with less, a bulk transfer is many short turns.
+const READ: usize = 256 * 1024;
 
 pub(crate) struct Link {
     /// Absent while nobody is connected: what is to be sent then goes nowhere.
@@ -114,12 +117,12 @@ impl Link {
     pub(crate) fn receive(&mut self) -> Result<bool, Error> {
         let Some(stream) = &self.stream else { return Ok(true) };
         self.scratch.resize(READ, 0);
-        match rustix::io::read(stream, &mut self.scratch[..]) {
+        let buffer = self.decoder.buffer();
+        let wanted = berth_wire::missing(buffer).unwrap_or(0);
+        buffer.reserve(if wanted > SMALL { READ } else { SMALL });
+        match rustix::io::read(stream, rustix::buffer::spare_capacity(buffer)) {
             Ok(0) => Ok(false),
-            Ok(len) => {
-                self.decoder.feed(&self.scratch[..len]);
-                Ok(true)
-            }
+            Ok(_) => Ok(true),
             Err(Errno::AGAIN | Errno::INTR) => Ok(true),
             Err(Errno::CONNRESET) => Ok(false),
             Err(errno) => Err(system("read from the control stream", errno)),

@@ -19,7 +19,7 @@ use crate::selection::{Extent, Selection};
 use crate::sparse::Sparse;
 use crate::tarwrite::{Records, Writer};
 
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 256 * 1024;
 /// Longest path in an archive, in bytes. Deeper trees than this has room for are somebody's attempt to fill archives,
 /// or the memory of those who read them.
 const MAX_PATH: usize = 64 * 1024;

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 /// Bytes of a record before its data.
 pub(crate) const HEADER: usize = 12;
 /// Longest data of a record.
-pub(crate) const MAX_RECORD: usize = berth_wire::MAX_DATA;
+pub(crate) const MAX_RECORD: usize = berth_wire::MAX_OUTPUT;
 /// So much in memory goes to the file, but for the last [`STAYS`].
 const FLUSH_AT: usize = 256 * 1024;
 const STAYS: usize = 64 * 1024;

@@ -17,7 +17,7 @@ use crate::archive::{self, Archive, Kind, Member};
 use crate::failure::{self, Result};
 use crate::places::{self, PLACE, file_type, identity};
 
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 256 * 1024;
 /// The kernel's own limit of symlinks in one path.
 const MAX_LINKS: usize = 40;
 

@@ -3,7 +3,6 @@
 //! The thread and the loop share three things: a queue of received data, whose length the window bounds; a short queue
 //! of data to send, at which the thread waits; and notes to the loop, for which a shared eventfd wakes it.
 
-use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,8 +16,10 @@ use crate::failure;
 use crate::link::Link;
 use crate::{fsops, glob, pack, readfile, unpack, watch, writefile};
 
-/// Chunks that may wait to be sent: as many as a window takes.
-const OUTGOING: usize = berth_wire::WINDOW as usize / MAX_DATA;
+/// Chunks that may wait to be sent, so that the disk is read while the stream is written.
+const OUTGOING: usize = 4;
+/// Answers up to here are not given room for a whole chunk.
+const SMALL: usize = 16 * 1024;
 /// Deep recursion is nowhere; the rest is buffers on the heap.
 const STACK: usize = 256 * 1024;
 
@@ -61,8 +62,11 @@ pub(crate) struct Work {
     pub(crate) receive: ReceiveWindow,
     outgoing: Option<Receiver<Vec<u8>>>,
     pub(crate) send: SendWindow,
-    /// Taken from the queue but not yet sent.
-    pending: VecDeque<u8>,
+    /// Taken from the queue, and how much of it is sent.
+    pending: Vec<u8>,
+    sent: usize,
+    /// Chunks that are sent go back: memory that is used again costs no page faults.
+    spare: Sender<Vec<u8>>,
     reply: Option<Box<Reply>>,
     /// Readable once nobody waits for the thread any more, for one that waits for what neither queue tells.
     stop: Option<Arc<OwnedFd>>,
@@ -72,6 +76,8 @@ pub(crate) struct Work {
 pub(crate) fn start(channel_number: u32, request: Request, bell: Doorbell) -> failure::Result<Work> {
     let (incoming, received) = channel();
     let (output, outgoing) = sync_channel(OUTGOING);
+    let (spare, spares) = channel();
+    let window = request.window();
     let input = Input {
         channel: channel_number,
         received,
@@ -80,7 +86,7 @@ pub(crate) fn start(channel_number: u32, request: Request, bell: Doorbell) -> fa
         ended: false,
         bell: bell.clone(),
     };
-    let output = Output { queue: output, buffer: Vec::new(), bell: bell.clone() };
+    let output = Output { queue: output, spares, buffer: Vec::new(), bell: bell.clone() };
     let stop = match &request {
         Request::Watch(_) => {
             let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
@@ -98,10 +104,12 @@ pub(crate) fn start(channel_number: u32, request: Request, bell: Doorbell) -> fa
     })?;
     Ok(Work {
         incoming: Some(incoming),
-        receive: ReceiveWindow::default(),
+        receive: ReceiveWindow::new(window),
         outgoing: Some(outgoing),
-        send: SendWindow::default(),
-        pending: VecDeque::new(),
+        send: SendWindow::new(window),
+        pending: Vec::new(),
+        sent: 0,
+        spare,
         reply: None,
         stop,
     })
@@ -140,7 +148,8 @@ impl Work {
     pub(crate) fn cancel(&mut self) {
         self.incoming = None;
         self.outgoing = None;
-        self.pending.clear();
+        self.pending = Vec::new();
+        self.sent = 0;
         if let Some(stop) = &self.stop {
             // It can only fail when it is readable already.
             let _ = rustix::io::write(&**stop, &1_u64.to_ne_bytes());
@@ -155,16 +164,16 @@ impl Work {
     /// Sends what window and link allow; gives the reply once everything before it is sent.
     pub(crate) fn pump(&mut self, channel: u32, link: &mut Link) -> Option<Reply> {
         while link.has_room() {
-            if self.pending.is_empty() && !self.refill() {
+            if self.sent == self.pending.len() && !self.refill() {
                 return self.reply.take().map(|reply| *reply);
             }
-            let (chunk, _) = self.pending.as_slices();
+            let chunk = &self.pending[self.sent..];
             let len = self.send.take(chunk.len().min(MAX_DATA));
             if len == 0 {
                 return None;
             }
             link.data(channel, &chunk[..len]);
-            self.pending.drain(..len);
+            self.sent += len;
         }
         None
     }
@@ -172,7 +181,13 @@ impl Work {
     fn refill(&mut self) -> bool {
         match self.outgoing.as_ref().map(Receiver::try_recv) {
             Some(Ok(chunk)) => {
-                self.pending = chunk.into();
+                let mut used = std::mem::replace(&mut self.pending, chunk);
+                self.sent = 0;
+                used.clear();
+                if used.capacity() > 0 {
+                    // A thread that is done takes none.
+                    let _ = self.spare.send(used);
+                }
                 true
             }
             Some(Err(TryRecvError::Empty | TryRecvError::Disconnected)) | None => false,
@@ -214,6 +229,7 @@ impl Read for Input {
 /// The thread's side of data to send.
 pub(crate) struct Output {
     queue: SyncSender<Vec<u8>>,
+    spares: Receiver<Vec<u8>>,
     buffer: Vec<u8>,
     bell: Doorbell,
 }
@@ -221,6 +237,10 @@ pub(crate) struct Output {
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let len = bytes.len().min(MAX_DATA - self.buffer.len());
+        // What is small does not take room for what is large.
+        if self.buffer.len() + len > SMALL {
+            self.buffer.reserve_exact(MAX_DATA - self.buffer.len());
+        }
         self.buffer.extend_from_slice(&bytes[..len]);
         if self.buffer.len() == MAX_DATA {
             self.flush()?;
@@ -230,7 +250,8 @@ impl Write for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         if !self.buffer.is_empty() {
-            let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(MAX_DATA));
+            let next = self.spares.try_recv().unwrap_or_default();
+            let chunk = std::mem::replace(&mut self.buffer, next);
             self.queue.send(chunk).map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))?;
             self.bell.ring();
         }

@@ -482,8 +482,19 @@ impl Driver for ContainerDriver {
     }
 }
 
+/// What may be on its way from the daemon to a guest, or back; the kernel doubles it for its own bookkeeping. Nothing
+/// while both read.
+const CONTROL_BUFFER: usize = 1024 * 1024;
+
 fn control_pair() -> io::Result<(tokio::net::UnixStream, OwnedFd)> {
     let (ours, theirs) = StdUnixStream::pair()?;
+    // So that neither side waits for the other at every frame of a bulk transfer. What the machine allows anybody is
+    // enough where it does not allow more.
+    for end in [&ours, &theirs] {
+        if rustix::net::sockopt::set_socket_send_buffer_size_force(end, CONTROL_BUFFER).is_err() {
+            rustix::net::sockopt::set_socket_send_buffer_size(end, CONTROL_BUFFER)?;
+        }
+    }
     ours.set_nonblocking(true)?;
     Ok((tokio::net::UnixStream::from_std(ours)?, theirs.into()))
 }

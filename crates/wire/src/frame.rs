@@ -3,7 +3,9 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Change, HEADER_LEN, Hello, MAX_CONTROL, MAX_DATA, OUTPUT_HEADER_LEN, Output, Reply, Request};
+use crate::{
+    Change, HEADER_LEN, Hello, MAX_CONTROL, MAX_DATA, MAX_OUTPUT, OUTPUT_HEADER_LEN, Output, Reply, Request,
+};
 
 const HELLO: u8 = 1;
 const OPEN: u8 = 2;
@@ -70,8 +72,8 @@ pub enum EncodeError {
         /// Its length.
         len: usize,
     },
-    /// A data payload is longer than [`MAX_DATA`].
-    #[error("data frame of {len} bytes is longer than {MAX_DATA}")]
+    /// A payload is longer than [`MAX_DATA`], or [`MAX_OUTPUT`] where it is output.
+    #[error("data frame of {len} bytes is longer than it may be")]
     DataTooLong {
         /// Its length.
         len: usize,
@@ -154,6 +156,14 @@ pub fn encode_data(channel: u32, payload: &[u8], out: &mut Vec<u8>) -> Result<()
     encode_bytes(DATA, channel, payload, out)
 }
 
+/// Makes a data frame of its payload, before which [`HEADER_LEN`] bytes are left free; `None` where that is too long.
+pub fn finish_data(channel: u32, mut frame: Vec<u8>) -> Option<Vec<u8>> {
+    let len = frame.len().checked_sub(HEADER_LEN).filter(|len| *len <= MAX_DATA)?;
+    let (head, _) = frame.split_first_chunk_mut::<HEADER_LEN>()?;
+    *head = header(DATA, channel, u32::try_from(len).ok()?);
+    Some(frame)
+}
+
 /// Appends an output frame without copying the payload into a [`Chunk`] first.
 pub fn encode_chunk(
     channel: u32,
@@ -164,7 +174,7 @@ pub fn encode_chunk(
     out: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
     let len = match u32::try_from(payload.len() + OUTPUT_HEADER_LEN) {
-        Ok(len) if payload.len() <= MAX_DATA => len,
+        Ok(len) if payload.len() <= MAX_OUTPUT => len,
         _ => return Err(EncodeError::DataTooLong { len: payload.len() }),
     };
     out.extend_from_slice(&header(OUTPUT, channel, len));
@@ -254,6 +264,11 @@ impl Decoder {
 
     /// Adds what the stream gave.
     pub fn feed(&mut self, bytes: &[u8]) {
+        self.buffer().extend_from_slice(bytes);
+    }
+
+    /// What was fed and not yet given out, for a stream to be read into without a copy: bytes are to be added at its end.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
         if self.taken > 0 {
             self.buffer.drain(..self.taken);
             self.taken = 0;
@@ -262,7 +277,7 @@ impl Decoder {
         if self.buffer.is_empty() && self.buffer.capacity() > 4 * MAX_DATA {
             self.buffer = Vec::new();
         }
-        self.buffer.extend_from_slice(bytes);
+        &mut self.buffer
     }
 
     /// Whether bytes of an unfinished frame are held; at the end of the stream that means it was cut off.
@@ -331,6 +346,13 @@ impl<'a> FrameRef<'a> {
     }
 }
 
+/// How many bytes the frame still lacks that `bytes` begin with; `None` where not even its header is there, or that is
+/// none.
+pub fn missing(bytes: &[u8]) -> Option<usize> {
+    let (_, _, len) = parse_header(bytes.first_chunk()?).ok()?;
+    Some((HEADER_LEN + len).saturating_sub(bytes.len()))
+}
+
 fn parse_header(head: &[u8; HEADER_LEN]) -> Result<(u8, u32, usize), DecodeError> {
     let [kind, reserved @ .., c0, c1, c2, c3, l0, l1, l2, l3] = *head;
     let reserved: [u8; 3] = reserved;
@@ -342,7 +364,7 @@ fn parse_header(head: &[u8; HEADER_LEN]) -> Result<(u8, u32, usize), DecodeError
     let allowed = match kind {
         HELLO | OPEN | EVENT => 1..=MAX_CONTROL,
         DATA => 0..=MAX_DATA,
-        OUTPUT => OUTPUT_HEADER_LEN..=OUTPUT_HEADER_LEN + MAX_DATA,
+        OUTPUT => OUTPUT_HEADER_LEN..=OUTPUT_HEADER_LEN + MAX_OUTPUT,
         END | CANCEL => 0..=0,
         CREDIT => CREDIT_LEN..=CREDIT_LEN,
         _ => return Err(DecodeError::UnknownKind { kind }),

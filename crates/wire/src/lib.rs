@@ -28,7 +28,7 @@ mod window;
 
 pub use frame::{
     Body, BodyRef, Chunk, DecodeError, Decoder, EncodeError, Frame, FrameRef, encode_change, encode_chunk,
-    encode_data, encode_event, encode_open,
+    encode_data, encode_event, encode_open, finish_data, missing,
 };
 pub use message::{
     Attach, Builtin, Change, ChangeKind, Command, Connect, DirEntry, Exec, ExecInfo, ExecUsage, ExitReason,
@@ -45,14 +45,21 @@ pub const GENERATION: u32 = 3;
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 12;
 
-/// Longest payload of a data frame.
-pub const MAX_DATA: usize = 64 * 1024;
+/// Longest payload of a data frame. Every frame costs each side a turn, so those of a bulk transfer are long.
+pub const MAX_DATA: usize = 256 * 1024;
+
+/// Longest payload of an output frame: readers hold many of these at once, and stay small.
+pub const MAX_OUTPUT: usize = 64 * 1024;
 
 /// Longest JSON body. An exec's whole environment has to fit, escapes included.
 pub const MAX_CONTROL: usize = 16 * 1024 * 1024;
 
 /// Bytes of data that each direction of a channel may have under way before the receiver grants more.
 pub const WINDOW: u32 = 256 * 1024;
+
+/// The same for requests that move files ([`Request::window`]): there are few of these at a time, and a window that is
+/// emptied while the other side is not running costs more than its memory.
+pub const BULK_WINDOW: u32 = 2 * 1024 * 1024;
 
 /// Bytes of output that are kept of an exec when the request does not say.
 pub const DEFAULT_KEEP: u64 = 64 * 1024 * 1024;

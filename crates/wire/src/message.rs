@@ -110,6 +110,16 @@ pub enum Request {
     Shutdown,
 }
 
+impl Request {
+    /// Bytes of data that each direction of its channel may have under way.
+    pub fn window(&self) -> u32 {
+        match self {
+            Self::Pack(_) | Self::Unpack(_) | Self::ReadFile(_) | Self::WriteFile(_) => crate::BULK_WINDOW,
+            _ => crate::WINDOW,
+        }
+    }
+}
+
 /// One command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -26,16 +26,22 @@ pub enum WindowError {
 /// The sender's side: how much it may still send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendWindow {
+    size: u32,
     left: u32,
 }
 
 impl Default for SendWindow {
     fn default() -> Self {
-        Self { left: WINDOW }
+        Self::new(WINDOW)
     }
 }
 
 impl SendWindow {
+    /// A window of `size` bytes.
+    pub fn new(size: u32) -> Self {
+        Self { size, left: size }
+    }
+
     /// Bytes that may be sent now.
     pub fn left(self) -> usize {
         self.left as usize
@@ -52,7 +58,7 @@ impl SendWindow {
     /// Adds what the receiver granted.
     pub fn grant(&mut self, bytes: u32) -> Result<(), WindowError> {
         match self.left.checked_add(bytes) {
-            Some(left) if left <= WINDOW => {
+            Some(left) if left <= self.size => {
                 self.left = left;
                 Ok(())
             }
@@ -64,17 +70,23 @@ impl SendWindow {
 /// The receiver's side: how much it may still be sent, and what it owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiveWindow {
+    size: u32,
     left: u32,
     consumed: u32,
 }
 
 impl Default for ReceiveWindow {
     fn default() -> Self {
-        Self { left: WINDOW, consumed: 0 }
+        Self::new(WINDOW)
     }
 }
 
 impl ReceiveWindow {
+    /// A window of `size` bytes.
+    pub fn new(size: u32) -> Self {
+        Self { size, left: size, consumed: 0 }
+    }
+
     /// Books `sent` bytes that arrived.
     pub fn received(&mut self, sent: usize) -> Result<(), WindowError> {
         match u32::try_from(sent).ok().and_then(|sent| self.left.checked_sub(sent)) {
@@ -89,9 +101,9 @@ impl ReceiveWindow {
     /// Books `bytes` that arrived earlier as used up; gives the credit to send, once there is enough of it to be worth
     /// a frame.
     pub fn consumed(&mut self, bytes: usize) -> Option<u32> {
-        let outstanding = WINDOW - self.left - self.consumed;
+        let outstanding = self.size - self.left - self.consumed;
         self.consumed += u32::try_from(bytes).unwrap_or(u32::MAX).min(outstanding);
-        (self.consumed >= WINDOW / 4).then(|| {
+        (self.consumed >= self.size / 4).then(|| {
             let credit = std::mem::take(&mut self.consumed);
             self.left += credit;
             credit

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use berth_wire::{
-    Body, DecodeError, Frame, GENERATION, Hello, MAX_DATA, ReceiveWindow, Reply, Request, WINDOW, WindowError,
+    Body, DecodeError, Frame, GENERATION, HEADER_LEN, Hello, MAX_DATA, ReceiveWindow, Reply, Request,
+    WindowError,
 };
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -57,6 +58,7 @@ struct Slot {
     incoming: mpsc::UnboundedSender<Incoming>,
     receive: ReceiveWindow,
     send: Arc<Semaphore>,
+    window: u32,
 }
 
 /// Why a stream is given up.
@@ -192,7 +194,7 @@ impl Shared {
                     slot.send.close();
                 }
             }
-            Cut::Control(Body::Credit(bytes)) => grant(&slot.send, bytes)?,
+            Cut::Control(Body::Credit(bytes)) => grant(&slot.send, slot.window, bytes)?,
             Cut::Control(Body::End) => {
                 let _ = slot.incoming.send(Incoming::End);
             }
@@ -220,9 +222,9 @@ impl Shared {
     }
 }
 
-fn grant(window: &Semaphore, bytes: u32) -> Result<(), WindowError> {
+fn grant(window: &Semaphore, size: u32, bytes: u32) -> Result<(), WindowError> {
     let left = u32::try_from(window.available_permits()).unwrap_or(u32::MAX);
-    if left.saturating_add(bytes) > WINDOW {
+    if left.saturating_add(bytes) > size {
         return Err(WindowError::Overflow { granted: bytes, left });
     }
     window.add_permits(bytes as usize);
@@ -256,8 +258,10 @@ pub(super) struct Sender {
 impl Channel {
     pub(super) fn open(connection: &Arc<Connection>, request: &Request) -> Result<Self, Error> {
         let (sender, incoming) = mpsc::unbounded_channel();
-        let window = Arc::new(Semaphore::new(WINDOW as usize));
-        let slot = Slot { incoming: sender, receive: ReceiveWindow::default(), send: window.clone() };
+        let size = request.window();
+        let window = Arc::new(Semaphore::new(size as usize));
+        let receive = ReceiveWindow::new(size);
+        let slot = Slot { incoming: sender, receive, send: window.clone(), window: size };
         let mut slots = connection.shared.slots();
         let number = slots.free_number();
         let mut bytes = Vec::new();
@@ -349,6 +353,20 @@ impl Sender {
             let _ = self.connection.shared.out.send(bytes);
         }
         data.len()
+    }
+
+    /// Sends a data frame, all of it, once there is room: its payload, before which [`HEADER_LEN`] bytes are left free.
+    /// False when the conversation is over. Nothing was sent when the future is dropped.
+    ///
+    /// For requests with a window of several frames.
+    pub(super) async fn send_frame(&self, frame: Vec<u8>) -> bool {
+        let len = u32::try_from(frame.len() - HEADER_LEN).unwrap_or(u32::MAX);
+        let Ok(room) = self.window.acquire_many(len).await else { return false };
+        room.forget();
+        if let Some(frame) = berth_wire::finish_data(self.number, frame) {
+            let _ = self.connection.shared.out.send(frame);
+        }
+        true
     }
 
     /// Says that the data is complete.

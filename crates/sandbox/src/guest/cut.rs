@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// How much is read at once where there is so much.
 const READ: usize = 256 * 1024;
 
+/// How much is read at once while a bulk transfer is under way.
+const BULK: usize = 1024 * 1024;
+
 /// With less room than this a new buffer is taken: several frames of the longest data fit into one.
 const LEAST: usize = 64 * 1024;
 
@@ -42,11 +45,13 @@ impl Cutter {
     /// Reads once; 0 at the end of the stream. Nothing is lost when the future is dropped.
     pub(super) async fn read_from(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<usize> {
         // A large control message is rare; its room is not kept for the life of the connection.
-        if self.buffer.is_empty() && self.buffer.capacity() > 2 * READ {
+        if self.buffer.is_empty() && self.buffer.capacity() > BULK + READ {
             self.buffer = BytesMut::new();
         }
-        if self.buffer.capacity() - self.buffer.len() < LEAST {
-            self.buffer.reserve(READ);
+        // A long frame is not read piece by piece.
+        let missing = berth_wire::missing(&self.buffer).unwrap_or(0);
+        if self.buffer.capacity() - self.buffer.len() < missing.max(LEAST) {
+            self.buffer.reserve(if missing > LEAST { BULK } else { READ });
         }
         stream.read_buf(&mut self.buffer).await
     }

@@ -4,8 +4,9 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use berth_wire::{MAX_DATA, Outcome, PackReport, Reply};
-use bytes::{Buf, Bytes};
+use berth_wire::{HEADER_LEN, MAX_DATA, Outcome, PackReport, Reply};
+use bytes::{Buf, BufMut, Bytes};
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use super::Error;
@@ -18,27 +19,45 @@ pub(super) async fn send_all(
     path: &str,
     mut source: impl AsyncRead + Unpin + Send,
 ) -> Result<Outcome, Error> {
-    let mut buffer = vec![0; MAX_DATA];
-    loop {
-        let read = tokio::select! {
+    let sender = channel.sender().clone();
+    let mut end = None;
+    while end.is_none() {
+        let mut frame = Vec::new();
+        end = tokio::select! {
             answer = last_word(channel) => return answer,
-            read = source.read(&mut buffer) => read,
+            end = fill(&mut source, &mut frame) => end,
         };
-        let len = match read.map_err(|source| Error::Archive { path: path.to_owned(), source })? {
-            0 => break,
-            len => len,
-        };
-        let sender = channel.sender().clone();
-        let mut left = &buffer[..len];
-        while !left.is_empty() {
-            tokio::select! {
-                answer = last_word(channel) => return answer,
-                Some(sent) = sender.send(left) => left = &left[sent..],
-            }
+        if frame.len() == HEADER_LEN {
+            continue;
         }
+        // A conversation that is over has a last word.
+        tokio::select! {
+            answer = last_word(channel) => return answer,
+            true = sender.send_frame(frame) => {}
+        }
+    }
+    if let Some(Err(source)) = end {
+        return Err(Error::Archive { path: path.to_owned(), source });
     }
     channel.sender().end();
     last_word(channel).await
+}
+
+/// Reads the payload of a frame: waits for the first of it, and takes along what is there already. How the source ended,
+/// where it did.
+async fn fill(source: &mut (impl AsyncRead + Unpin), frame: &mut Vec<u8>) -> Option<io::Result<()>> {
+    const FULL: usize = HEADER_LEN + MAX_DATA;
+    frame.reserve_exact(FULL);
+    frame.resize(HEADER_LEN, 0);
+    let mut read = Some(source.read_buf(&mut (&mut *frame).limit(MAX_DATA)).await);
+    while let Some(Ok(1..)) = read {
+        let left = FULL - frame.len();
+        if left == 0 {
+            return None;
+        }
+        read = source.read_buf(&mut (&mut *frame).limit(left)).now_or_never();
+    }
+    read.map(|read| read.map(drop))
 }
 
 /// The end of a conversation in which the guest sends no data.
