@@ -34,7 +34,17 @@ pub(crate) enum Error {
 
 /// Looks `spec` up: `user` or `user:group`, each a name or a number; root when absent.
 pub(crate) fn lookup(spec: Option<&str>) -> Result<User, Error> {
-    resolve(spec.unwrap_or("0"), &read("/etc/passwd")?, &read("/etc/group")?)
+    let spec = spec.unwrap_or("0");
+    resolve(spec, &or_nothing(read("/etc/passwd"), spec)?, &or_nothing(read("/etc/group"), spec)?)
+}
+
+/// What was read, or nothing where that failed and numbers say it all: a command in the sandbox that is root may put there
+/// what it likes, and must not keep others out by that.
+fn or_nothing(read: Result<String, Error>, spec: &str) -> Result<String, Error> {
+    let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
+    let is_number = |text: &str| text.is_empty() || number(text).is_some();
+    let needs_no_names = (user == "root" || is_number(user)) && is_number(group);
+    if needs_no_names { Ok(read.unwrap_or_default()) } else { read }
 }
 
 /// Names of ids, for people to read. What has none, or cannot be looked up, is shown as its number.
@@ -226,6 +236,18 @@ mod tests {
         let renamed =
             resolve("root", "admin:x:0:0::/home/admin:/bin/sh\n", "").expect("root is always there");
         assert_eq!((renamed.ids.uid, renamed.home), (0, "/home/admin".into()));
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_keeps_out_those_alone_who_are_to_be_looked_up() {
+        let unread = || Err(Error::Read("/etc/passwd", "not a regular file".into()));
+        for spec in ["0", "root", "", "1000", "1000:1000", "root:0"] {
+            assert_eq!(or_nothing(unread(), spec), Ok(String::new()), "{spec}");
+        }
+        for spec in ["app", "0:wheel", "app:0"] {
+            assert_eq!(or_nothing(unread(), spec), unread(), "{spec}");
+        }
+        assert_eq!(or_nothing(Ok("x".into()), "0"), Ok("x".into()));
     }
 
     #[test]

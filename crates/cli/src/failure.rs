@@ -37,6 +37,9 @@ pub(crate) enum Failure {
     /// This program was told to end while a command ran for it.
     #[error("ended by {signal}; the command was killed with everything that it started")]
     Interrupted { signal: &'static str },
+    /// After a cut the command lacks input that is not here any more, or has some that is not from here.
+    #[error("the connection was cut, and the command's input cannot go on at byte {at}")]
+    InputLost { at: u64 },
     /// A port of this machine that cannot be had.
     #[error("cannot listen on {address}")]
     Listen {
@@ -138,9 +141,10 @@ impl Failure {
             Failure::Client(error) => error.kind(),
             Failure::Unpack { source, .. } => source.kind(),
             Failure::Job(error) => error.kind(),
-            Failure::StillThere { .. } | Failure::Listen { .. } | Failure::SshDoor { .. } => {
-                Kind::Unavailable
-            }
+            Failure::StillThere { .. }
+            | Failure::Listen { .. }
+            | Failure::InputLost { .. }
+            | Failure::SshDoor { .. } => Kind::Unavailable,
             Failure::NoSsh(_) | Failure::NoCache => Kind::Config,
             Failure::Json(_) | Failure::Output(_) | Failure::Doctor(_) | Failure::ExitCode { .. } => {
                 Kind::Internal

@@ -114,8 +114,11 @@ async fn serve(
     port: u16,
 ) -> Result<(), Failure> {
     let mut inside = client.connect_port(sandbox, host, port).await?;
-    // How a connection ends is the business of its two ends.
-    let _ = copy_bidirectional(&mut stream, &mut inside).await;
+    if copy_bidirectional(&mut stream, &mut inside).await.is_err() {
+        // What was cut must not look as if it had come to its end: the other side is sent a reset. Where that cannot be, its
+        // connection has ended already.
+        let _ = stream.set_zero_linger();
+    }
     Ok(())
 }
 

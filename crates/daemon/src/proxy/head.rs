@@ -1,6 +1,8 @@
 //! What changes in the heads of requests and answers on their way through the proxy.
 
-use axum::http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use axum::http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
+};
 
 use super::Target;
 
@@ -49,8 +51,12 @@ fn replace(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>
     };
 }
 
-/// Removes what is of one connection, also what `Connection` names as such.
+/// Removes what is of one connection, also what `Connection` names as such. Of two lengths the chunks are the true one (RFC
+/// 9112, 6.3), and the other must not go on without them.
 pub(super) fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     let named: Vec<HeaderName> =
         options(headers).filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect();
     for name in named {
@@ -141,5 +147,15 @@ mod tests {
             (&HeaderValue::from_static("upgrade"), &HeaderValue::from_static("websocket"))
         );
         assert_eq!(all["sec-websocket-key"], "x");
+    }
+
+    #[test]
+    fn of_two_lengths_the_chunks_count() {
+        let mut both = headers(&[("content-length", "3"), ("transfer-encoding", "chunked"), ("x", "1")]);
+        strip(&mut both);
+        assert_eq!(both.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x"]);
+        let mut one = headers(&[("content-length", "3")]);
+        strip(&mut one);
+        assert!(one.contains_key("content-length"));
     }
 }

@@ -135,7 +135,7 @@ async fn copy_in(
         Some(name) => archive::pack_file(source, name),
         None => archive::pack_dir(source),
     };
-    Ok(client.put_archive(sandbox, &into, tar).await?)
+    Ok(client.put_packed(sandbox, &into, tar).await?)
 }
 
 async fn copy_out(

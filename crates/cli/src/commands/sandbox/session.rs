@@ -46,6 +46,10 @@ struct State {
     kept: VecDeque<u8>,
     kept_from: u64,
     input_ended: bool,
+    /// How much input the exec had when this session began; `None` before it is told.
+    began_at: Option<u64>,
+    /// Whether this attachment has told how much input the exec has: before that nobody knows what is to follow.
+    is_told: bool,
 }
 
 impl State {
@@ -56,10 +60,14 @@ impl State {
         self.kept_from += excess as u64;
     }
 
-    /// What follows byte `offset` of the input.
-    fn after(&mut self, offset: u64) -> Vec<u8> {
-        let known = usize::try_from(offset.saturating_sub(self.kept_from)).unwrap_or(usize::MAX);
-        self.kept.iter().skip(known).copied().collect()
+    /// What is to follow byte `offset` of the exec's input; `None` where some of that is not here any more.
+    fn after(&mut self, offset: u64) -> Option<Vec<u8>> {
+        if self.began_at.is_none() {
+            self.began_at = Some(offset);
+            self.kept_from = offset;
+        }
+        let known = usize::try_from(offset.checked_sub(self.kept_from)?).ok()?;
+        (known <= self.kept.len()).then(|| self.kept.iter().skip(known).copied().collect())
     }
 }
 
@@ -88,7 +96,7 @@ impl Session<'_> {
                     Some(Err(error)) => Err(error),
                     None => Err(Error::ExecLost { sandbox: self.sandbox.to_owned(), source: None }),
                 },
-                typed = input.recv(), if !state.input_ended => match typed {
+                typed = input.recv(), if state.is_told && !state.input_ended => match typed {
                     Some(typed) => {
                         let typed = typed.map_err(Failure::Stdin)?;
                         let (typed, leave) =
@@ -109,6 +117,7 @@ impl Session<'_> {
                 Some(()) = resized.recv(), if self.terminal => attached.resize(terminal::size()).await,
             };
             if let Err(error) = step {
+                state.is_told = false;
                 attached = self.attach_again(error, state.query).await?;
             }
         }
@@ -124,8 +133,11 @@ impl Session<'_> {
     ) -> Result<Option<End>, Failure> {
         match output {
             ExecOutput::Started { stdin_offset, .. } => {
+                let Some(missing) = state.after(stdin_offset) else {
+                    return Err(Failure::InputLost { at: stdin_offset });
+                };
+                state.is_told = true;
                 // At the first time there is nothing that it could lack. Errors of this show again at the next step.
-                let missing = state.after(stdin_offset);
                 let _ = attached.send_input(&missing).await;
                 if state.input_ended {
                     let _ = attached.end_input().await;
@@ -188,13 +200,15 @@ mod tests {
     #[test]
     fn after_a_cut_input_goes_on_at_the_very_byte() {
         let mut state = State::default();
+        assert_eq!(state.after(100), Some(Vec::new()));
         state.keep(b"hello ");
         state.keep(b"world");
-        assert_eq!(state.after(0), b"hello world");
-        assert_eq!(state.after(8), b"rld");
-        assert_eq!(state.after(11), b"");
+        assert_eq!(state.after(100).as_deref(), Some(&b"hello world"[..]));
+        assert_eq!(state.after(108).as_deref(), Some(&b"rld"[..]));
+        assert_eq!(state.after(111).as_deref(), Some(&b""[..]));
+        assert_eq!(state.after(112), None, "somebody else has given it input");
         state.keep(&vec![b'x'; KEPT]);
-        assert_eq!(state.kept_from, 11);
-        assert_eq!(state.after(11 + KEPT as u64 - 1), b"x");
+        assert_eq!(state.after(110), None, "not kept any more");
+        assert_eq!(state.after(111 + KEPT as u64 - 1).as_deref(), Some(&b"x"[..]));
     }
 }
