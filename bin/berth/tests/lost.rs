@@ -5,6 +5,9 @@
 mod support;
 
 use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{Daemon, eventually};
@@ -107,4 +110,47 @@ fn what_a_shutdown_ended_is_remembered() {
     );
     // Its name is free.
     daemon.sandbox("box", &["--network", "no-network"]);
+}
+
+/// Takes the place of the daemon's stream to a sandbox's first process, and goes again.
+fn break_stream(daemon: &Daemon, id: &str) {
+    let socket = daemon.path().join("data/run").join(format!("{id}.sock"));
+    // It has taken the place once it is greeted. A sandbox that is being ended lets nobody in.
+    if let Ok(mut thief) = UnixStream::connect(socket) {
+        let _ = thief.read(&mut [0]);
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_is_made_again_and_one_that_breaks_too_often_is_the_end() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    daemon.sandbox("box", &["--network", "no-network"]);
+    let id = daemon.show("box")["id"].as_str().unwrap().to_owned();
+    let line = "echo x >> /count; for n in $(seq 200); do echo line $n; sleep 0.01; done; exit 7";
+    let (code, out, err) = std::thread::scope(|scope| {
+        let running = scope.spawn(|| daemon.sh("box", line));
+        eventually("it runs", || daemon.sh("box", "test -e /count").0 == 0);
+        for _ in 0..3 {
+            break_stream(&daemon, &id);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        running.join().unwrap()
+    });
+    let lines: String = (1..=200).map(|n| format!("line {n}\n")).collect();
+    assert_eq!((code, out == lines), (7, true), "{out}\n{err}");
+    assert_eq!(daemon.sh("box", "cat /count").1, "x\n", "it was started once");
+    assert_eq!(daemon.show("box")["state"], "running");
+    assert_eq!(daemon.log().matches("was made again").count(), 3);
+
+    while daemon.show("box")["state"] == "running" {
+        break_stream(&daemon, &id);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let shown = daemon.show("box");
+    assert_eq!((&shown["state"], &shown["reason_code"]), (&json!("lost"), &json!("guest_lost")), "{shown}");
+    assert!(shown["reason"].as_str().unwrap().contains("broke 6 times within 60 s"), "{shown}");
+    let (status, answer) =
+        daemon.json("POST", "/v1/sandboxes/box/exec", &json!({"command": {"shell": "true"}}));
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("sandbox_lost")), "{answer}");
 }
