@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::StreamReader;
 
+use crate::archive::PackedTar;
 use crate::sandboxes::sandbox_path;
 use crate::transport::{Answer, Call, Connection, encode};
 use crate::{Client, Error};
@@ -139,6 +140,12 @@ impl fmt::Debug for ArchiveStream {
     }
 }
 
+fn put(sandbox: &str, target: &ArchiveIn) -> Call {
+    let query = format!("/archive?path={}&keep_ids={}", encode(&target.path), target.keep_ids);
+    let operation = format!("copy into {} of sandbox {sandbox}", target.path);
+    Call::new(Method::PUT, sandbox_path(sandbox, &query), operation)
+}
+
 impl Client {
     /// Unpacks the tar that `archive` yields into a directory of a sandbox.
     pub async fn put_archive(
@@ -147,10 +154,17 @@ impl Client {
         target: &ArchiveIn,
         archive: impl AsyncRead + Send + 'static,
     ) -> Result<ArchiveReport, Error> {
-        let query = format!("/archive?path={}&keep_ids={}", encode(&target.path), target.keep_ids);
-        let operation = format!("copy into {} of sandbox {sandbox}", target.path);
-        self.call(Call::new(Method::PUT, sandbox_path(sandbox, &query), operation).upload(TAR_TYPE, archive))
-            .await
+        self.call(put(sandbox, target).upload(TAR_TYPE, archive)).await
+    }
+
+    /// As [`Client::put_archive`], of what is packed meanwhile, and without copying it once more.
+    pub async fn put_packed(
+        &self,
+        sandbox: &str,
+        target: &ArchiveIn,
+        tar: PackedTar,
+    ) -> Result<ArchiveReport, Error> {
+        self.call(put(sandbox, target).upload_pieces(TAR_TYPE, tar)).await
     }
 
     /// A tar of a path of a sandbox.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use berth_types::error::ErrorBody;
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::{Stream, TryStreamExt};
 use http::header::{CONTENT_TYPE, HOST, TE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -105,16 +105,19 @@ impl Call {
     }
 
     /// The same request with a body that is read while it is sent.
-    pub(crate) fn upload(
+    pub(crate) fn upload(self, media_type: &'static str, reader: impl AsyncRead + Send + 'static) -> Self {
+        let reader = Box::pin(reader) as Pin<Box<dyn AsyncRead + Send>>;
+        self.upload_pieces(media_type, ReaderStream::with_capacity(reader, UPLOAD_CHUNK))
+    }
+
+    /// The same request with a body that comes in pieces.
+    pub(crate) fn upload_pieces(
         mut self,
         media_type: &'static str,
-        reader: impl AsyncRead + Send + 'static,
+        pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Self {
         let upload = self.upload.clone();
-        let frames =
-            ReaderStream::with_capacity(Box::pin(reader) as Pin<Box<dyn AsyncRead + Send>>, UPLOAD_CHUNK)
-                .map_ok(Frame::data)
-                .map_err(move |error| upload.note(error));
+        let frames = pieces.map_ok(Frame::data).map_err(move |error| upload.note(error));
         self.content_type = Some(media_type);
         self.body = StreamBody::new(frames).boxed_unsync();
         self

@@ -166,7 +166,7 @@ impl Platform for Client {
 
     async fn upload_dir(&self, sandbox: &str, source: &Path, target: &str) -> Result<ArchiveReport, Error> {
         let target = ArchiveIn { path: target.to_owned(), keep_ids: false };
-        self.put_archive(sandbox, &target, archive::pack_dir(source)).await
+        self.put_packed(sandbox, &target, archive::pack_dir(source)).await
     }
 
     async fn upload_tar(&self, sandbox: &str, tar: Vec<u8>, target: &str) -> Result<ArchiveReport, Error> {

@@ -87,7 +87,7 @@ fn append(tar: &mut TarBuilder, path: &Path, name: &Path) -> io::Result<()> {
 
 fn append_file(
     tar: &mut TarBuilder,
-    file: File,
+    mut file: File,
     metadata: &Metadata,
     path: &Path,
     name: &Path,
@@ -98,7 +98,7 @@ fn append_file(
     // A file that grows is taken as it was when it was opened; one that shrinks cannot be taken at all, since
     // its size stands in the header.
     let out = tar.get_mut();
-    let copied = io::copy(&mut file.take(metadata.len()), out).map_err(|error| at(path, error))?;
+    let copied = out.send_file(&mut file, metadata.len()).map_err(|error| at(path, error))?;
     if copied != metadata.len() {
         return Err(at(path, io::Error::new(io::ErrorKind::UnexpectedEof, "it shrank while it was read")));
     }

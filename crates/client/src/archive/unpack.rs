@@ -25,7 +25,7 @@ use super::pipe::{PipeReader, pipe, pump};
 const FILE_MODE: u32 = 0o777;
 const DIR_MODE: u32 = 0o1777;
 
-const COPY_BUFFER: usize = 64 * 1024;
+const COPY_BUFFER: usize = 256 * 1024;
 
 /// Unpacks a tar into `dir`, which is made where it is missing. What is there stays; files of the same name are replaced.
 ///
