@@ -110,7 +110,7 @@ fn a_daemonised_process_lives_on_and_holds_nothing_open() {
 }
 
 #[test]
-fn a_client_that_goes_away_takes_its_command_along() {
+fn a_client_that_is_told_to_end_takes_its_command_along() {
     require_busybox!();
     let daemon = Daemon::with_busybox();
     daemon.sandbox("box", &["--network", "no-network"]);
@@ -120,9 +120,35 @@ fn a_client_that_goes_away_takes_its_command_along() {
         .spawn()
         .unwrap();
     eventually("the command's start", || daemon.sh("box", "pidof sleep").0 == 0);
+    let pid = rustix::process::Pid::from_child(&client);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(!client.wait().unwrap().success());
+    assert_ne!(daemon.sh("box", "pidof sleep").0, 0, "it ends before its client does");
+}
+
+#[test]
+fn the_command_of_a_client_that_is_killed_runs_on_and_is_found_again() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    daemon.sandbox("box", &["--network", "no-network"]);
+    let line = "echo begun; while [ ! -e /go ]; do sleep 0.05; done; echo done; exit 6";
+    let mut client = daemon
+        .command(&["sandbox", "exec", "--id", "mine", "box", "--", "/bin/sh", "-c", line])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the command's start", || daemon.ok(&["sandbox", "ps", "box"]).contains("mine"));
     client.kill().unwrap();
     client.wait().unwrap();
-    eventually("the command's end", || daemon.sh("box", "pidof sleep").0 != 0);
+    assert_eq!(daemon.sh("box", "touch /go").0, 0);
+    let output = daemon.run(&["sandbox", "logs", "--follow", "box", "mine"]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(6), "begun\ndone\n"));
+    // The same again is not run again.
+    let output = daemon.run(&["sandbox", "exec", "--id", "mine", "box", "--", "/bin/sh", "-c", line]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(6), "begun\ndone\n"));
+    let other = daemon.run(&["sandbox", "exec", "--id", "mine", "box", "--", "/bin/sh", "-c", "exit 0"]);
+    assert_eq!(other.status.code(), Some(125));
 }
 
 #[test]

@@ -4,7 +4,9 @@
 
 mod support;
 
-use support::{Daemon, eventually, process_with, text};
+use std::process::Stdio;
+
+use support::{Daemon, SMALL_POOL, eventually, process_with, text};
 
 #[test]
 fn a_sandbox_is_a_machine_of_its_own() {
@@ -84,9 +86,10 @@ fn a_deleted_sandbox_leaves_nothing() {
 }
 
 #[test]
-fn a_killed_daemon_takes_its_sandboxes_along_and_the_next_one_says_so() {
+fn where_sandboxes_are_not_to_outlive_a_daemon_they_end_with_it_and_the_next_one_says_so() {
     require_busybox!();
-    let mut daemon = Daemon::with_busybox();
+    let config = format!("{SMALL_POOL}[sandboxes]\norphan_seconds = 0\n");
+    let mut daemon = Daemon::configured_with_busybox(&config);
     daemon.sandbox("box", &["--network", "no-network"]);
     assert_eq!(daemon.sh("box", "setsid sleep 3333333 &").0, 0);
     daemon.kill();
@@ -99,6 +102,34 @@ fn a_killed_daemon_takes_its_sandboxes_along_and_the_next_one_says_so() {
     eventually("an empty disk", || std::fs::read_dir(&sandboxes).map_or(true, |dir| dir.count() == 0));
     daemon.sandbox("box", &["--network", "no-network"]);
     assert_eq!(daemon.sh("box", "echo new").1, "new\n");
+}
+
+#[test]
+fn a_killed_daemon_leaves_its_sandboxes_running_and_the_next_one_has_them() {
+    require_busybox!();
+    let mut daemon = Daemon::with_busybox();
+    for (name, network) in [("box", "no-network"), ("open", "public")] {
+        daemon.sandbox(name, &["--network", network]);
+    }
+    assert_eq!(daemon.sh("box", "setsid sleep 5555555 & echo kept > /file").0, 0);
+    let line = "echo begun; while [ ! -e /go ]; do sleep 0.05; done; echo done; exit 6";
+    let client = daemon
+        .command(&["sandbox", "exec", "box", "--", "/bin/sh", "-c", line])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the command's start", || daemon.ok(&["sandbox", "ps", "box"]).contains("echo begun"));
+    daemon.kill();
+    daemon.restart(&[]);
+    assert!(process_with("5555555"), "what ran goes on");
+    assert_eq!(daemon.sh("box", "cat /file; touch /go").1, "kept\n");
+    let output = client.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(6), "begun\ndone\n"));
+    assert_eq!(daemon.sh("open", "echo here").1, "here\n");
+    daemon.ok(&["sandbox", "rm", "box", "open"]);
+    assert!(!process_with("5555555"), "a process outlived its sandbox");
+    assert!(daemon.terminate().success());
 }
 
 #[test]

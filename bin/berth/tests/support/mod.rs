@@ -316,7 +316,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Frames: a byte of kind, four of length, the rest.
+    /// Frames: a byte of kind, four of length, the rest; of output first eight bytes of its offset and eight of its time.
     #[track_caller]
     fn parse(mut body: &[u8]) -> Outcome {
         let (mut stdout, mut stderr, mut status) = (Vec::new(), Vec::new(), Value::Null);
@@ -324,8 +324,8 @@ impl Outcome {
             let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize;
             let (payload, rest) = rest.split_at(length);
             match head[0] {
-                1 => stdout.extend_from_slice(payload),
-                2 => stderr.extend_from_slice(payload),
+                1 => stdout.extend_from_slice(&payload[16..]),
+                2 => stderr.extend_from_slice(&payload[16..]),
                 3 => status = serde_json::from_slice(payload).unwrap(),
                 kind => panic!("frame {kind}: {}", text(payload)),
             }

@@ -86,11 +86,13 @@ impl Exec {
                 End::Detached => return Ok(ExitCode::SUCCESS),
             }
         } else {
+            // Before it starts: from then on it is never left without who kills it.
+            let signals = Signals::new().map_err(Failure::Stdin)?;
             let stream = client.exec(&sandbox, &request).await?;
             let exec = stream.id().to_owned();
             let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
             let run = pass_on(stream, &sandbox, &mut stdout, &mut stderr);
-            match or_killed(&client, &sandbox, &exec, run).await? {
+            match or_killed(signals, &client, &sandbox, &exec, run).await? {
                 Some(status) => status,
                 None => return Err(Error::ExecLost { sandbox, source: None }.into()),
             }
@@ -122,25 +124,26 @@ pub(crate) async fn sit_at(
     request: &ExecRequest,
     tty: bool,
 ) -> Result<End, Failure> {
+    let signals = Signals::new().map_err(Failure::Stdin)?;
     let started = client.exec_detached(sandbox, request).await?;
     let seat = Seat { client, sandbox, exec: &started.id, terminal: tty };
     // In raw mode what would interrupt is typed, and goes to the command.
     let raw = tty.then(terminal::Raw::enter).transpose().map_err(Failure::Stdin)?;
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     let run = seat.run(terminal::input(), &mut stdout, &mut stderr);
-    let end = or_killed(client, sandbox, &started.id, run).await;
+    let end = or_killed(signals, client, sandbox, &started.id, run).await;
     drop(raw);
     end
 }
 
 /// What `run` comes to; when this program is to end, the command is killed first.
 async fn or_killed<T>(
+    mut signals: Signals,
     client: &Client,
     sandbox: &str,
     exec: &str,
     run: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let mut signals = Signals::new().map_err(Failure::Stdin)?;
     tokio::select! {
         end = run => end,
         signal = signals.next() => {
