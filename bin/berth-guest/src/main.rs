@@ -10,6 +10,7 @@ fn main() -> ExitCode {
             Err(error) => fail(&error),
         };
     }
+    berth_sys::heap::reuse();
     let options = match berth_guest::Options::from_args(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(error) => return fail(&error),

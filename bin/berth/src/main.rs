@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|arg| arg == berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
+    berth_sys::heap::reuse();
     let cli = match Cli::parse_from_args(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {

@@ -15,6 +15,7 @@
 pub mod btrfs;
 pub mod exec_child;
 pub mod guest_fs;
+pub mod heap;
 mod ioctl;
 pub mod loopdev;
 pub mod mount;
