@@ -258,14 +258,15 @@ async fn measure(world: &World, root: &Path, only: &[Figure]) -> anyhow::Result<
     if wanted(Figure::Exec) {
         rows.extend(commands::single(world, root).await);
     }
-    if wanted(Figure::Crowd) {
-        rows.extend(commands::crowds(world).await);
-    }
     if wanted(Figure::Output) {
         rows.extend(bulk::output(world).await);
     }
     if wanted(Figure::Files) {
         rows.extend(bulk::files(world).await);
+    }
+    // After those that tell of the daemon's memory, of which it keeps some.
+    if wanted(Figure::Crowd) {
+        rows.extend(commands::crowds(world).await);
     }
     if wanted(Figure::Durable) {
         rows.extend(durable::execs(world, &world.berth).await);
