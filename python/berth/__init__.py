@@ -8,7 +8,7 @@ started where none runs. :mod:`berth.harbor` is the environment provider for Har
 ...     print(sandbox.exec("echo hello").stdout)
 """
 
-from berth._async import AsyncClient, AsyncSandbox, BytesCallback, OutputCallback, ProgressCallback
+from berth._async import AsyncClient, AsyncSandbox, BytesCallback, OutputCallback
 from berth._calls import ExecOptions
 from berth._sync import Client, Sandbox, SyncBytesCallback, SyncOutputCallback
 from berth._tar import Report
@@ -51,6 +51,7 @@ from berth.models import (
     OutputGap,
     Page,
     Progress,
+    ProgressCallback,
     QueuePlace,
     Resources,
     SandboxInfo,

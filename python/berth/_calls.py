@@ -428,3 +428,19 @@ def build_image(
     )
     query = {"options": json.dumps(options)}
     return Call("POST", "/v1/images/build", BuildResult.from_json, query=query, content_type=TAR_TYPE)
+
+
+# -------------------------------------------------------------------------------------------------- names of files
+
+
+def directory(path: str) -> str:
+    """``path``, named so that only a directory answers to it, also through a symlink."""
+    return f"{path.rstrip('/')}/."
+
+
+def split_target(target: str, source_name: str, is_dir: bool) -> tuple[str, str]:
+    """Directory and name to upload a file as: into a directory that is there, else as ``target`` itself."""
+    if is_dir or target.endswith("/"):
+        return target, source_name
+    directory, _, name = target.rpartition("/")
+    return directory or "/", name

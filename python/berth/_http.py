@@ -50,6 +50,16 @@ HOLDS = 5.0
 """Seconds after which a connection that was made again counts as one, so that patience starts afresh."""
 
 
+KILL_TIMEOUT = 30.0
+"""How long a cancelled exec waits for its processes to be dead, in seconds."""
+
+GIVE_UP_TIMEOUT = 5.0
+"""The same for an exec whose daemon has been waited for in vain."""
+
+GONE = ("sandbox_not_found", "sandbox_ended", "sandbox_lost", "sandbox_not_running", "exec_not_found")
+"""Codes of errors that say that nothing of a sandbox runs any more, or of a command."""
+
+
 def is_cut(error: errors.BerthError) -> bool:
     """Whether to ask again, with the same id, makes sense after ``error``: nothing is known of the exec's end."""
     if isinstance(error, errors.ConnectionLost):

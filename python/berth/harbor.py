@@ -35,7 +35,8 @@ from harbor.models.trial.config import ResourceMode
 from harbor.models.trial.paths import EnvironmentPaths
 
 from berth import _endpoint, models
-from berth._async import AsyncClient, AsyncSandbox, settle, split_target
+from berth._async import AsyncClient, AsyncSandbox, settle
+from berth._calls import split_target
 from berth._http import PATIENCE
 from berth._lease import process_lease
 from berth._sync import Client

@@ -434,3 +434,6 @@ class Page[T]:
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.items)
+
+
+ProgressCallback = Callable[[Progress], None]

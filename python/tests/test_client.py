@@ -13,7 +13,8 @@ from pathlib import Path
 
 import berth
 import pytest
-from berth import _async, _calls, _endpoint, _http
+from berth import _calls, _endpoint, _http
+from berth._async import execs
 from berth._endpoint import parse_host
 from berth._lease import LeaseKeeper
 from fake_daemon import FakeDaemon, fake_daemon
@@ -190,7 +191,7 @@ def test_a_daemon_that_stays_away_is_asked_once_a_call(daemon: FakeDaemon, tmp_p
 async def test_what_could_not_be_killed_is_killed_before_the_next_command(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_async, "KILL_TIMEOUT", 0.2)
+    monkeypatch.setattr(execs, "KILL_TIMEOUT", 0.2)
     daemon.script.refuse_kills = True
     async with berth.AsyncClient(daemon.host) as client:
         box = await client.create_sandbox("img")

@@ -1,0 +1,327 @@
+"""What a client of the daemon can ask for, besides commands."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from berth import _calls, _http, _tar, errors
+from berth._async.execs import Execs
+from berth._async.sandbox import AsyncSandbox
+from berth._calls import directory
+from berth._endpoint import Endpoint
+from berth.models import (
+    ArchiveFormat,
+    ArchiveReport,
+    BuildResult,
+    Capabilities,
+    Change,
+    Check,
+    DirEntry,
+    FileStat,
+    Image,
+    Lease,
+    Mount,
+    Network,
+    Page,
+    ProgressCallback,
+    PullPolicy,
+    Resources,
+    SandboxInfo,
+    Version,
+)
+
+
+class AsyncClient(Execs):
+    """Speaks to one daemon from one event loop; connections are kept until :meth:`aclose`.
+
+    Without ``host``, ``BERTH_HOST`` decides, and without that the embedded daemon is used, and started where none runs.
+    """
+
+    def __init__(
+        self, host: str | None = None, *, endpoint: Endpoint | None = None, patience: float = _http.PATIENCE
+    ) -> None:
+        """``patience``: seconds for which a command whose connection was cut is tried to be picked up again."""
+        super().__init__(host, endpoint, patience)
+
+    # ---- system and leases
+
+    async def version(self) -> Version:
+        """The daemon's version."""
+        return await self.call(_calls.version())
+
+    async def doctor(self) -> list[Check]:
+        """Whether the daemon's machine is fit."""
+        return await self.call(_calls.doctor())
+
+    async def shutdown(self) -> None:
+        """Ends the daemon and every sandbox of it."""
+        await self.call(_calls.shutdown())
+
+    async def create_lease(self, ttl_seconds: int) -> Lease:
+        """Makes a lease that lasts ``ttl_seconds`` from now."""
+        return await self.call(_calls.create_lease(ttl_seconds))
+
+    async def renew_lease(self, lease: str, ttl_seconds: int) -> Lease:
+        """Makes a lease last ``ttl_seconds`` from now."""
+        return await self.call(_calls.renew_lease(lease, ttl_seconds))
+
+    async def delete_lease(self, lease: str) -> None:
+        """Ends a lease and deletes its sandboxes."""
+        await self.call(_calls.delete_lease(lease))
+
+    # ---- sandboxes
+
+    async def create_sandbox(
+        self,
+        image: str,
+        *,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        lease: str | None = None,
+        resources: Resources | None = None,
+        network: Network = "public",
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        mounts: Sequence[Mount] = (),
+        no_new_privileges: bool | None = None,
+        allow_unenforced_storage: bool = False,
+        ttl_seconds: int | None = None,
+        wait_seconds: float | None = None,
+        capabilities: Capabilities | None = None,
+        user_namespace: bool | None = None,
+    ) -> AsyncSandbox:
+        """Makes a sandbox from an image of the store; returns when it runs."""
+        call = _calls.create_sandbox(
+            image,
+            name=name,
+            idempotency_key=idempotency_key,
+            labels=labels,
+            lease=lease,
+            resources=resources,
+            network=network,
+            env=env,
+            workdir=workdir,
+            user=user,
+            mounts=mounts,
+            no_new_privileges=no_new_privileges,
+            allow_unenforced_storage=allow_unenforced_storage,
+            ttl_seconds=ttl_seconds,
+            wait_seconds=wait_seconds,
+            capabilities=capabilities,
+            user_namespace=user_namespace,
+        )
+        return AsyncSandbox(self, await self.call(call))
+
+    async def sandboxes(
+        self, *, label: str | None = None, limit: int | None = None, after: str | None = None
+    ) -> Page[SandboxInfo]:
+        """A page of the sandboxes, oldest first; ``label`` is ``key=value``."""
+        return await self.call(_calls.list_sandboxes(label, limit, after))
+
+    async def sandbox(self, name: str) -> AsyncSandbox:
+        """The sandbox of that id or name."""
+        return AsyncSandbox(self, await self.call(_calls.get_sandbox(name)))
+
+    async def delete_sandbox(self, name: str) -> None:
+        """Deletes a sandbox, by id or name; one that is gone already is no error."""
+        await self.call(_calls.delete_sandbox(name))
+
+    async def set_ttl(self, name: str, ttl_seconds: int | None) -> SandboxInfo:
+        """Lets a sandbox live for so many seconds from now; with ``None`` until it is deleted."""
+        return await self.call(_calls.set_ttl(name, ttl_seconds))
+
+    async def node(self) -> dict[str, Any]:
+        """What the daemon's machine has, what of that is set aside, and what runs in the background, as JSON has it."""
+        return await self.call(_calls.node())
+
+    async def set_lease(self, name: str, lease: str | None) -> None:
+        """Puts a sandbox under another lease, or under none: it then lives until deleted."""
+        await self.call(_calls.set_lease(name, lease))
+
+    # ---- files
+
+    async def upload_dir(self, sandbox: str, source: Path | str, target: str) -> ArchiveReport:
+        """Merges the contents of a directory of this machine into one of the sandbox."""
+        return await self._upload(_calls.put_archive(sandbox, target), _tar.pack(Path(source)))
+
+    async def upload_file(self, sandbox: str, source: Path | str, directory: str, name: str) -> ArchiveReport:
+        """Puts a file of this machine into a directory of the sandbox, as ``name``."""
+        return await self._upload(_calls.put_archive(sandbox, directory), _tar.pack_file(Path(source), name))
+
+    async def download_dir(
+        self,
+        sandbox: str,
+        source: str,
+        target: Path | str,
+        *,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        protect: Sequence[str] = (),
+    ) -> _tar.Report:
+        """Merges the contents of a directory of the sandbox into one of this machine.
+
+        ``exclude`` are patterns as GNU tar's ``--exclude`` has them. ``include`` and ``exclude_files`` are globs of Python's
+        ``fnmatch`` on paths relative to ``source``: with any of these, only regular files that are chosen come. ``protect`` are
+        such paths (no globs) that come whatever the others say. A directory that is not there raises
+        :class:`~berth.errors.NotFound`, what is no directory :class:`~berth.errors.Conflict`; neither leaves a target.
+        """
+        path = Path(target)
+        call = _calls.get_archive(
+            sandbox,
+            directory(source),
+            exclude=exclude,
+            include=include,
+            exclude_files=exclude_files,
+            protect=protect,
+        )
+        return await self._download(call, lambda stream: _tar.extract(stream, path))
+
+    async def download_file(self, sandbox: str, source: str, target: Path | str) -> None:
+        """Copies a file of the sandbox, symlinks followed, to ``target``."""
+        # An archive does not tell a file from a directory that holds one.
+        found = await self.stat(sandbox, source)
+        if found is not None and found.kind == "dir":
+            raise errors.Conflict(f"{source} is a directory", code="is_a_directory")
+        path = Path(target)
+        await self._download(_calls.get_archive(sandbox, source), lambda stream: _tar.extract_file(stream, path))
+
+    async def read_file(
+        self, sandbox: str, path: str, offset: int = 0, length: int | None = None, *, user: str | None = None
+    ) -> bytes:
+        """The bytes of a file, symlinks followed, or ``length`` of them from ``offset`` on, fewer at its end; as ``user`` (root
+        when absent) may read them."""
+        response = await self._answer(_calls.read_file(sandbox, path, offset, length, user))
+        _http.check(response)
+        return response.content
+
+    async def write_file(
+        self,
+        sandbox: str,
+        path: str,
+        data: bytes,
+        *,
+        mode: int | None = None,
+        owner: str | None = None,
+        create_only: bool = False,
+    ) -> int:
+        """Makes ``data`` the contents of a file, as a whole or not at all; returns how many bytes that was.
+
+        ``mode`` and ``owner`` are those of the file that is replaced, or 0644 and root, when absent. Parents are made. With
+        ``create_only`` a path where something is already raises :class:`~berth.errors.Conflict`.
+        """
+        return await self.call(_calls.write_file(sandbox, path, data, mode, owner, create_only))
+
+    async def watch(self, sandbox: str, path: str, *, recursive: bool = False) -> AsyncGenerator[Change]:
+        """Changes of a file or directory, or with ``recursive`` of all below it, as they happen; ``ready`` is the first.
+
+        It ends by an error when what is watched is gone, and is not taken up again after a cut, as changes would be missing.
+        Whoever leaves it early closes it (``contextlib.aclosing``).
+        """
+        response = await self._opened(_calls.watch(sandbox, path, recursive))
+        lines = _http.Lines()
+        try:
+            with _http.translated(await self.endpoint()):
+                async for data in response.aiter_raw():
+                    for line in lines.feed(data):
+                        yield _http.change(line)
+            raise errors.ConnectionLost("the watch ended without a reason", code="connection_lost")
+        finally:
+            await response.aclose()
+
+    async def list_dir(self, sandbox: str, path: str, *, user: str | None = None) -> list[DirEntry]:
+        """What is in a directory, sorted by name, as ``user`` (root when absent) sees it."""
+        return await self.call(_calls.list_dir(sandbox, path, user))
+
+    async def stat(self, sandbox: str, path: str, user: str | None = None) -> FileStat | None:
+        """What ``path`` is, symlinks followed, as ``user`` (root when absent) sees it; ``None`` when it is not there."""
+        return await self.call(_calls.stat(sandbox, path, user))
+
+    async def mkdir(
+        self, sandbox: str, paths: Sequence[str], mode: int | None = None, *, owner: str | None = None
+    ) -> None:
+        """Makes directories and their parents, and sets ``mode`` and ``owner`` on each, also where it was there."""
+        await self.call(_calls.mkdir(sandbox, paths, mode, owner))
+
+    async def empty(self, sandbox: str, paths: Sequence[str], mode: int | None = None) -> None:
+        """Makes each path an empty directory, keeping a directory that is there."""
+        await self.call(_calls.empty(sandbox, paths, mode))
+
+    async def remove(self, sandbox: str, paths: Sequence[str]) -> None:
+        """Removes each path and all below it."""
+        await self.call(_calls.remove(sandbox, paths))
+
+    # ---- images
+
+    async def images(self) -> Page[Image]:
+        """The images of the daemon's store."""
+        return await self.call(_calls.list_images())
+
+    async def image(self, reference: str) -> Image:
+        """The image of that reference or id."""
+        return await self.call(_calls.get_image(reference))
+
+    async def delete_image(self, reference: str) -> None:
+        """Removes a reference, or an image by id."""
+        await self.call(_calls.delete_image(reference))
+
+    async def pull_image(
+        self,
+        reference: str,
+        *,
+        policy: PullPolicy = "always",
+        username: str | None = None,
+        password: str | None = None,
+        on_progress: ProgressCallback | None = None,
+    ) -> Image:
+        """Fetches an image from its registry."""
+        return await self._progress(_calls.pull_image(reference, policy, username, password), on_progress)
+
+    async def import_image(
+        self,
+        archive: Path | str,
+        *,
+        reference: str | None = None,
+        format: ArchiveFormat | None = None,
+        on_progress: ProgressCallback | None = None,
+    ) -> Image:
+        """Takes an image from an archive of this machine."""
+        return await self._progress(_calls.import_image(reference, format), on_progress, _file_chunks(Path(archive)))
+
+    async def bootstrap_image(
+        self,
+        reference: str,
+        *,
+        mirror: str | None = None,
+        packages: Sequence[str] = (),
+        on_progress: ProgressCallback | None = None,
+    ) -> Image:
+        """Makes a base image (``debian:SUITE``) from a Debian mirror."""
+        return await self._progress(_calls.bootstrap_image(reference, mirror, packages), on_progress)
+
+    async def build_image(
+        self,
+        context: Path | str,
+        *,
+        tags: Sequence[str] = (),
+        dockerfile: str | None = None,
+        target: str | None = None,
+        build_args: Mapping[str, str] | None = None,
+        no_cache: bool = False,
+        on_progress: ProgressCallback | None = None,
+    ) -> BuildResult:
+        """Builds a Dockerfile with the directory ``context``."""
+        call = _calls.build_image(
+            tags=tags, dockerfile=dockerfile, target=target, build_args=build_args, no_cache=no_cache
+        )
+        return await self._progress(call, on_progress, _tar.pack(Path(context)))
+
+
+def _file_chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_tar.CHUNK):
+            yield chunk
