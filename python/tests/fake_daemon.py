@@ -53,6 +53,8 @@ class Script:
     """After how many frames the streams of execs are cut, one after the other."""
     away: int = 0
     """How many requests for an exec are refused as by a daemon that is away, once one was cut."""
+    stdin_errors: list[str] = field(default_factory=list)
+    """Codes of errors with which requests to give input are answered, one after the other."""
     exec_end: dict[str, Any] = field(default_factory=dict)
     """Fields of an exec's end that are to be others."""
     storage_enforced: bool = True
@@ -375,6 +377,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._sandbox(name)
         run = self._exec(exec_id)
         assert run.process and run.process.stdin
+        if self.state.script.stdin_errors:
+            raise Fault(409, self.state.script.stdin_errors.pop(0), "as the script has it")
         data = self.body[max(0, run.given - int(self.query.get("offset", run.given))) :]
         try:
             run.process.stdin.write(data)

@@ -223,6 +223,40 @@ async def test_bytes_input_and_what_is_not_collected(daemon: FakeDaemon) -> None
         assert client.exec_bytes(box.id, "cat", stdin=data).stdout == data
 
 
+async def test_input_that_this_client_took_from_itself_is_given_on(daemon: FakeDaemon) -> None:
+    data = os.urandom(3 << 20)
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        daemon.script.stdin_errors = ["stdin_taken"]
+        assert (await box.exec_bytes("cat", stdin=data)).stdout == data
+
+    def again() -> bytes:
+        daemon.script.stdin_errors = ["stdin_taken"]
+        with berth.Client(daemon.host) as client:
+            return client.exec_bytes(box.id, "cat", stdin=data).stdout
+
+    assert await asyncio.to_thread(again) == data
+    assert daemon.kills == []
+
+
+async def test_the_end_of_a_command_without_its_input_is_no_result(daemon: FakeDaemon) -> None:
+    data = os.urandom(3 << 20)
+    async with berth.AsyncClient(daemon.host) as client:
+        box = await client.create_sandbox("img")
+        daemon.script.stdin_errors = ["refused"]
+        with pytest.raises(berth.Conflict):
+            await box.exec_bytes("cat", stdin=data)
+
+    def again() -> None:
+        daemon.script.stdin_errors = ["refused"]
+        with berth.Client(daemon.host) as client:
+            client.exec_bytes(box.id, "cat", stdin=data)
+
+    with pytest.raises(berth.Conflict):
+        await asyncio.to_thread(again)
+    assert len(daemon.kills) >= 2
+
+
 async def test_a_detached_exec_is_found_again(daemon: FakeDaemon) -> None:
     async with berth.AsyncClient(daemon.host) as client:
         box = await client.create_sandbox("img")
