@@ -226,6 +226,7 @@ async fn send(outbox: &mut Outbox, first: Told, told: &mut BoxStream<'static, To
 
 /// Carries out what the client wishes, one after the other.
 async fn hear(inbox: &mut Inbox, exec: &impl Exec) -> End {
+    let mut has_ended = false;
     loop {
         let mut message = match inbox.next().await {
             Ok(Said::Bytes(message)) => message,
@@ -240,7 +241,14 @@ async fn hear(inbox: &mut Inbox, exec: &impl Exec) -> End {
         loop {
             let done = match next_wish(&mut message) {
                 Ok(None) => break,
-                Ok(Some(wish)) => exec.carry_out(wish).await,
+                // It would be lost in silence.
+                Ok(Some(Wish::Input(data))) if has_ended && !data.is_empty() => {
+                    return fault("input after its end");
+                }
+                Ok(Some(wish)) => {
+                    has_ended |= wish == Wish::InputEnd;
+                    exec.carry_out(wish).await
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = done {

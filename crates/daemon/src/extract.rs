@@ -1,5 +1,7 @@
 //! Request bodies and queries, with Berth's own errors when they are not what they should be.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
@@ -9,6 +11,9 @@ use crate::reply::{Failure, user_error};
 
 /// Longest JSON body, in bytes. An exec's environment may be megabytes.
 const MAX_JSON: usize = 32 << 20;
+
+/// How long a JSON body may take to arrive: a client that stalls would hold its connection for ever.
+const JSON_LIMIT: Duration = Duration::from_secs(300);
 
 /// A JSON body.
 pub(crate) struct Json<T>(pub(crate) T);
@@ -34,7 +39,10 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for MaybeJson<T> {
 }
 
 async fn body(request: Request) -> Result<axum::body::Bytes, Failure> {
-    let read = axum::body::to_bytes(request.into_body(), MAX_JSON).await;
+    let read = tokio::time::timeout(JSON_LIMIT, axum::body::to_bytes(request.into_body(), MAX_JSON)).await;
+    let read = read.map_err(|_| {
+        user_error("bad_body", format!("the request's body did not arrive within {} s", JSON_LIMIT.as_secs()))
+    })?;
     read.map_err(|error| user_error("bad_body", format!("cannot read the request's body: {error}")))
 }
 

@@ -98,13 +98,11 @@ pub enum Error {
         size: u64,
     },
     /// The disk failed while it was in use.
-    #[error(
-        "the disk below {path} failed: btrfs counts {errors} errors of reading or writing since the start"
-    )]
+    #[error("the disk below {path} failed: btrfs counts {errors} new errors of reading or writing")]
     DeviceErrors {
         /// The engine's root.
         path: PathBuf,
-        /// How many.
+        /// How many came since the start, or since the oldest sandbox was made that was there at the start.
         errors: u64,
     },
     /// Nothing can be written.

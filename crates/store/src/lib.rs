@@ -203,8 +203,8 @@ mod tests {
     #[test]
     fn files_of_every_schema_are_read() {
         let first = include_str!("../tests/fixtures/schema-1.sql");
-        let second = include_str!("../tests/fixtures/schema-2.sql");
-        for (sql, resume) in [(first, None), (second, Some(r#"{"driver":"d"}"#))] {
+        let second = first.to_owned() + include_str!("../tests/fixtures/schema-2.sql");
+        for (sql, resume) in [(first, None), (&second, Some(r#"{"driver":"d"}"#))] {
             let dir = with_file(sql);
             let store = Store::open(dir.path()).unwrap();
             let rows = store.sandboxes().unwrap();

@@ -97,7 +97,7 @@ pub struct FileOut {
     pub user: Option<String>,
 }
 
-/// Header of the answer to `GET …/file`: the size of the whole file when it was opened, in bytes.
+/// Header of the answer to `GET …/file`: the size of the whole file just before it was opened, in bytes.
 pub const FILE_SIZE: &str = "berth-file-size";
 
 /// Query of `PUT /v1/sandboxes/{id}/file`: the body becomes the file's contents, as a whole or not at all.

@@ -135,6 +135,7 @@ async fn what_is_no_frame_is_told_and_ends_the_conversation() {
         Message::binary(frame_of(frame::RESIZE, br#"{"rows":2}"#)),
         Message::binary(frame_of(frame::RESIZE, br#"{"rows":2,"cols":3,"x":1}"#)),
         Message::binary([frame::STDIN, 0xff, 0xff, 0xff, 0xff].to_vec()),
+        Message::binary([frame_of(frame::STDIN_END, b""), frame_of(frame::STDIN, b"x")].concat()),
     ];
     for message in bad {
         let (mut client, _say, _, mut gone) = attached().await;

@@ -197,3 +197,12 @@ proptest! {
         prop_assert_eq!(parse::<CreateSandbox>(&body).map_err(|failure| failure.0.message), Ok(request));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_never_comes_to_its_end_is_not_waited_for() {
+    let begun = futures_util::stream::iter([Ok::<_, std::io::Error>("{")]);
+    let stalled = futures_util::StreamExt::chain(begun, futures_util::stream::pending());
+    let request = Request::new(axum::body::Body::from_stream(stalled));
+    let Err(Failure(error)) = body(request).await else { panic!("it was read") };
+    assert_eq!((error.kind, error.code.as_str()), (Kind::User, "bad_body"));
+}

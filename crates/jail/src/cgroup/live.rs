@@ -269,9 +269,7 @@ impl Cgroup {
 /// Removes what is left of an instance: its groups, which must hold no processes, and `berth` itself when that is
 /// empty then.
 pub fn remove_instance(facts: &Facts, instance: &str) -> Result<(), Error> {
-    if instance.is_empty() || instance.contains('/') || instance.starts_with('.') || instance == "daemon" {
-        return Err(Error::Path { path: format!("berth/{instance}") });
-    }
+    check_instance(instance)?;
     let bases = facts.v1.iter().map(|hierarchy| &hierarchy.mount_point);
     for base in bases.chain(facts.v2.as_ref().map(|unified| &unified.base)) {
         let berth = base.join("berth");
@@ -282,6 +280,14 @@ pub fn remove_instance(facts: &Facts, instance: &str) -> Result<(), Error> {
             | Err(rustix::io::Errno::NOENT | rustix::io::Errno::BUSY | rustix::io::Errno::NOTEMPTY) => {}
             Err(error) => return Err(Error::Remove { path: berth, source: error.into() }),
         }
+    }
+    Ok(())
+}
+
+/// Of any other name something would go that is not an instance's: all of them, or the daemon.
+pub(super) fn check_instance(instance: &str) -> Result<(), Error> {
+    if instance.is_empty() || instance.contains('/') || instance.starts_with('.') || instance == "daemon" {
+        return Err(Error::Path { path: format!("berth/{instance}") });
     }
     Ok(())
 }
@@ -303,8 +309,8 @@ fn kill_until_empty(dir: &Path, deadline: Instant) -> Result<(), Error> {
     }
 }
 
-/// Kills what is listed and not spared, and returns how many that were. A pid can change hands between being read and being used, so
-/// a process is opened first, and killed only if its group still lists it then.
+/// Kills what is listed and not spared, and returns how many that were. A pid can change hands between being read and
+/// being used, so a process is opened first, and killed only if its group still lists it then.
 pub(super) fn kill_listed(group: &Path, is_spared: &dyn Fn(i32) -> bool) -> Result<usize, Error> {
     let mut listed = pids_of(group)?;
     listed.retain(|pid| !is_spared(*pid));

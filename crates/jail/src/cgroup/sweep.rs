@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::live::{KILL_PATIENCE, PAUSE, change, kill_listed, number, remove_tree, subtree};
+use super::live::{KILL_PATIENCE, PAUSE, change, check_instance, kill_listed, number, remove_tree, subtree};
 use super::plan::Reserve;
 use super::{Error, Facts, remove_instance};
 
@@ -27,8 +27,9 @@ pub struct Survivor {
 ///
 /// # Errors
 ///
-/// The first failure, after everything else was tried.
+/// The first failure, after everything else was tried; nothing was for an instance that cannot be one.
 pub fn remove_others(facts: &Facts, instance: &str, keep: &[Survivor]) -> Result<(), Error> {
+    check_instance(instance)?;
     let spared: BTreeSet<CString> = keep.iter().filter_map(|kept| pid_namespace(kept.pid)).collect();
     let is_spared =
         |pid: i32| !spared.is_empty() && pid_namespace(pid).is_some_and(|own| spared.contains(&own));
@@ -37,20 +38,22 @@ pub fn remove_others(facts: &Facts, instance: &str, keep: &[Survivor]) -> Result
     for base in bases.chain(facts.v2.as_ref().map(|unified| &unified.base)) {
         let instance = base.join("berth").join(instance);
         if instance.is_dir() {
-            done = done.and(sweep(&instance, keep, &is_spared));
+            done = done.and(sweep(&instance, keep, &is_spared, KILL_PATIENCE));
         }
     }
     if keep.is_empty() { done.and(remove_instance(facts, instance)) } else { done }
 }
 
-/// One hierarchy's.
-fn sweep(instance: &Path, keep: &[Survivor], is_spared: &dyn Fn(i32) -> bool) -> Result<(), Error> {
+/// One hierarchy's. What hangs in one group keeps no other from being removed.
+fn sweep(
+    instance: &Path,
+    keep: &[Survivor],
+    is_spared: &dyn Fn(i32) -> bool,
+    patience: Duration,
+) -> Result<(), Error> {
     let others = others(instance, keep)?;
-    kill(instance, &others, is_spared)?;
-    others.iter().try_for_each(|dir| {
-        give_back_reserve(instance, dir)?;
-        remove_tree(dir)
-    })
+    let killed = kill(instance, &others, is_spared, patience);
+    others.iter().map(|dir| remove(instance, dir)).fold(killed, Result::and)
 }
 
 /// Groups of sandboxes that are not kept.
@@ -67,8 +70,13 @@ fn others(instance: &Path, keep: &[Survivor]) -> Result<Vec<PathBuf>, Error> {
     Ok(others)
 }
 
-fn kill(instance: &Path, others: &[PathBuf], is_spared: &dyn Fn(i32) -> bool) -> Result<(), Error> {
-    let deadline = Instant::now() + KILL_PATIENCE;
+fn kill(
+    instance: &Path,
+    others: &[PathBuf],
+    is_spared: &dyn Fn(i32) -> bool,
+    patience: Duration,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + patience;
     loop {
         let mut count = kill_listed(instance, is_spared)?;
         for dir in others {
@@ -86,9 +94,13 @@ fn kill(instance: &Path, others: &[PathBuf], is_spared: &dyn Fn(i32) -> bool) ->
     }
 }
 
-/// What was set aside for it in the groups above, version 2: those may outlive it.
-fn give_back_reserve(instance: &Path, dir: &Path) -> Result<(), Error> {
-    let Some(bytes) = number(Some(dir), "memory.low")?.filter(|bytes| *bytes > 0) else { return Ok(()) };
+/// With what was set aside for it in the groups above, version 2: those may outlive it.
+fn remove(instance: &Path, dir: &Path) -> Result<(), Error> {
+    let bytes = number(Some(dir), "memory.low")?.unwrap_or(0);
+    remove_tree(dir)?;
+    if bytes == 0 {
+        return Ok(());
+    }
     let groups = instance.parent().into_iter().chain([instance]).map(Path::to_owned).collect();
     change(&Reserve { groups, bytes }, |now| now.saturating_sub(bytes))
 }
@@ -96,4 +108,38 @@ fn give_back_reserve(instance: &Path, dir: &Path) -> Result<(), Error> {
 /// None for a process that is gone.
 fn pid_namespace(pid: i32) -> Option<CString> {
     rustix::fs::readlink(format!("/proc/{pid}/ns/pid"), Vec::new()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Unified;
+    use super::*;
+
+    #[test]
+    fn a_process_that_does_not_die_keeps_only_its_own_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let [hung, dead, kept] = ["hung", "dead", "kept"].map(|id| dir.path().join(id));
+        [&hung, &dead, &kept].into_iter().for_each(|group| std::fs::create_dir(group).unwrap());
+        // No process has this pid, so none is killed, and the group lists it on.
+        std::fs::write(hung.join("cgroup.procs"), i32::MAX.to_string()).unwrap();
+        let keep = [Survivor { id: "kept".to_owned(), pid: 1 }];
+        let swept = sweep(dir.path(), &keep, &|_| true, Duration::ZERO);
+        assert!(matches!(swept, Err(Error::Survivors { count: 1, .. })), "{swept:?}");
+        assert_eq!([&hung, &dead, &kept].map(|group| group.exists()), [true, false, true]);
+    }
+
+    #[test]
+    fn what_is_no_instance_is_refused_before_anything_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let groups = ["berth/daemon/kept", "berth/one/kept"].map(|group| dir.path().join(group));
+        groups.iter().for_each(|group| std::fs::create_dir_all(group).unwrap());
+        let base = dir.path().to_owned();
+        let unified = Unified { base, delegated: false, controllers: Vec::new(), enabled: Vec::new() };
+        let facts = Facts { v2: Some(unified), ..Facts::default() };
+        for instance in ["", ".", "..", "a/b", "daemon"] {
+            let refused = remove_others(&facts, instance, &[]);
+            assert!(matches!(refused, Err(Error::Path { .. })), "{instance}: {refused:?}");
+        }
+        assert!(groups.iter().all(|group| group.exists()));
+    }
 }

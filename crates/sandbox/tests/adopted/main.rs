@@ -74,8 +74,13 @@ fn taken_over() {
             }
         }
         // Ids and addresses of those who live are nobody else's.
-        let new = driver.start(driver.spec("c", None)).await.unwrap();
-        assert_eq!(new.resume(), None);
+        let new = driver.start(driver.spec("c", Some(ORPHAN))).await.unwrap();
+        let record = new.resume().unwrap();
+        for (id, other) in &records {
+            for (of_new, of_other) in rig::marks_of(&record).into_iter().zip(rig::marks_of(other)) {
+                assert!(of_new.is_null() || of_new != of_other, "{of_new} is {id}'s");
+            }
+        }
         drop(new);
 
         let machine = adopted.remove("a").unwrap().unwrap();
@@ -174,6 +179,7 @@ fn leaves() {
         let kept = driver.start(driver.spec("kept", Some(ORPHAN))).await.unwrap();
         let build = driver.start(driver.spec("of-a-build", None)).await.unwrap();
         let record = kept.resume().unwrap();
+        assert_eq!(build.resume(), None);
         driver.leave().await;
         assert!(is_alive(pid_of(&record)));
         assert_eq!(rig.directories(), ["kept"]);

@@ -214,6 +214,13 @@ pub fn pid_of(record: &str) -> i32 {
     i32::try_from(record["process"]["pid"].as_i64().unwrap()).unwrap()
 }
 
+/// What no two sandboxes may have in common: the first of its ids, its link and its address, each null where it has none.
+pub fn marks_of(record: &str) -> [serde_json::Value; 3] {
+    let mut record: serde_json::Value = serde_json::from_str(record).unwrap();
+    ["/slot/ids/first", "/slot/link/name", "/slot/link/address"]
+        .map(|at| record.pointer_mut(at).map(serde_json::Value::take).unwrap_or_default())
+}
+
 /// Name of its link on the host, if it has one.
 pub fn link_of(record: &str) -> Option<String> {
     let record: serde_json::Value = serde_json::from_str(record).unwrap();
