@@ -2,6 +2,9 @@
 //!
 //! Paths inside a [`Step`] are absolute, are resolved within its root, and follow symbolic links.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -57,13 +60,159 @@ pub enum RunnerError {
     },
 }
 
+/// What a step's sandbox has beside its layers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Setting {
+    /// Mounts, made in this order after the root. What is written below them never becomes part of the layer, nor do
+    /// the places that are made for them.
+    pub mounts: Vec<Mount>,
+    /// Without any network but its own loopback, whatever the build's policy allows.
+    pub no_network: bool,
+}
+
+/// One mount of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Absolute path inside.
+    pub target: String,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// What is mounted.
+    pub source: MountSource,
+}
+
+/// What is mounted into a step.
+#[derive(Clone, PartialEq, Eq)]
+pub enum MountSource {
+    /// What stands at `path` in a stack of layers, the lowest first. What is written is thrown away with the step.
+    Layers {
+        /// The layers.
+        layers: Vec<LayerId>,
+        /// Absolute path of a directory or file in them.
+        path: String,
+    },
+    /// A directory that outlives the build.
+    Cache {
+        /// Its name, among all builds of the machine.
+        id: String,
+        /// What happens when several steps want it at a time.
+        sharing: Sharing,
+        /// What it holds at first: layers, and a directory in them.
+        seed: Option<(Vec<LayerId>, String)>,
+        /// Owner of a new one.
+        uid: u32,
+        /// Group of a new one.
+        gid: u32,
+        /// Permission bits of a new one.
+        mode: u32,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Its size, in bytes.
+        size: Option<u64>,
+    },
+    /// A file with these bytes, kept in memory only.
+    Secret {
+        /// Its bytes.
+        bytes: Vec<u8>,
+        /// Its owner.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+impl std::fmt::Debug for MountSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Layers { layers, path } => {
+                f.debug_struct("Layers").field("layers", layers).field("path", path).finish()
+            }
+            Self::Cache { id, sharing, .. } => {
+                f.debug_struct("Cache").field("id", id).field("sharing", sharing).finish_non_exhaustive()
+            }
+            Self::Tmpfs { size } => f.debug_struct("Tmpfs").field("size", size).finish(),
+            // Its bytes are nobody's business.
+            Self::Secret { .. } => f.debug_struct("Secret").finish_non_exhaustive(),
+        }
+    }
+}
+
+/// How several steps use one cache at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// All at once.
+    #[default]
+    Shared,
+    /// Each one of its own.
+    Private,
+    /// One after the other.
+    Locked,
+}
+
+/// Something that `ADD` brings from elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Remote {
+    /// A file by HTTP.
+    Url {
+        /// Its URL, `http` or `https`.
+        url: String,
+        /// `sha256:…` that its bytes must have.
+        checksum: Option<String>,
+    },
+    /// A git repository's tree.
+    Git {
+        /// URL to clone from.
+        url: String,
+        /// Branch, tag or commit; the default branch when absent.
+        reference: Option<String>,
+        /// Directory in it; all of it when absent.
+        subdir: Option<String>,
+        /// Whether `.git` comes along.
+        keep_git_dir: bool,
+        /// Commit that the reference must stand for.
+        checksum: Option<String>,
+    },
+}
+
+/// What came from elsewhere; its files are there as long as it lives.
+pub struct Fetched {
+    /// The file, or the directory that holds the tree.
+    pub path: PathBuf,
+    /// What it is by content: `sha256:…` of a file's bytes, the commit of a tree.
+    pub digest: String,
+    /// Name of the file as the server or the URL has it; `None` for a tree, and where neither says.
+    pub name: Option<String>,
+    /// When the file was last changed, in seconds since the epoch, if the server says.
+    pub modified: Option<i64>,
+    /// Keeps the files.
+    pub keep: Box<dyn std::any::Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for Fetched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetched")
+            .field("digest", &self.digest)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
 /// One build's view of the machine.
 pub trait Runner: Send + Sync {
     /// Finds an image, pulling it when it is missing.
     fn base_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Base>;
 
     /// A fresh sandbox with these layers (the lowest first; maybe none) as its root and an empty writable layer.
-    fn open<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>>;
+    fn open<'a>(&'a self, layers: &'a [LayerId], setting: Setting) -> Answer<'a, Box<dyn Step>>;
+
+    /// Brings a file or a git repository from elsewhere. What was brought once in a build is not brought again.
+    fn fetch<'a>(&'a self, remote: &'a Remote) -> Answer<'a, Arc<Fetched>>;
+
+    /// The bytes of a secret that was given to the build.
+    fn secret(&self, id: &str) -> Option<Vec<u8>>;
 
     /// The result of an earlier step of that key. `None` also when its layer is gone from the store.
     fn cached_layer<'a>(&'a self, key: &'a str) -> Answer<'a, Option<CachedStep>>;

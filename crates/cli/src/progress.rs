@@ -141,6 +141,17 @@ impl Lines {
                 lines
             }
             Progress::Output { step, text } => self.output(*step, text),
+            Progress::StepDone { step, .. } => self
+                .unfinished
+                .remove(step)
+                .filter(|rest| !rest.is_empty())
+                .map(|rest| output_line(&rest))
+                .into_iter()
+                .collect(),
+            Progress::Warning(warning) => vec![printable(&format!(
+                "warning: {}:{}: {} ({})",
+                warning.file, warning.line, warning.message, warning.check
+            ))],
             Progress::Transfer { item, action, current, total } => {
                 let is_done = total.is_some_and(|total| *current >= total);
                 self.transfer(item, action, *total, is_done).into_iter().collect()

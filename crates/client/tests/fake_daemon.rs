@@ -301,7 +301,7 @@ async fn listings_and_deletes_use_the_documented_routes() {
 }
 
 fn pull() -> PullImage {
-    PullImage { reference: "a:b".into(), policy: PullPolicy::Always, auth: None }
+    PullImage { reference: "a:b".into(), policy: PullPolicy::Always, auth: None, cache: false }
 }
 
 const IMAGE: &str = r#"{"id":"sha256:1","references":["a:b"],"size_bytes":1,"layers":1,"platform":"linux/amd64","config":{}}"#;

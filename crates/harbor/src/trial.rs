@@ -255,7 +255,7 @@ impl<P: Platform> Trial<'_, P> {
         match &self.plan.task.image_source {
             ImageSource::Reference(reference) => {
                 let reference = reference.clone();
-                let request = PullImage { reference, policy: PullPolicy::Missing, auth: None };
+                let request = PullImage { reference, policy: PullPolicy::Missing, auth: None, cache: false };
                 self.job.platform.pull(&request, &on_progress).await
             }
             ImageSource::Dockerfile(context) => {

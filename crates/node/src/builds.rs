@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use berth_build::runner::{
-    Answer, Base, CachedStep, LayerId, Owner, RunSpec, Runner, RunnerError, Stat, Step, Tar,
+    Answer, Base, CachedStep, Fetched, LayerId, Owner, Remote, RunSpec, Runner, RunnerError, Setting, Stat,
+    Step, Tar,
 };
 use berth_build::{DockerfileSource, Request};
 use berth_image::{Digest, Layer};
@@ -71,6 +72,8 @@ impl Node {
             content_key: outcome.content_key,
             steps: outcome.steps,
             cached_steps: outcome.cached_steps,
+            warnings: Vec::new(),
+            joined: false,
         })
     }
 
@@ -256,8 +259,12 @@ impl Runner for Builder {
         .boxed()
     }
 
-    fn open<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>> {
+    fn open<'a>(&'a self, layers: &'a [LayerId], setting: Setting) -> Answer<'a, Box<dyn Step>> {
         async move {
+            if setting != Setting::default() {
+                let message = "steps with mounts or without network are not built yet".to_owned();
+                return Err(RunnerError::User { message, source: None });
+            }
             // Set aside without waiting: a build holds the machines of its earlier steps, and two that waited for
             // each other's would never end.
             let grant = self.node.0.admission.commit(assumed(&self.node.0.limits));
@@ -271,6 +278,15 @@ impl Runner for Builder {
             }) as Box<dyn Step>)
         }
         .boxed()
+    }
+
+    fn fetch<'a>(&'a self, remote: &'a Remote) -> Answer<'a, Arc<Fetched>> {
+        let message = format!("{remote:?} is not fetched yet");
+        async move { Err(RunnerError::User { message, source: None }) }.boxed()
+    }
+
+    fn secret(&self, _: &str) -> Option<Vec<u8>> {
+        None
     }
 
     fn cached_layer<'a>(&'a self, key: &'a str) -> Answer<'a, Option<CachedStep>> {

@@ -523,6 +523,7 @@ fn start_spec(
         id: sandbox.id.clone(),
         hostname: hostname(&sandbox.id),
         layers,
+        mounts: Vec::new(),
         public_network: sandbox.network == NetworkMode::Public,
         limits,
         binds: request.mounts.iter().map(bind).collect(),

@@ -418,7 +418,11 @@ fn command_capabilities(asked: &Capabilities) -> Result<Option<Vec<Capability>>,
 
 impl Driver for ContainerDriver {
     fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, Error>> {
-        async move { Ok(Arc::new(self.make(spec).await?) as Arc<dyn Machine>) }.boxed()
+        async move {
+            debug_assert!(spec.mounts.is_empty(), "mounts are not made yet");
+            Ok(Arc::new(self.make(spec).await?) as Arc<dyn Machine>)
+        }
+        .boxed()
     }
 
     fn enforces_storage(&self) -> bool {

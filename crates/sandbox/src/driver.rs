@@ -29,6 +29,9 @@ pub struct StartSpec {
     pub limits: Limits,
     /// Paths of this machine to mount into it.
     pub binds: Vec<Bind>,
+    /// What else is mounted into it, after `binds` and in this order. Each [`Machine::stubs`] that was made for one is
+    /// told as those of binds are.
+    pub mounts: Vec<Mount>,
     /// Whether set-uid bits and file capabilities are without effect inside.
     pub no_new_privileges: bool,
     /// Whether it is to have a user namespace of its own. Asked for only of a driver with that [`Features`].
@@ -78,6 +81,61 @@ pub struct Bind {
     pub target: PathBuf,
     /// Whether it can only be read inside.
     pub read_only: bool,
+}
+
+/// A mount of a build step's sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Absolute path inside.
+    pub target: PathBuf,
+    /// Whether it can only be read inside.
+    pub read_only: bool,
+    /// What is mounted.
+    pub source: MountSource,
+}
+
+/// What a [`Mount`] shows.
+#[derive(Clone, PartialEq, Eq)]
+pub enum MountSource {
+    /// What stands at `path` in layers by name, the topmost first. What is written goes to the sandbox's own disk, and with it.
+    Layers {
+        /// The layers.
+        names: Vec<String>,
+        /// Absolute path of a file or directory in them. Symbolic links are followed within the layers.
+        path: PathBuf,
+    },
+    /// A directory of this machine, on the file system of the layers. Its owners on disk are neutral ids, as those of layers are.
+    Directory(PathBuf),
+    /// An empty file system in memory, at most so many bytes.
+    Tmpfs {
+        /// Its size; the kernel's default when absent.
+        size: Option<u64>,
+    },
+    /// A file with these bytes, in memory only.
+    Bytes {
+        /// Its bytes.
+        bytes: Vec<u8>,
+        /// Its owner inside.
+        uid: u32,
+        /// Its group inside.
+        gid: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+impl std::fmt::Debug for MountSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Layers { names, path } => {
+                f.debug_struct("Layers").field("names", names).field("path", path).finish()
+            }
+            Self::Directory(path) => f.debug_tuple("Directory").field(path).finish(),
+            Self::Tmpfs { size } => f.debug_struct("Tmpfs").field("size", size).finish(),
+            // It may be a secret.
+            Self::Bytes { .. } => f.debug_struct("Bytes").finish_non_exhaustive(),
+        }
+    }
 }
 
 /// Starts sandboxes of one kind.

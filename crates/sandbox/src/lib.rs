@@ -34,5 +34,7 @@ mod sockets;
 mod stubs;
 
 pub use container::ContainerDriver;
-pub use driver::{Bind, Death, Disk, DiskFull, Driver, Features, Limits, Machine, StartSpec};
+pub use driver::{
+    Bind, Death, Disk, DiskFull, Driver, Features, Limits, Machine, Mount, MountSource, StartSpec,
+};
 pub use error::Error;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::sandbox::{NetworkMode, Resources};
+
 /// An image of the local store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Image {
@@ -55,6 +57,9 @@ pub struct PullImage {
     /// For a registry that wants them; the daemon's own configuration otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<BasicAuth>,
+    /// The build cache that was pushed with it, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cache: bool,
 }
 
 /// Body of `POST /v1/images/push`.
@@ -66,6 +71,12 @@ pub struct PushImage {
     /// For a registry that wants them; the daemon's own configuration otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth: Option<BasicAuth>,
+    /// Another name to push it to than `reference`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// The build cache too, beside the image, so that another machine that pulls it with `cache` builds from there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cache: bool,
 }
 
 /// When a pull asks the registry.
@@ -135,20 +146,132 @@ pub struct BootstrapImage {
     pub packages: Vec<String>,
 }
 
-/// Query (as JSON in the `options` parameter) of `POST /v1/images/build`; the body is a tar of the build context.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// What `POST /v1/images/build` is to build.
+///
+/// The body is a tar of the build context. These options go before it, as JSON, and the header [`BUILD_OPTIONS`] tells how
+/// many bytes they are; without that header they are in the query's `options` parameter, which may hold no secrets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BuildImage {
     /// References to give the result.
     pub tags: Vec<String>,
-    /// Path of the Dockerfile inside the context; `Dockerfile` when absent.
+    /// Path of the Dockerfile inside the context; `Dockerfile` when absent. With `dockerfile_text` only its name.
     pub dockerfile: Option<String>,
+    /// The Dockerfile itself, where it is no file of the context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dockerfile_text: Option<String>,
     /// Stage to build; the last when absent.
     pub target: Option<String>,
     /// Values for `ARG`s.
     pub build_args: BTreeMap<String, String>,
-    /// Run every step again, whatever the cache holds. Base images of the store are used as they are.
+    /// Run every step again, whatever the cache holds.
     pub no_cache: bool,
+    /// When the registries of base images are asked. An image that was made on this machine has none.
+    #[serde(skip_serializing_if = "BasePull::is_default")]
+    pub pull: BasePull,
+    /// What `RUN` reaches, but where it says otherwise itself.
+    #[serde(skip_serializing_if = "is_public")]
+    pub network: NetworkMode,
+    /// Limits of every step's sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// What `RUN --mount=type=secret` finds, by id. Never in a layer, a key or a log.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, Secret>,
+    /// Credentials for the registries of base images, by host; before the daemon's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub auth: BTreeMap<String, BasicAuth>,
+    /// Packages of the image's own distribution, installed on top as one more layer (apt, apk, dnf, microdnf, yum).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<String>,
+    /// The context by what it holds. With it and no body the daemon answers from its cache, joins the same build that is under
+    /// way, or refuses with `context_needed`: then the same request is sent with the context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<ContextManifest>,
+}
+
+/// Header of `POST /v1/images/build` and `POST /v1/sandboxes/{id}/replay`: length in bytes of the [`BuildImage`] as JSON that
+/// stands before the tar in the body.
+pub const BUILD_OPTIONS: &str = "berth-build-options";
+
+fn is_public(network: &NetworkMode) -> bool {
+    *network == NetworkMode::Public
+}
+
+/// When a build asks the registries of its base images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BasePull {
+    /// Only for those that the store lacks.
+    #[default]
+    Missing,
+    /// For all that came from a registry: mutable tags are resolved anew. One that no registry ever had is used as it is.
+    Refresh,
+    /// Never.
+    Never,
+}
+
+impl BasePull {
+    fn is_default(&self) -> bool {
+        *self == Self::Missing
+    }
+}
+
+/// Bytes that are told to nobody, in base64; never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+#[schema(value_type = String)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// What a build context holds, without its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContextManifest {
+    /// Everything in it, in any order, the context's own directory not included. What the ignore file excludes may be left out.
+    pub entries: Vec<ContextEntry>,
+    /// Texts of the Dockerfile and of the ignore files that are there, by path.
+    pub texts: BTreeMap<String, String>,
+}
+
+/// One file of a build context.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContextEntry {
+    /// Path in the context, parts joined by `/`.
+    pub path: String,
+    /// Permission bits, set-id and sticky bits included.
+    pub mode: u32,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: ContextKind,
+}
+
+/// What a file of a build context is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum ContextKind {
+    /// A regular file.
+    File {
+        /// Its length, in bytes.
+        size: u64,
+        /// SHA-256 of its bytes, 64 hexadecimal digits.
+        digest: String,
+    },
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Link {
+        /// Where it points.
+        target: String,
+    },
+    /// Something that cannot be copied.
+    Special,
 }
 
 /// Result of a build.
@@ -162,6 +285,115 @@ pub struct BuildResult {
     pub steps: u32,
     /// Steps found in the cache.
     pub cached_steps: u32,
+    /// What is not wrong but looks like a mistake.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<BuildWarning>,
+    /// Whether this was a build under way that others had asked for first.
+    #[serde(default)]
+    pub joined: bool,
+}
+
+/// A warning about a Dockerfile: the cases that BuildKit's build checks warn about, by the same names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BuildWarning {
+    /// Name of the check, for example `JSONArgsRecommended`.
+    pub check: String,
+    /// What is questionable and what would be right.
+    pub message: String,
+    /// The Dockerfile.
+    pub file: String,
+    /// Line, from 1.
+    pub line: u32,
+}
+
+/// Result of `POST /v1/sandboxes/{id}/replay`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReplayResult {
+    /// What commands of the sandbox run with from now on.
+    pub config: ImageConfig,
+    /// Hash over everything that decides the result.
+    pub content_key: String,
+    /// Steps in all.
+    pub steps: u32,
+    /// What is not wrong but looks like a mistake.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<BuildWarning>,
+}
+
+/// Body of `POST /v1/images/tag`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TagImage {
+    /// Reference or id of an image of the store.
+    pub image: String,
+    /// Reference to point at it as well.
+    pub reference: String,
+}
+
+/// Body of `POST /v1/images/prune`. What a sandbox, a build or a pull uses stays in any case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PruneImages {
+    /// Images with references too; otherwise only what no reference names.
+    pub all: bool,
+    /// Only what was not used for so many seconds.
+    pub unused_for_seconds: Option<u64>,
+    /// Only as much, what was not used for longest first, as brings the store down to so many bytes.
+    pub keep_bytes: Option<u64>,
+    /// The contents of cache mounts too.
+    pub cache_mounts: bool,
+    /// Only say what would go.
+    pub dry_run: bool,
+}
+
+/// Result of `POST /v1/images/prune`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PruneReport {
+    /// Ids of images that are gone.
+    pub images: Vec<String>,
+    /// Digests of layers that are gone.
+    pub layers: Vec<String>,
+    /// Ids of cache mounts that are gone.
+    pub cache_mounts: Vec<String>,
+    /// Bytes that their files had.
+    pub freed_bytes: u64,
+    /// Bytes that the files of what is left have.
+    pub left_bytes: u64,
+}
+
+/// Body of `POST /v1/images/verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyImages {
+    /// Read every byte and compare digests; otherwise only that all is there, and as much as was noted.
+    pub deep: bool,
+}
+
+/// Result of `POST /v1/images/verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VerifyReport {
+    /// Images looked at.
+    pub images: u64,
+    /// Layers looked at.
+    pub layers: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Layers whose bytes cannot be compared with their digest.
+    pub unverifiable: Vec<String>,
+    /// What is wrong, each with the image or layer that it is about. Empty: all is well.
+    pub problems: Vec<String>,
+}
+
+/// Body of `POST /v1/images/export`; the answer is a tar.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportImages {
+    /// References or ids of images of the store.
+    pub images: Vec<String>,
+    /// `oci-archive` or `docker-archive`; the first when absent.
+    pub format: Option<ArchiveFormat>,
+    /// The build cache too, all of it, so that another machine builds from there. Only in `oci-archive`.
+    pub cache: bool,
 }
 
 /// Why a build failed; `details` of an error with code `build_failed`.

@@ -52,6 +52,15 @@ pub enum Progress {
         /// Whether the cache had it.
         cached: bool,
     },
+    /// Something in a Dockerfile that looks like a mistake.
+    Warning(crate::image::BuildWarning),
+    /// A build step is over; those of independent stages run side by side.
+    StepDone {
+        /// Number, from 1.
+        step: u32,
+        /// How long it took, in milliseconds.
+        elapsed_ms: u64,
+    },
     /// Output of a build step; may hold several lines or part of one.
     Output {
         /// Number of the step.

@@ -10,13 +10,14 @@ use crate::graph::Root;
 use crate::instruction::{Copy, CopySource};
 use crate::key::{Digest, Hasher};
 use crate::pattern::{Pattern, has_wildcards};
+use crate::runner::Remote;
 use crate::source::Span;
 use crate::syntax::{Statement, Word};
 
 /// One `COPY` or `ADD`, ready to be carried out.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CopyPlan {
-    /// Where paths of [`PlannedSource::Remote`] are looked for.
+    /// Where paths of [`PlannedSource::Elsewhere`] are looked for.
     pub root: CopyRoot,
     /// What to copy, in order.
     pub sources: Vec<PlannedSource>,
@@ -27,7 +28,32 @@ pub struct CopyPlan {
     /// `--chown`, with a group where the user is a number.
     pub chown: Option<String>,
     /// `--chmod`.
-    pub chmod: Option<u32>,
+    pub chmod: Option<Chmod>,
+    /// `--link`: the layer is made on nothing, whatever the stage holds.
+    pub link: bool,
+    /// `--parents`, for sources of a stage or image; those of the context have what it makes of them.
+    pub parents: bool,
+    /// `--exclude`, patterns over paths below each source; those of the context are applied already.
+    pub excludes: Vec<String>,
+}
+
+impl CopyPlan {
+    /// Permission bits that all get, where `--chmod` says so.
+    pub(crate) fn bits(&self) -> Option<u32> {
+        match self.chmod {
+            Some(Chmod::Bits(bits)) => Some(bits),
+            _ => None,
+        }
+    }
+}
+
+/// `--chmod`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chmod {
+    /// These bits.
+    Bits(u32),
+    /// A symbolic mode, such as `u=rwX,go=rX`.
+    Symbolic(String),
 }
 
 /// Where a `COPY` takes files from.
@@ -46,6 +72,10 @@ pub enum PlannedSource {
     Dir {
         /// Its path in the context.
         path: String,
+        /// Directory below the destination that it goes to, for `--parents`; else empty.
+        below: String,
+        /// Paths below it that are left out.
+        without: Vec<String>,
     },
     /// A file of the context.
     File {
@@ -53,6 +83,8 @@ pub enum PlannedSource {
         path: String,
         /// The name it was asked for by.
         name: String,
+        /// Directory below the destination that it goes to, for `--parents`; else empty.
+        below: String,
         /// For `ADD`: the archive that it is.
         archive: Option<Compression>,
     },
@@ -63,8 +95,15 @@ pub enum PlannedSource {
         /// Its text.
         content: String,
     },
+    /// What `ADD` brings from elsewhere.
+    Fetched {
+        /// What.
+        remote: Remote,
+        /// Where it stands in the Dockerfile.
+        span: Span,
+    },
     /// A path or pattern in a stage or image, to be looked up when that is there.
-    Remote {
+    Elsewhere {
         /// Absolute path.
         path: String,
         /// Where it stands in the Dockerfile.
@@ -111,7 +150,9 @@ impl Planner<'_> {
         if sources.is_empty() {
             return Ok((Action::Config, None, history));
         }
-        let plan = CopyPlan { root, sources, dest, into, chown, chmod };
+        let chmod = chmod.map(Chmod::Bits);
+        let (link, parents, excludes) = (false, false, Vec::new());
+        let plan = CopyPlan { root, sources, dest, into, chown, chmod, link, parents, excludes };
         let key = self.copy_key(current.key, &plan)?;
         Ok((Action::Copy(plan), Some(key), history))
     }
@@ -157,14 +198,18 @@ impl Planner<'_> {
         let context = self.inputs.context;
         match source {
             PlannedSource::Inline { name, content } => drop(key.field("inline").field(name).field(content)),
-            PlannedSource::Remote { path, .. } => drop(key.field("remote").field(path)),
-            PlannedSource::File { path, name, archive } => {
+            PlannedSource::Elsewhere { path, .. } => drop(key.field("remote").field(path)),
+            PlannedSource::Fetched { remote, .. } => {
+                let digest = self.inputs.remotes.get(remote).map_or("", String::as_str);
+                key.field("fetched").field(format!("{remote:?}")).field(digest);
+            }
+            PlannedSource::File { path, name, below, archive } => {
                 let mode = context.entry(path).map_or(0, |entry| entry.mode);
-                key.field("file").field(name).field(format!("{mode:o} {archive:?}"));
+                key.field("file").field(name).field(below).field(format!("{mode:o} {archive:?}"));
                 key.field(context.digest(path)?.to_string());
             }
-            PlannedSource::Dir { path } => {
-                key.field("dir");
+            PlannedSource::Dir { path, below, without } => {
+                key.field("dir").field(below).fields(without);
                 for (name, entry) in context.below(path) {
                     let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
                     let (kind, content) = match &entry.kind {
@@ -220,7 +265,7 @@ impl Finder<'_> {
     fn add_path(&mut self, root: &CopyRoot, path: &str, span: Span) -> Result<bool, Error> {
         self.refuse_remote(path, span)?;
         if matches!(root, CopyRoot::Root(_)) {
-            self.found.push(PlannedSource::Remote { path: absolute("/", path), span });
+            self.found.push(PlannedSource::Elsewhere { path: absolute("/", path), span });
             return Ok(true);
         }
         let relative = self.inside(path, span)?;
@@ -312,12 +357,13 @@ impl Finder<'_> {
                 if let Some((path, kind)) = special {
                     return Err(self.fault(span, Problem::SpecialFile { path, kind }));
                 }
-                self.found.push(PlannedSource::Dir { path });
+                let (below, without) = (String::new(), Vec::new());
+                self.found.push(PlannedSource::Dir { path, below, without });
                 Ok(())
             }
             _ => {
                 let archive = self.archive(&path)?;
-                self.found.push(PlannedSource::File { path, name, archive });
+                self.found.push(PlannedSource::File { path, name, below: String::new(), archive });
                 Ok(())
             }
         }

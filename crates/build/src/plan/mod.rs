@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::graph::{Graph, Root};
 use crate::instruction::Instruction;
 use crate::key::{Digest, Hasher};
-use crate::runner::{Base, RunSpec};
+use crate::runner::{Base, Remote, RunSpec, Sharing};
 use crate::source::{Source, Span};
 use crate::variables::{platform_args, proxies};
 
@@ -32,6 +32,8 @@ pub struct Inputs<'a> {
     pub context: &'a Context,
     /// The images that the needed stages name, by reference.
     pub bases: &'a BTreeMap<String, Base>,
+    /// What `ADD` brings from elsewhere, and the digest of each.
+    pub remotes: &'a BTreeMap<Remote, String>,
     /// Values for `ARG`s.
     pub build_args: &'a BTreeMap<String, String>,
     /// This machine's platform.
@@ -103,9 +105,73 @@ pub enum Action {
         spec: RunSpec,
         /// A heredoc that is a script with an interpreter of its own: where to put it, and its text.
         script: Option<(String, String)>,
+        /// `--mount`, in order.
+        mounts: Vec<PlannedMount>,
+        /// `--network=none`.
+        no_network: bool,
     },
     /// Copies files.
     Copy(CopyPlan),
+}
+
+/// A `RUN --mount`, its variables expanded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedMount {
+    /// Absolute path inside; empty for a secret that is only a variable.
+    pub target: String,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// What is mounted.
+    pub kind: MountKind,
+    /// Where it stands in the Dockerfile.
+    pub span: Span,
+}
+
+/// What a `RUN --mount` mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MountKind {
+    /// `type=bind`.
+    Bind {
+        /// Where from.
+        root: CopyRoot,
+        /// What there: an absolute path of a stage or image, or one in the context.
+        source: String,
+    },
+    /// `type=cache`.
+    Cache {
+        /// Its name: `id`, or else the target.
+        id: String,
+        /// `sharing`.
+        sharing: Sharing,
+        /// `from` and `source`: what it holds at first.
+        seed: Option<(CopyRoot, String)>,
+        /// `uid`.
+        uid: u32,
+        /// `gid`.
+        gid: u32,
+        /// `mode`.
+        mode: u32,
+    },
+    /// `type=tmpfs`.
+    Tmpfs {
+        /// `size`, in bytes.
+        size: Option<u64>,
+    },
+    /// `type=secret`.
+    Secret {
+        /// `id`.
+        id: String,
+        /// Whether the build fails without it.
+        required: bool,
+        /// The variable that has it; then it is a file only where `target` is given.
+        env: Option<String>,
+        /// `uid`.
+        uid: u32,
+        /// `gid`.
+        gid: u32,
+        /// `mode`.
+        mode: u32,
+    },
 }
 
 /// Makes the plan. Reads the bytes of the files that are copied, and touches nothing else.

@@ -256,7 +256,7 @@ impl Planner<'_> {
         key.field(script.as_ref().map_or("", |(_, text)| text));
         let history = run_history(&current.args, &argv);
         let spec = with_proxies(spec, proxies(self.inputs.build_args));
-        Ok((Action::Run { spec, script }, key.finish(), history))
+        Ok((Action::Run { spec, script, mounts: Vec::new(), no_network: false }, key.finish(), history))
     }
 }
 

@@ -55,25 +55,25 @@ impl<'a> Solver<'a> {
         let owner = plan.chown.clone().map_or(Owner::Root, Owner::Spec);
         for source in &plan.sources {
             match source {
-                PlannedSource::Dir { path } => {
+                PlannedSource::Dir { path, .. } => {
                     let stream = tars::dir(self.context.clone(), path.clone());
-                    self.unpack(copying, stream, &plan.dest, owner.clone(), plan.chmod).await?;
+                    self.unpack(copying, stream, &plan.dest, owner.clone(), plan.bits()).await?;
                 }
                 PlannedSource::File { path, archive: Some(compression), .. } => {
                     // An archive's entries bring owner and mode along; the flags are not for them.
                     let stream = tars::archive(self.context.clone(), path.clone(), *compression);
                     self.unpack(copying, stream, &plan.dest, Owner::Keep, None).await?;
                 }
-                PlannedSource::File { path, name, archive: None } => {
+                PlannedSource::File { path, name, archive: None, .. } => {
                     let (dir, name) = self.file_target(copying, name, plan.into).await?;
                     let stream = tars::file(self.context.clone(), path.clone(), name);
-                    self.unpack(copying, stream, &dir, owner.clone(), plan.chmod).await?;
+                    self.unpack(copying, stream, &dir, owner.clone(), plan.bits()).await?;
                 }
                 PlannedSource::Inline { name, content } => {
                     self.inline(copying, name, content, plan.into).await?
                 }
                 // Only with `--from`, which is not local.
-                PlannedSource::Remote { .. } => {}
+                PlannedSource::Elsewhere { .. } | PlannedSource::Fetched { .. } => {}
             }
         }
         Ok(())
@@ -89,7 +89,7 @@ impl<'a> Solver<'a> {
         let owner = copying.plan.chown.clone().map_or(Owner::Root, Owner::Spec);
         let (dir, name) = self.file_target(copying, name, into).await?;
         let stream = tars::inline(name, content.to_owned(), 0o644);
-        self.unpack(copying, stream, &dir, owner, copying.plan.chmod).await
+        self.unpack(copying, stream, &dir, owner, copying.plan.bits()).await
     }
 
     async fn copy_remote(&self, copying: &mut Copying<'_>, from: &mut dyn Step) -> Result<(), Error> {
@@ -97,7 +97,7 @@ impl<'a> Solver<'a> {
         let owner = plan.chown.clone().map_or(Owner::Keep, Owner::Spec);
         let mut found = Vec::new();
         for source in &plan.sources {
-            if let PlannedSource::Remote { path, span } = source {
+            if let PlannedSource::Elsewhere { path, span } = source {
                 found.extend(self.find(copying.step, plan, from, path, *span).await?);
             }
         }
@@ -113,13 +113,13 @@ impl<'a> Solver<'a> {
             if stat == Stat::Dir {
                 let made = copying.sandbox.mkdir(&plan.dest, plan.chown.as_deref()).await;
                 made.map_err(|source| self.failed(copying.step, "make the destination", source))?;
-                let unpacked = copying.sandbox.unpack(&plan.dest, owner.clone(), plan.chmod, tar).await;
+                let unpacked = copying.sandbox.unpack(&plan.dest, owner.clone(), plan.bits(), tar).await;
                 unpacked.map_err(|source| self.failed(copying.step, "copy the files", source))?;
                 continue;
             }
             let name = path.rsplit('/').next().unwrap_or_default().to_owned();
             let (dir, name) = self.file_target(copying, &name, into).await?;
-            self.unpack(copying, tars::renamed(tar, name), &dir, owner.clone(), plan.chmod).await?;
+            self.unpack(copying, tars::renamed(tar, name), &dir, owner.clone(), plan.bits()).await?;
         }
         Ok(())
     }

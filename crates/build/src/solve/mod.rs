@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::fault::nearest;
 use crate::graph::{Graph, Root};
 use crate::plan::{Action, Inputs, Plan, PlannedStage, PlannedStep, plan};
-use crate::runner::{Base, CachedStep, LayerId, Owner, RunSpec, Runner, RunnerError, Step};
+use crate::runner::{Base, CachedStep, LayerId, Owner, RunSpec, Runner, RunnerError, Setting, Step};
 use crate::source::Source;
 
 use output::{Decoder, Tail};
@@ -140,7 +140,8 @@ async fn prepare(request: &Request<'_>, runner: &dyn Runner) -> Result<Prepared,
         let (build_args, platform) = (request.build_args.clone(), request.platform.clone());
         let job = move || {
             let (build_args, platform) = (&build_args, platform.as_str());
-            plan(&Inputs { graph: &graph, target, context: &context, bases: &bases, build_args, platform })
+            let (graph, context, bases, remotes) = (&*graph, &*context, &*bases, &BTreeMap::new());
+            plan(&Inputs { graph, target, context, bases, remotes, build_args, platform })
         };
         tokio::task::spawn_blocking(job).await.map_err(Error::Reader)??
     };
@@ -271,7 +272,7 @@ impl<'a> Solver<'a> {
                 made.map_err(|source| self.failed(step, "make the directory", source))?;
                 self.commit(step, sandbox).await?
             }
-            Action::Run { spec, script } => {
+            Action::Run { spec, script, .. } => {
                 self.begin(step);
                 let mut sandbox = self.open(step, layers).await?;
                 if let Some((path, text)) = script {
@@ -293,7 +294,10 @@ impl<'a> Solver<'a> {
     }
 
     async fn open(&self, step: &PlannedStep, layers: &[LayerId]) -> Result<Box<dyn Step>, Error> {
-        self.runner.open(layers).await.map_err(|source| self.failed(step, "open a sandbox", source))
+        self.runner
+            .open(layers, Setting::default())
+            .await
+            .map_err(|source| self.failed(step, "open a sandbox", source))
     }
 
     async fn commit(&self, step: &PlannedStep, sandbox: Box<dyn Step>) -> Result<Option<LayerId>, Error> {

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use berth_build::pattern::Pattern;
 use berth_build::runner::{
-    Answer, Base, CachedStep, LayerId, Owner, RunSpec, Runner, RunnerError, Stat, Step, Tar,
+    Answer, Base, CachedStep, Fetched, LayerId, Owner, Remote, RunSpec, Runner, RunnerError, Setting, Stat,
+    Step, Tar,
 };
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -107,7 +108,7 @@ impl Runner for Machine {
         Box::pin(async move { found.ok_or_else(|| no_such(format!("no image {reference}"))) })
     }
 
-    fn open<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>> {
+    fn open<'a>(&'a self, layers: &'a [LayerId], _: Setting) -> Answer<'a, Box<dyn Step>> {
         let mut state = self.0.lock().unwrap();
         state.log.push("open".to_owned());
         if state.broken {
@@ -116,6 +117,14 @@ impl Runner for Machine {
         }
         let before = merged(&state, layers);
         ready(Box::new(Sandbox { machine: self.clone(), now: before.clone(), before }) as Box<dyn Step>)
+    }
+
+    fn fetch<'a>(&'a self, remote: &'a Remote) -> Answer<'a, Arc<Fetched>> {
+        Box::pin(async move { Err(no_such(format!("{remote:?} is not there"))) })
+    }
+
+    fn secret(&self, _: &str) -> Option<Vec<u8>> {
+        None
     }
 
     fn cached_layer<'a>(&'a self, key: &'a str) -> Answer<'a, Option<CachedStep>> {

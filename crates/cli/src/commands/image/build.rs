@@ -48,6 +48,7 @@ impl Build {
             target: self.target,
             build_args: self.build_args.into_iter().collect(),
             no_cache: self.no_cache,
+            ..BuildImage::default()
         };
         let client = session.client().await?;
         let mut view = ProgressView::new(&session.output, &format!("building {}", self.context.display()));

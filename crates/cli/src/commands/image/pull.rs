@@ -44,6 +44,7 @@ impl Pull {
             reference: self.reference,
             policy: self.policy.into(),
             auth: self.credentials.read()?,
+            cache: false,
         };
         let image = session.client().await?.pull_image(&request, |step| view.show(&step)).await;
         drop(view);

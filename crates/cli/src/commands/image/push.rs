@@ -20,7 +20,8 @@ pub struct Push {
 impl Push {
     pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {
         let mut view = ProgressView::new(&session.output, &format!("pushing {}", self.reference));
-        let request = PushImage { reference: self.reference, auth: self.credentials.read()? };
+        let request =
+            PushImage { reference: self.reference, auth: self.credentials.read()?, to: None, cache: false };
         let image = session.client().await?.push_image(&request, |step| view.show(&step)).await;
         drop(view);
         super::print(session, &image?)
