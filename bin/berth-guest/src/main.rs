@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         };
     }
     berth_sys::heap::reuse();
+    berth_sys::signal::default_faults();
     let options = match berth_guest::Options::from_args(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(error) => return fail(&error),

@@ -504,7 +504,7 @@ int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (!strcmp(what, "escapes")) for (size_t i = 0; i < sizeof escapes / sizeof *escapes; i++) run(&escapes[i]);
     else if (!strcmp(what, "works")) for (size_t i = 0; i < sizeof works / sizeof *works; i++) run(&works[i]);
-    else if (!strcmp(what, "signals")) for (int n = 1; n <= 64; n++) kill(1, n);
+    else if (!strcmp(what, "signals")) for (int n = 0; n < 64 * 200; n++) kill(1, n % 64 + 1);
     else if (!strcmp(what, "ids")) printf("%d %d\n", getuid(), geteuid());
     else if (!strcmp(what, "reach")) return reach(argv[2], argv[3]);
     else if (!strcmp(what, "reach-unix")) return reach_unix(argv[2]);
