@@ -87,6 +87,12 @@ pub enum ContextError {
         /// The limit.
         limit: u64,
     },
+    /// A file is known by its digest only: the context is a manifest.
+    #[error("the bytes of `{name}` are not there, only what the build context's manifest says of it")]
+    NoBytes {
+        /// The file.
+        name: String,
+    },
     /// The ignore file is malformed.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
@@ -96,7 +102,7 @@ impl ContextError {
     /// Whether what the context holds is wrong, and not the machine that reads it.
     pub fn is_content(&self) -> bool {
         match self {
-            Self::Open { .. } => false,
+            Self::Open { .. } | Self::NoBytes { .. } => false,
             Self::TooLong { .. } | Self::Ignore(_) => true,
             // Links that lead out of the context or in circles, and texts that are not UTF-8.
             Self::Read { source, .. } => {

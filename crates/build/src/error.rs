@@ -1,13 +1,54 @@
 //! How a build fails.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use berth_types::error::{ApiError, Kind};
 use berth_types::image::BuildFailure;
 
 use crate::context::ContextError;
 use crate::fault::Fault;
-use crate::runner::RunnerError;
+use crate::runner::{Remote, RunnerError};
+use crate::source::{Source, Span};
+
+/// What a plan lacks: it is made again when all of this is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Images, by reference.
+    pub bases: Vec<Needed<String>>,
+    /// What `ADD` brings from elsewhere.
+    pub remotes: Vec<Needed<Remote>>,
+}
+
+impl Needs {
+    /// Whether nothing is lacking.
+    pub fn is_empty(&self) -> bool {
+        self.bases.is_empty() && self.remotes.is_empty()
+    }
+}
+
+/// One thing that a plan lacks, and the place that asks for it first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needed<T> {
+    /// What it is.
+    pub what: T,
+    /// The file that asks for it.
+    pub source: Arc<Source>,
+    /// Where it stands there.
+    pub span: Span,
+}
+
+impl<T> Needed<T> {
+    /// Name of the file that asks for it.
+    pub fn file(&self) -> &str {
+        &self.source.name
+    }
+
+    /// Line of the place, from 1.
+    pub fn line(&self) -> u32 {
+        self.source.line_of(self.span.start)
+    }
+}
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +77,15 @@ pub enum Error {
     /// The build context cannot be read.
     #[error("cannot use the build context")]
     Context(#[source] ContextError),
+    /// The plan depends on what an image holds or on what comes from elsewhere, and that was not given yet.
+    #[error("the plan needs {} images and {} sources from elsewhere", .0.bases.len(), .0.remotes.len())]
+    Needs(Box<Needs>),
+    /// Only the context's list of files was given, and the bytes of one are needed.
+    #[error("the build needs the bytes of `{path}`, expected the build context itself")]
+    ContextNeeded {
+        /// The file.
+        path: String,
+    },
     /// A base image cannot be had.
     #[error("{file}:{line}: cannot use image `{reference}`{}", suggestion(nearest.as_deref()))]
     BaseImage {
@@ -96,7 +146,10 @@ impl From<Box<Fault>> for Error {
 
 impl From<ContextError> for Error {
     fn from(source: ContextError) -> Self {
-        Self::Context(source)
+        match source {
+            ContextError::NoBytes { name } => Self::ContextNeeded { path: name },
+            source => Self::Context(source),
+        }
     }
 }
 
@@ -106,6 +159,9 @@ impl Error {
         match self {
             Self::Dockerfile(_) | Self::UnknownTarget { .. } | Self::StepFailed(_) => Kind::User,
             Self::NoDockerfile { .. } => Kind::NotFound,
+            Self::ContextNeeded { .. } => Kind::Conflict,
+            // Only between the planner and who calls it again with what it needs.
+            Self::Needs(_) => Kind::Internal,
             Self::Context(context) if context.is_content() => Kind::User,
             Self::Context(_) | Self::Reader(_) => Kind::Internal,
             Self::BaseImage { source, .. } | Self::Step { source, .. } | Self::Store { source, .. } => {
@@ -124,6 +180,8 @@ impl Error {
             Self::NoDockerfile { .. } => "dockerfile_not_found",
             Self::UnknownTarget { .. } => "build_target_not_found",
             Self::Context(_) => "build_context_unusable",
+            Self::ContextNeeded { .. } => "context_needed",
+            Self::Needs(_) => "build_plan_incomplete",
             Self::BaseImage { .. } => "base_image_unusable",
             Self::StepFailed(_) => "build_failed",
             Self::Step { .. } => "build_step_impossible",

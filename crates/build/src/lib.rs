@@ -38,7 +38,7 @@ pub mod source;
 pub mod syntax;
 mod variables;
 
-pub use error::Error;
+pub use error::{Error, Needed, Needs};
 pub use key::Digest;
 pub use solve::{DockerfileSource, Outcome, Request, build, content_key};
 pub use variables::Environment;

@@ -72,9 +72,10 @@ pub enum PlannedSource {
     Dir {
         /// Its path in the context.
         path: String,
-        /// Directory below the destination that it goes to, for `--parents`; else empty.
+        /// Directory below the destination that it goes to, for `--parents`; else empty. The directories on the way
+        /// have the modes that those at the end of `path` have in the context.
         below: String,
-        /// Paths below it that are left out.
+        /// Paths below it, relative to it and sorted, that are left out; a directory without all that is below it.
         without: Vec<String>,
     },
     /// A file of the context.
@@ -101,10 +102,12 @@ pub enum PlannedSource {
         remote: Remote,
         /// Where it stands in the Dockerfile.
         span: Span,
+        /// `--unpack`: an archive is unpacked into the destination, which is then a directory.
+        unpack: bool,
     },
     /// A path or pattern in a stage or image, to be looked up when that is there.
     Elsewhere {
-        /// Absolute path.
+        /// Absolute path. With `--parents` a `/./` in it marks where the directories to keep begin.
         path: String,
         /// Where it stands in the Dockerfile.
         span: Span,
@@ -133,7 +136,12 @@ impl Planner<'_> {
                 CopySource::Path(word) => {
                     let path = current.expand(word, statement)?;
                     if !finder.add_path(&root, &path, word.span)? {
-                        self.warnings.push(format!("{name}: `{path}` matches nothing"));
+                        self.warnings.push(berth_types::image::BuildWarning {
+                            check: "CopyNothing".to_owned(),
+                            message: format!("{name}: `{path}` matches nothing"),
+                            file: statement.source.name.clone(),
+                            line: statement.line,
+                        });
                     }
                 }
             }
@@ -199,9 +207,9 @@ impl Planner<'_> {
         match source {
             PlannedSource::Inline { name, content } => drop(key.field("inline").field(name).field(content)),
             PlannedSource::Elsewhere { path, .. } => drop(key.field("remote").field(path)),
-            PlannedSource::Fetched { remote, .. } => {
+            PlannedSource::Fetched { remote, unpack, .. } => {
                 let digest = self.inputs.remotes.get(remote).map_or("", String::as_str);
-                key.field("fetched").field(format!("{remote:?}")).field(digest);
+                key.field("fetched").field(format!("{remote:?} {unpack}")).field(digest);
             }
             PlannedSource::File { path, name, below, archive } => {
                 let mode = context.entry(path).map_or(0, |entry| entry.mode);

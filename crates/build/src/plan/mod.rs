@@ -10,6 +10,8 @@ mod stage;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use berth_types::image::BuildWarning;
+
 use crate::config::{Config, canonical};
 use crate::context::Context;
 use crate::error::Error;
@@ -20,7 +22,7 @@ use crate::runner::{Base, Remote, RunSpec, Sharing};
 use crate::source::{Source, Span};
 use crate::variables::{platform_args, proxies};
 
-pub use copy::{CopyPlan, CopyRoot, PlannedSource};
+pub use copy::{Chmod, CopyPlan, CopyRoot, PlannedSource};
 
 /// What a plan is made from.
 pub struct Inputs<'a> {
@@ -51,8 +53,8 @@ pub struct Plan {
     pub steps: u32,
     /// Hash over everything that decides the image.
     pub content_key: String,
-    /// What the user should know but need not mend.
-    pub warnings: Vec<String>,
+    /// What is not wrong but looks like a mistake, in the order of the file.
+    pub warnings: Vec<BuildWarning>,
 }
 
 /// One stage's steps.
@@ -175,6 +177,11 @@ pub enum MountKind {
 }
 
 /// Makes the plan. Reads the bytes of the files that are copied, and touches nothing else.
+///
+/// # Errors
+///
+/// [`Error::Needs`] lists images and remotes that `inputs` lacks; the plan is to be made again with them added.
+/// [`Error::ContextNeeded`] when the context is a manifest and the bytes of a file decide.
 pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Error> {
     let mut planner = Planner { inputs, done: HashMap::new(), steps: 0, warnings: Vec::new() };
     let mut stages = BTreeMap::new();
@@ -193,7 +200,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Error> {
 }
 
 /// A message for each build argument that no `ARG` takes.
-fn unused_args(inputs: &Inputs<'_>) -> Option<String> {
+fn unused_args(inputs: &Inputs<'_>) -> Option<BuildWarning> {
     let mut declared: BTreeSet<String> = inputs.graph.declared.clone();
     for located in inputs.graph.stages.iter().flat_map(|stage| &stage.body) {
         if let Instruction::Arg(args) = &located.instruction {
@@ -205,12 +212,17 @@ fn unused_args(inputs: &Inputs<'_>) -> Option<String> {
         .extend(platform_args(inputs.platform, inputs.build_args).iter().map(|(name, _)| name.to_owned()));
     let unused: Vec<&str> =
         inputs.build_args.keys().filter(|name| !declared.contains(*name)).map(String::as_str).collect();
-    (!unused.is_empty()).then(|| format!("no ARG takes the build arguments {}", unused.join(", ")))
+    (!unused.is_empty()).then(|| BuildWarning {
+        check: "UnusedBuildArg".to_owned(),
+        message: format!("no ARG takes the build arguments {}", unused.join(", ")),
+        file: inputs.graph.source.name.clone(),
+        line: 1,
+    })
 }
 
 struct Planner<'a> {
     inputs: &'a Inputs<'a>,
     done: HashMap<usize, stage::Finished>,
     steps: u32,
-    warnings: Vec<String>,
+    warnings: Vec<BuildWarning>,
 }

@@ -77,8 +77,8 @@ pub struct Outcome {
 pub async fn build(request: Request<'_>, runner: &dyn Runner) -> Result<Outcome, Error> {
     let prepared = prepare(&request, runner).await?;
     let plan = &prepared.plan;
-    for text in &plan.warnings {
-        (request.progress)(Progress::Message { text: format!("warning: {text}") });
+    for warning in &plan.warnings {
+        (request.progress)(Progress::Warning(warning.clone()));
     }
     if !request.no_cache
         && let Some(image) = store("look for the image", runner.cached_image(&plan.content_key)).await?
