@@ -9,6 +9,7 @@ started where none runs. :mod:`berth.harbor` is the environment provider for Har
 """
 
 from berth._async import AsyncClient, AsyncSandbox, BytesCallback, OutputCallback
+from berth._build import BuildSettings
 from berth._calls import ExecOptions
 from berth._sync import Client, Sandbox, SyncBytesCallback, SyncOutputCallback
 from berth._tar import Report
@@ -31,6 +32,7 @@ from berth.models import (
     ArchiveReport,
     BuildFailure,
     BuildResult,
+    BuildWarning,
     Change,
     Check,
     Committed,
@@ -52,10 +54,13 @@ from berth.models import (
     Page,
     Progress,
     ProgressCallback,
+    PruneReport,
     QueuePlace,
+    ReplayResult,
     Resources,
     SandboxInfo,
     Usage,
+    VerifyReport,
     Version,
 )
 
@@ -69,6 +74,8 @@ __all__ = [
     "BuildFailed",
     "BuildFailure",
     "BuildResult",
+    "BuildSettings",
+    "BuildWarning",
     "BytesCallback",
     "CapacityError",
     "Change",
@@ -104,7 +111,9 @@ __all__ = [
     "Progress",
     "ProgressCallback",
     "ProtocolError",
+    "PruneReport",
     "QueuePlace",
+    "ReplayResult",
     "Report",
     "Resources",
     "Sandbox",
@@ -113,6 +122,7 @@ __all__ = [
     "SyncOutputCallback",
     "Unavailable",
     "Usage",
+    "VerifyReport",
     "Version",
     "__version__",
 ]

@@ -7,7 +7,7 @@ described here as far as their requests go, and read by the clients.
 from __future__ import annotations
 
 import base64
-import json
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
@@ -30,14 +30,20 @@ from berth.models import (
     Network,
     OnDisconnect,
     Page,
+    PruneReport,
     PullPolicy,
+    ReplayResult,
     Resources,
     SandboxInfo,
+    VerifyReport,
     Version,
 )
 
 TAR_TYPE = "application/x-tar"
 BYTES_TYPE = "application/octet-stream"
+
+BUILD_OPTIONS = "berth-build-options"
+"""Header: length of the options that a build's body begins with, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class Call[T]:
     body: bytes | None = None
     content_type: str | None = None
     """Type of a body, be it ``body`` or one that the caller sends beside the call."""
+    headers: Mapping[str, str] = field(default_factory=dict)
     repeats: bool = False
     """Whether it does no harm, and answers the same, when it arrives twice."""
     missing_ok: bool = False
@@ -395,9 +402,11 @@ def delete_image(reference: str) -> Call[None]:
     return Call("DELETE", f"/v1/images/{quote(reference, safe='')}", _nothing, missing_ok=True)
 
 
-def pull_image(reference: str, policy: PullPolicy, username: str | None, password: str | None) -> Call[Image]:
+def pull_image(
+    reference: str, policy: PullPolicy, username: str | None, password: str | None, cache: bool = False
+) -> Call[Image]:
     auth = {"username": username, "password": password or ""} if username is not None else None
-    body = _given(reference=reference, policy=policy, auth=auth)
+    body = _given(reference=reference, policy=policy, auth=auth, cache=cache or None)
     return Call("POST", "/v1/images/pull", Image.from_json, json=body)
 
 
@@ -411,23 +420,51 @@ def bootstrap_image(reference: str, mirror: str | None, packages: Sequence[str])
     return Call("POST", "/v1/images/bootstrap", Image.from_json, json=body)
 
 
-def build_image(
-    *,
-    tags: Sequence[str],
-    dockerfile: str | None,
-    target: str | None,
-    build_args: Mapping[str, str] | None,
-    no_cache: bool,
-) -> Call[BuildResult]:
-    options = _given(
-        tags=list(tags) or None,
-        dockerfile=dockerfile,
-        target=target,
-        build_args=dict(build_args) if build_args else None,
-        no_cache=no_cache or None,
+def push_image(reference: str, to: str | None, username: str | None, password: str | None, cache: bool) -> Call[Image]:
+    auth = {"username": username, "password": password or ""} if username is not None else None
+    body = _given(reference=reference, to=to, auth=auth, cache=cache or None)
+    return Call("POST", "/v1/images/push", Image.from_json, json=body)
+
+
+def tag_image(image: str, reference: str) -> Call[Image]:
+    return Call("POST", "/v1/images/tag", Image.from_json, json={"image": image, "reference": reference}, repeats=True)
+
+
+def prune_images(**wanted: Any) -> Call[PruneReport]:
+    return Call("POST", "/v1/images/prune", PruneReport.from_json, json=_given(**wanted))
+
+
+def verify_images(deep: bool) -> Call[VerifyReport]:
+    return Call("POST", "/v1/images/verify", VerifyReport.from_json, json={"deep": deep})
+
+
+def export_images(images: Sequence[str], format: ArchiveFormat | None, cache: bool) -> Call[None]:
+    body = _given(images=list(images), format=format, cache=cache or None)
+    return Call("POST", "/v1/images/export", _nothing, json=body)
+
+
+def build_image(length: int) -> Call[BuildResult]:
+    return Call(
+        "POST",
+        "/v1/images/build",
+        BuildResult.from_json,
+        content_type=TAR_TYPE,
+        headers={BUILD_OPTIONS: str(length)},
     )
-    query = {"options": json.dumps(options)}
-    return Call("POST", "/v1/images/build", BuildResult.from_json, query=query, content_type=TAR_TYPE)
+
+
+def base_of_build(length: int) -> Call[BuildResult]:
+    return dataclasses.replace(build_image(length), query={"base": "true"})
+
+
+def replay(sandbox: str, length: int) -> Call[ReplayResult]:
+    return Call(
+        "POST",
+        _sandbox(sandbox, "replay"),
+        ReplayResult.from_json,
+        content_type=TAR_TYPE,
+        headers={BUILD_OPTIONS: str(length)},
+    )
 
 
 # -------------------------------------------------------------------------------------------------- names of files

@@ -163,8 +163,11 @@ def request_arguments(call: Call[Any]) -> dict[str, Any]:
         arguments["json"] = call.json
     if call.body is not None:
         arguments["content"] = call.body
+    headers = dict(call.headers)
     if call.content_type:
-        arguments["headers"] = {"content-type": call.content_type}
+        headers["content-type"] = call.content_type
+    if headers:
+        arguments["headers"] = headers
     return arguments
 
 

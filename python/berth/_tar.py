@@ -343,3 +343,15 @@ def _replace(parent: int, name: str, make: Callable[[str], None]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temp, dir_fd=parent)
         raise
+
+
+def save(stream: Readable, target: Path) -> None:
+    """Writes what ``stream`` gives to the file ``target``, which is there, or replaced, only when that is whole."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            while piece := stream.read(CHUNK):
+                file.write(piece)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
-import functools
-import inspect
 import posixpath
-import re
 import secrets
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, NoReturn, cast, override
+from typing import Any, NoReturn, Unpack, cast, override
 
 from harbor.environments.base import BaseEnvironment, ExecResult, SandboxBuildFailedError
 from harbor.environments.capabilities import EnvironmentCapabilities, EnvironmentResourceCapabilities
@@ -36,14 +32,26 @@ from harbor.models.trial.paths import EnvironmentPaths
 
 from berth import _endpoint, models
 from berth._async import AsyncClient, AsyncSandbox, settle
+from berth._build import BuildSettings
 from berth._calls import split_target
+from berth._harbor_options import (
+    PULL_POLICIES,
+    bind_mount,
+    boolean,
+    boot_mode,
+    checked_host,
+    one_of,
+    package_list,
+    refuse_unknown_keys,
+    seconds,
+    slug,
+)
 from berth._http import PATIENCE
 from berth._lease import process_lease
 from berth._sync import Client
 from berth._tar import Report
 from berth.errors import BerthError, BuildFailed
 
-PULL_POLICIES = ("missing", "always", "never")
 STARTUP_TIMEOUT_SEC = 120.0
 """Seconds that a sandbox may take from its image to running, by default."""
 
@@ -58,16 +66,6 @@ _PATH_ERRORS: dict[str, type[OSError]] = {
     "is_a_directory": IsADirectoryError,
     "permission_denied": PermissionError,
 }
-_OWN_KEYS = (
-    "allow_unenforced_storage",
-    "host",
-    "mode",
-    "no_new_privileges",
-    "pull",
-    "quiesce_before_verifier",
-    "reconnect_sec",
-    "startup_timeout_sec",
-)
 
 _LOOK = 1.0
 """Seconds between looks at a sandbox that is being made."""
@@ -98,6 +96,10 @@ class BerthEnvironment(BaseEnvironment):
         reconnect_sec: float | str = PATIENCE,
         quiesce_before_verifier: bool | str = False,
         mode: str = "auto",
+        boot: str | None = None,
+        use_oci_image_build: bool | str | None = None,
+        snapshot_id: str | None = None,
+        preinstall_packages: Sequence[str] | str = (),
         **kwargs: Any,
     ) -> None:
         """See Harbor's base class for the rest.
@@ -115,24 +117,34 @@ class BerthEnvironment(BaseEnvironment):
             quiesce_before_verifier: Kill every process that earlier commands have left before the verifier starts. Off, since
                 tasks may start services on purpose.
             mode: Only ``auto``, for commands that were written for providers with several modes.
+            boot: ``image``, the default: the Dockerfile is built once, and every trial of the same content starts from the
+                cache; or ``replay``: each trial starts from the Dockerfile's base and runs its steps in its own sandbox.
+            use_oci_image_build: The same choice by the name that other providers have for it: true is ``image``, false ``replay``.
+            snapshot_id: A snapshot to start from; there are none yet.
+            preinstall_packages: Native packages (apt, apk, dnf, …) that every trial's environment has on top: a list, as JSON on
+                the command line. With ``image`` they are one more cached layer.
         """
-        _refuse_unknown_keys(kwargs)
+        refuse_unknown_keys(kwargs)
         if mode != "auto":
             raise ValueError(f"--ek mode={mode!r} is not supported; berth has one mode, 'auto'")
-        self._pull = _one_of("pull", pull, PULL_POLICIES)
-        self._no_new_privileges = (
-            None if no_new_privileges is None else _boolean("no_new_privileges", no_new_privileges)
-        )
-        self._allow_unenforced_storage = _boolean("allow_unenforced_storage", allow_unenforced_storage)
-        self._startup_timeout_sec = _seconds("startup_timeout_sec", startup_timeout_sec)
-        self._reconnect_sec = _seconds("reconnect_sec", reconnect_sec)
-        self._quiesces = _boolean("quiesce_before_verifier", quiesce_before_verifier)
-        self._host = _checked_host(host)
+        self._pull = one_of("pull", pull, PULL_POLICIES)
+        self._no_new_privileges = None if no_new_privileges is None else boolean("no_new_privileges", no_new_privileges)
+        self._allow_unenforced_storage = boolean("allow_unenforced_storage", allow_unenforced_storage)
+        self._startup_timeout_sec = seconds("startup_timeout_sec", startup_timeout_sec)
+        self._reconnect_sec = seconds("reconnect_sec", reconnect_sec)
+        self._quiesces = boolean("quiesce_before_verifier", quiesce_before_verifier)
+        self._boot = boot_mode(boot, use_oci_image_build)
+        self._packages = package_list(preinstall_packages)
+        if snapshot_id is not None:
+            raise ValueError(
+                f"--ek snapshot_id={snapshot_id!r}: berth has no snapshots yet; leave it out to start from the image"
+            )
+        self._host = checked_host(host)
         self._client: AsyncClient | None = None
         self._sandbox: AsyncSandbox | None = None
         self._creating: asyncio.Task[AsyncSandbox] | None = None
         super().__init__(*args, **kwargs)
-        self._user_mounts = [_bind_mount(mount, self._host) for mount in self._mounts_of_user()]
+        self._user_mounts = [bind_mount(mount, self._host) for mount in self._mounts_of_user()]
 
     # ---------------------------------------------------------------------------------------- what it is and can do
 
@@ -187,8 +199,11 @@ class BerthEnvironment(BaseEnvironment):
 
     async def _start(self, force_build: bool) -> None:
         self._client = AsyncClient(self._host, patience=self._reconnect_sec)
-        image = await self._image(force_build)
+        replays = self._boot == "replay" and not self._is_prebuilt(force_build)
+        image = await (self._base() if replays else self._image(force_build))
         self._sandbox = await self._create(image)
+        if replays:
+            await self._replay(self._sandbox)
         info = self._sandbox.info
         self.logger.debug(f"berth: sandbox {info.name} ({info.id}) runs {image}, ready in {info.start_ms or 0:.0f} ms")
         if info.shell is not None and posixpath.basename(info.shell) != "bash":
@@ -202,39 +217,80 @@ class BerthEnvironment(BaseEnvironment):
         await self._make_log_dirs()
         await self._upload_environment_dir_after_start()
 
+    def _is_prebuilt(self, force_build: bool) -> bool:
+        prebuilt: bool = should_use_prebuilt_docker_image(
+            self.environment_dir, docker_image=self.task_env_config.docker_image, force_build=force_build
+        )
+        return prebuilt
+
     async def _image(self, force_build: bool) -> str:
         """The id of the image to run: built from the task's Dockerfile, or pulled."""
         reference = self.task_env_config.docker_image
-        prebuilt = should_use_prebuilt_docker_image(
-            self.environment_dir, docker_image=reference, force_build=force_build
-        )
         began = time.monotonic()
-        try:
-            if prebuilt and reference is not None:
-                policy = "always" if force_build else self._pull
-                image = await self._connected.pull_image(
-                    reference, policy=cast(models.PullPolicy, policy), on_progress=self._log_progress
-                )
-                self.logger.debug(
-                    f"berth: image resolution: {reference} -> {image.id} (pull={policy}, {time.monotonic() - began:.2f} s)"
-                )
-                return image.id
-            built = await self._connected.build_image(
-                self.environment_dir, tags=[self._tag()], no_cache=force_build, on_progress=self._log_progress
+        with self._build_errors():
+            if reference is None or not self._is_prebuilt(force_build):
+                return await self._built(self.environment_dir, force_build)
+            policy = "always" if force_build else self._pull
+            image = await self._connected.pull_image(
+                reference, policy=cast(models.PullPolicy, policy), on_progress=self._log_progress
             )
-        except BerthError as error:
-            if error.is_infrastructure:
-                raise
-            raise SandboxBuildFailedError(_build_failure(error, self.environment_dir)) from error
+            self.logger.debug(
+                f"berth: image resolution: {reference} -> {image.id} (pull={policy}, {time.monotonic() - began:.2f} s)"
+            )
+            if self._packages:
+                return await self._built(None, force_build, dockerfile_text=f"FROM {reference}\n")
+            return image.id
+
+    async def _built(self, context: Path | None, force_build: bool, **settings: Unpack[BuildSettings]) -> str:
+        began = time.monotonic()
+        settings["no_cache"], settings["packages"] = force_build, self._packages
+        if force_build:
+            # Mutable tags of base images are looked up anew, too.
+            settings["pull"] = "refresh"
+        if context is not None:
+            settings["tags"] = [self._tag()]
+        built = await self._connected.build_image(context, on_progress=self._log_progress, **settings)
         hit = "hit" if built.cached_steps == built.steps else "miss"
+        joined = " joined" if built.joined else ""
         self.logger.debug(
-            f"berth: image resolution: key={built.content_key} {hit} steps={built.steps} cached={built.cached_steps}"
+            f"berth: image resolution: key={built.content_key} {hit}{joined} steps={built.steps} cached={built.cached_steps}"
             f" -> {built.image.id} ({time.monotonic() - began:.2f} s)"
         )
         return built.image.id
 
+    async def _base(self) -> str:
+        """The id of the image that the task's Dockerfile begins with."""
+        began = time.monotonic()
+        with self._build_errors():
+            image = await self._connected.base_of_build(self.environment_dir, on_progress=self._log_progress)
+        self.logger.debug(f"berth: image resolution: base {image.id} for a replay ({time.monotonic() - began:.2f} s)")
+        return image.id
+
+    async def _replay(self, sandbox: AsyncSandbox) -> None:
+        """Runs the Dockerfile's steps in the sandbox."""
+        began = time.monotonic()
+        with self._build_errors():
+            replayed = await self._connected.replay(
+                sandbox.id, self.environment_dir, packages=self._packages, on_progress=self._log_progress
+            )
+        await sandbox.refresh()
+        self.logger.debug(
+            f"berth: image resolution: key={replayed.content_key} replayed steps={replayed.steps}"
+            f" ({time.monotonic() - began:.2f} s)"
+        )
+
+    @contextlib.contextmanager
+    def _build_errors(self) -> Iterator[None]:
+        """Says of a task that has no usable image what its author needs to know."""
+        try:
+            yield
+        except BerthError as error:
+            if error.is_infrastructure:
+                raise
+            raise SandboxBuildFailedError(_build_failure(error, self.environment_dir)) from error
+
     def _tag(self) -> str:
-        return f"localhost/harbor/{_slug(self.environment_name, 'task').lower()}:latest"
+        return f"localhost/harbor/{slug(self.environment_name, 'task').lower()}:latest"
 
     def _log_progress(self, progress: models.Progress) -> None:
         match progress.what:
@@ -243,13 +299,15 @@ class BerthEnvironment(BaseEnvironment):
                 self.logger.info(f"berth: step {progress.step}/{progress.steps}: {progress.instruction}{cached}")
             case "message":
                 self.logger.info(f"berth: {progress.text}")
+            case "warning":
+                self.logger.warning(f"berth: {progress.file}:{progress.line}: {progress.message} ({progress.check})")
             case "output" if progress.text:
                 self.logger.debug(f"berth: build output: {progress.text.rstrip()}")
 
     async def _create(self, image: str) -> AsyncSandbox:
         client = self._connected
         lease = await asyncio.to_thread(process_lease, await client.endpoint())
-        name = f"{_slug(self.session_id, 'harbor')[:54]}-{secrets.token_hex(4)}"
+        name = f"{slug(self.session_id, 'harbor')[:54]}-{secrets.token_hex(4)}"
         # A task of its own: when this is cancelled, what the daemon made of the request must still be learned.
         self._creating = asyncio.create_task(
             client.create_sandbox(
@@ -650,88 +708,3 @@ def _build_failure(error: BerthError, environment_dir: Path) -> str:
     if tail:
         lines += [f"last {len(tail)} lines of its output:", *tail]
     return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------------------- input
-
-
-@functools.cache
-def _harbor_keys() -> frozenset[str]:
-    parameters = inspect.signature(BaseEnvironment.__init__).parameters.values()
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return frozenset(named - {"self"} | {"suppress_override_warnings"})
-
-
-def _refuse_unknown_keys(kwargs: Mapping[str, Any]) -> None:
-    """Harbor's base class swallows unknown keys, so a mistyped one would go unnoticed."""
-    unknown = sorted(set(kwargs) - _harbor_keys())
-    if not unknown:
-        return
-    texts = []
-    for key in unknown:
-        near = difflib.get_close_matches(key, _OWN_KEYS, n=1)
-        texts.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    raise ValueError(f"unknown --ek key {', '.join(texts)}; valid keys are {', '.join(_OWN_KEYS)}")
-
-
-def _one_of(key: str, value: object, choices: Sequence[str]) -> str:
-    if isinstance(value, str) and value in choices:
-        return value
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    meant = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"--ek {key}={value!r} is not valid{meant}; it takes {', '.join(choices)}")
-
-
-def _boolean(key: str, value: bool | str) -> bool:
-    if isinstance(value, bool):
-        return value
-    match str(value).strip().lower():
-        case "true" | "yes" | "on" | "1":
-            return True
-        case "false" | "no" | "off" | "0":
-            return False
-    raise ValueError(f"--ek {key}={value!r} is not valid; it takes true or false")
-
-
-def _seconds(key: str, value: float | str) -> float:
-    try:
-        seconds = -1.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"--ek {key}={value!r} is not valid; it takes a number of seconds")
-    return seconds
-
-
-def _checked_host(host: object) -> str | None:
-    if host is None:
-        return None
-    if not isinstance(host, str):
-        raise ValueError(f"--ek host={host!r} is not valid; it takes an address such as unix:///run/berth/berth.sock")
-    try:
-        return _endpoint.parse_host(host).host
-    except BerthError as error:
-        raise ValueError(f"--ek host: {error}") from error
-
-
-def _bind_mount(mount: Mapping[str, Any], host: str | None) -> models.Mount:
-    """The daemon's mount for a user's, or a refusal: nothing of a mount is ever dropped in silence."""
-    kind, source, target = mount.get("type"), str(mount.get("source", "")), str(mount.get("target", ""))
-    if kind != "bind":
-        raise ValueError(f"mount of {target}: type {kind!r} is not supported by berth; 'bind' is")
-    endpoint = _endpoint.configured(host)
-    if endpoint is not None and not endpoint.is_local:
-        raise ValueError(f"mount of {target}: the daemon at {endpoint.host} cannot mount paths of this machine")
-    source = str(Path(source).expanduser())
-    if not posixpath.isabs(source) or not posixpath.isabs(target):
-        raise ValueError(f"mount of {target}: source {source!r} and target must be absolute paths")
-    # SELinux labels and the (never made) host path ask for nothing that the daemon would have to do.
-    other = set(mount) - {"type", "source", "target", "read_only", "bind"}
-    other |= {f"bind.{key}" for key in set(mount.get("bind") or {}) - {"selinux", "create_host_path"}}
-    if other:
-        raise ValueError(f"mount of {target}: berth does not know {', '.join(sorted(other))}")
-    return models.Mount(source=source, target=target, read_only=bool(mount.get("read_only", False)))
-
-
-def _slug(text: str, default: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or default

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 OutputStream = Literal["stdout", "stderr"]
 Network = Literal["public", "no-network"]
 PullPolicy = Literal["missing", "always", "never"]
+BasePull = Literal["missing", "refresh", "never"]
 Capabilities = Literal["default", "none"] | Sequence[str]
 ArchiveFormat = Literal["docker-archive", "oci-archive", "rootfs"]
 WhenFull = Literal["wait", "drop_oldest"]
@@ -381,15 +382,65 @@ class Image(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class BuildResult(Model):
-    """Result of a build."""
+class BuildWarning(Model):
+    """Something in a Dockerfile that looks like a mistake; ``check`` is the name that BuildKit's build checks have for it."""
 
-    _parse: ClassVar = {"image": Image.from_json}
+    check: str
+    message: str
+    file: str
+    line: int
+
+
+def _warnings(found: Sequence[Mapping[str, Any]]) -> list[BuildWarning]:
+    return [BuildWarning.from_json(warning) for warning in found]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult(Model):
+    """Result of a build. ``joined`` says that it was one under way that others had asked for first."""
+
+    _parse: ClassVar = {"image": Image.from_json, "warnings": _warnings}
 
     image: Image
     content_key: str
     steps: int
     cached_steps: int
+    warnings: list[BuildWarning] = field(default_factory=list)
+    joined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult(Model):
+    """Result of replaying a Dockerfile in a sandbox: ``config`` is what its commands run with from now on."""
+
+    _parse: ClassVar = {"config": ImageConfig.from_json, "warnings": _warnings}
+
+    config: ImageConfig
+    content_key: str
+    steps: int
+    warnings: list[BuildWarning] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport(Model):
+    """What a prune removed, or would have."""
+
+    images: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+    cache_mounts: list[str] = field(default_factory=list)
+    freed_bytes: int = 0
+    left_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport(Model):
+    """What a look at the store found; no ``problems`` means that all is well."""
+
+    images: int = 0
+    layers: int = 0
+    bytes: int = 0
+    unverifiable: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +461,8 @@ class Progress(Model):
     """Something that went on during a pull, an import or a build.
 
     ``what`` is ``message`` (``text``), ``transfer`` (``item``, ``action``, ``current``, ``total``), ``step`` (``step``, ``steps``,
-    ``instruction``, ``cached``) or ``output`` (``step``, ``text``).
+    ``instruction``, ``cached``), ``output`` (``step``, ``text``), ``step_done`` (``step``, ``elapsed_ms``) or ``warning``
+    (``check``, ``message``, ``file``, ``line``).
     """
 
     what: str
@@ -423,6 +475,11 @@ class Progress(Model):
     steps: int | None = None
     instruction: str | None = None
     cached: bool | None = None
+    elapsed_ms: int | None = None
+    check: str | None = None
+    message: str | None = None
+    file: str | None = None
+    line: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class Script:
     """What the daemon is to do other than its best."""
 
     build_error: dict[str, Any] | None = None
+    context_changes: int = 0
+    """How many contexts are refused, as if they had changed while they were sent."""
     pull_error: dict[str, Any] | None = None
     create_error: dict[str, Any] | None = None
     create_delay: float = 0.0
@@ -151,6 +153,11 @@ class FakeDaemon:
     requests: list[tuple[str, str]] = field(default_factory=list)
     creations: list[dict[str, Any]] = field(default_factory=list)
     builds: list[tuple[dict[str, Any], list[str]]] = field(default_factory=list)
+    contexts: set[str] = field(default_factory=set)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    """Options of builds that came without a context."""
+    bases: list[dict[str, Any]] = field(default_factory=list)
+    replays: list[tuple[dict[str, Any], list[str]]] = field(default_factory=list)
     pulls: list[dict[str, Any]] = field(default_factory=list)
     execs: dict[str, FakeExec] = field(default_factory=dict)
     exec_requests: list[dict[str, Any]] = field(default_factory=list)
@@ -396,6 +403,15 @@ class _Handler(BaseHTTPRequestHandler):
         run.process.send_signal(signal_ if isinstance(signal_, int) else signal.Signals[f"SIG{signal_}"])
         self._json(None, 204)
 
+    def post_sandboxes_replay(self, name: str) -> None:
+        length = int(self.headers["berth-build-options"])
+        with tarfile.open(fileobj=io.BytesIO(self.body[length:])) as archive:
+            self.state.replays.append((json.loads(self.body[:length]), archive.getnames()))
+        error = self.state.script.build_error
+        config = {"env": ["REPLAYED=yes"], "working_dir": self.state.workdir}
+        result = {"config": config, "content_key": "k3y", "steps": 2}
+        self._lines([{"error": error} if error else {"result": result}])
+
     def post_sandboxes_quiesce(self, name: str) -> None:
         self._sandbox(name)
         self._json({"killed": 3})
@@ -573,16 +589,33 @@ class _Handler(BaseHTTPRequestHandler):
         getattr(self, f"_{action}")()
 
     def _build(self) -> None:
-        with tarfile.open(fileobj=io.BytesIO(self.body)) as archive:
-            self.state.builds.append((json.loads(self.query["options"]), archive.getnames()))
+        length = int(self.headers["berth-build-options"])
+        options, context = json.loads(self.body[:length]), self.body[length:]
+        manifest = json.dumps(options.pop("manifest", None))
+        if self.query.get("base") == "true":
+            self.state.bases.append(options)
+            return self._lines([{"result": self._built("sha256:base")}])
+        if not context:
+            self.state.asked.append(options)
+            if manifest not in self.state.contexts:
+                raise Fault(409, "context_needed", "not built yet")
+            return self._lines([{"result": self._built("sha256:built")}])
+        if self.state.script.context_changes:
+            self.state.script.context_changes -= 1
+            raise Fault(409, "context_changed", "it is another")
+        with tarfile.open(fileobj=io.BytesIO(context)) as archive:
+            self.state.builds.append((options, archive.getnames()))
         lines: list[dict[str, Any]] = [
             {"progress": {"what": "step", "step": 1, "steps": 1, "instruction": "FROM scratch", "cached": True}},
             {"progress": {"what": "output", "step": 1, "text": "some output\n"}},
         ]
-        image = _image("sha256:built")
-        result = {"image": image, "content_key": "k3y", "steps": 1, "cached_steps": 1}
         error = self.state.script.build_error
-        self._lines([*lines, {"error": error} if error else {"result": result}])
+        if not error:
+            self.state.contexts.add(manifest)
+        self._lines([*lines, {"error": error} if error else {"result": self._built("sha256:built")}])
+
+    def _built(self, image: str) -> dict[str, Any]:
+        return {"image": _image(image), "content_key": "k3y", "steps": 1, "cached_steps": 1}
 
     def _pull(self) -> None:
         request = json.loads(self.body)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import socket
 import stat
@@ -52,6 +54,65 @@ def test_sync_client(daemon: FakeDaemon, tmp_path: Path) -> None:
         assert client.build_image(tmp_path / "from").content_key == "k3y"
         assert [one.id for one in client.sandboxes()] == [box.id]
     assert not daemon.sandboxes
+
+
+def test_a_context_is_sent_once(daemon: FakeDaemon, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    (context / "dir").mkdir(parents=True)
+    (context / "Dockerfile").write_text("FROM scratch")
+    (context / ".dockerignore").write_text("x")
+    (context / "dir/file").write_text("bytes")
+    (context / "dir/link").symlink_to("file")
+    os.mkfifo(context / "fifo")
+    settings: berth.BuildSettings = {"tags": ["t"], "secrets": {"key": "s3cret"}, "packages": ["git"]}
+    with berth.Client(daemon.host) as client:
+        for _ in range(2):
+            assert client.build_image(context, **settings).image.id == "sha256:built"
+        assert len(daemon.builds) == 1 and len(daemon.asked) == 2
+        options, names = daemon.builds[0]
+        assert options == {"tags": ["t"], "secrets": {"key": "czNjcmV0"}, "packages": ["git"]}
+        assert "dir/link" in names
+        (context / "dir/file").write_text("other")
+        client.build_image(context, **settings)
+        (context / "dir/file").chmod(0o600)
+        client.build_image(context, **settings)
+        assert len(daemon.builds) == 3
+        assert client.build_image(None, dockerfile_text="FROM x").content_key == "k3y"
+        assert daemon.builds[-1] == ({"dockerfile_text": "FROM x"}, [])
+    (_, manifest) = max((len(text), text) for text in daemon.contexts)
+    found = json.loads(manifest)
+    digest = hashlib.sha256(b"other").hexdigest()
+    kinds = {entry["path"]: entry["kind"] for entry in found["entries"]}
+    assert kinds == {
+        "Dockerfile": "file",
+        ".dockerignore": "file",
+        "dir": "dir",
+        "dir/file": "file",
+        "dir/link": "link",
+    }
+    assert {entry.get("digest") for entry in found["entries"] if entry["path"] == "dir/file"} == {digest}
+    assert found["texts"] == {"Dockerfile": "FROM scratch", ".dockerignore": "x"}
+
+
+def test_a_context_that_changes_while_it_is_sent_is_sent_again_but_not_for_ever(
+    daemon: FakeDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch")
+    with berth.Client(daemon.host) as client:
+        daemon.script.context_changes = 2
+        client.build_image(tmp_path, dockerfile="Dockerfile")
+        (tmp_path / "Dockerfile").write_text("FROM other")
+        daemon.script.context_changes = 3
+        with pytest.raises(berth.Conflict, match="another"):
+            client.build_image(tmp_path)
+
+
+def test_names_that_are_no_text_are_sent_without_asking(daemon: FakeDaemon, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch")
+    os.close(os.open(os.fsencode(tmp_path) + b"/\xff", os.O_CREAT | os.O_WRONLY))
+    with berth.Client(daemon.host) as client:
+        client.build_image(tmp_path)
+    assert len(daemon.builds) == 1 and not daemon.asked
 
 
 def test_errors_carry_kind_and_code(daemon: FakeDaemon) -> None:

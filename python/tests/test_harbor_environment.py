@@ -72,8 +72,14 @@ async def env(daemon: FakeDaemon, tmp_path: Path) -> AsyncIterator[BerthEnvironm
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"pul": "always"}, r"'pul' \(did you mean 'pull'\?\); valid keys are allow_unenforced_storage, host"),
-        ({"snapshot_id": "x"}, r"unknown --ek key 'snapshot_id'"),
+        ({"pul": "always"}, r"'pul' \(did you mean 'pull'\?\); valid keys are allow_unenforced_storage, boot, host"),
+        ({"snapshot_id": "x"}, r"snapshot_id='x': berth has no snapshots yet"),
+        ({"boot": "replya"}, r"boot='replya' is not valid \(did you mean 'replay'\?\); it takes image, replay"),
+        ({"boot": "image", "use_oci_image_build": "false"}, "contradict each other"),
+        ({"use_oci_image_build": "maybe"}, "takes true or false"),
+        ({"preinstall_packages": "git"}, "takes a list of names"),
+        ({"preinstall_packages": ["git", 1]}, "takes a list of names"),
+        ({"preinstall_packages": '["git", ""]'}, "takes a list of names"),
         ({"pull": "alway"}, r"pull='alway' is not valid \(did you mean 'always'\?\)"),
         ({"pull": True}, "takes missing, always, never"),
         ({"mode": "docker"}, "one mode, 'auto'"),
@@ -106,6 +112,8 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path, keys: dict[str, Any]
         {"pull": "always", "mode": "auto", "host": "unix:///x"},
         {"no_new_privileges": "True", "startup_timeout_sec": "30"},
         {"no_new_privileges": False, "startup_timeout_sec": 0},
+        {"boot": "image", "use_oci_image_build": True, "preinstall_packages": '["git", "jq"]'},
+        {"boot": "replay", "use_oci_image_build": "no", "preinstall_packages": ["git"]},
     ],
 )
 def test_what_can_be_honoured_is_accepted(tmp_path: Path, keys: dict[str, Any]) -> None:
@@ -214,7 +222,48 @@ async def test_waiting_for_room_is_told_and_is_no_part_of_the_limit(
 
 async def test_a_start_is_few_requests(daemon: FakeDaemon, env: BerthEnvironment) -> None:
     calls = [path for _, path in daemon.requests if "lease" not in path]
-    assert len(calls) == 3, calls  # Build, create, directories.
+    assert len(calls) == 4, calls  # Is it built? Build, create, directories.
+
+
+async def test_a_later_trial_sends_no_context(daemon: FakeDaemon, tmp_path: Path) -> None:
+    for _ in range(2):
+        environment = make(daemon, tmp_path)
+        await environment.start(force_build=False)
+        await environment.stop(delete=True)
+    assert (len(daemon.asked), len(daemon.builds), len(daemon.creations)) == (2, 1, 2)
+
+
+@pytest.mark.parametrize("keys", [{"boot": "replay"}, {"use_oci_image_build": "false"}])
+async def test_a_replay_runs_the_steps_in_the_trials_own_sandbox(
+    daemon: FakeDaemon, tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: dict[str, Any]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    environment = make(daemon, tmp_path, preinstall_packages=["git"], logger=logging.getLogger("t"), **keys)
+    await environment.start(force_build=False)
+    assert daemon.creations[0]["image"] == "sha256:base"
+    assert daemon.replays == [({"packages": ["git"]}, ["Dockerfile"])]
+    assert not daemon.builds
+    assert "key=k3y replayed steps=2" in caplog.text
+    await environment.stop(delete=True)
+    details = {"step": 1, "steps": 1, "instruction": "RUN x", "file": "Dockerfile", "line": 2, "output_tail": []}
+    daemon.script.build_error = {"code": "build_failed", "kind": "user", "message": "it failed", "details": details}
+    with pytest.raises(SandboxBuildFailedError, match="Dockerfile, line 2"):
+        await make(daemon, tmp_path, **keys).start(force_build=False)
+    assert not daemon.sandboxes
+
+
+async def test_packages_come_on_top_of_built_and_of_pulled_images(daemon: FakeDaemon, tmp_path: Path) -> None:
+    built = make(daemon, tmp_path, preinstall_packages='["git", "jq"]')
+    await built.start(force_build=True)
+    await built.stop(delete=True)
+    assert daemon.builds[0][0]["packages"] == ["git", "jq"]
+    assert (daemon.builds[0][0]["no_cache"], daemon.builds[0][0]["pull"]) == (True, "refresh")
+    config = EnvironmentConfig(docker_image="debian:bookworm")
+    pulled = make(daemon, tmp_path, config, dockerfile=None, preinstall_packages=["git"], boot="replay")
+    await pulled.start(force_build=False)
+    assert daemon.builds[-1] == ({"dockerfile_text": "FROM debian:bookworm\n", "packages": ["git"]}, [])
+    assert daemon.creations[-1]["image"] == "sha256:built"
+    await pulled.stop(delete=True)
 
 
 async def test_what_is_not_enforced_and_what_was_resolved_is_logged(

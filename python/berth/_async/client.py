@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from berth import _calls, _http, _tar, errors
 from berth._async.execs import Execs
+from berth._async.images import Images
 from berth._async.sandbox import AsyncSandbox
 from berth._calls import directory
 from berth._endpoint import Endpoint
 from berth.models import (
-    ArchiveFormat,
     ArchiveReport,
-    BuildResult,
     Capabilities,
     Change,
     Check,
     DirEntry,
     FileStat,
-    Image,
     Lease,
     Mount,
     Network,
     Page,
-    ProgressCallback,
-    PullPolicy,
     Resources,
     SandboxInfo,
     Version,
 )
 
 
-class AsyncClient(Execs):
+class AsyncClient(Execs, Images):
     """Speaks to one daemon from one event loop; connections are kept until :meth:`aclose`.
 
     Without ``host``, ``BERTH_HOST`` decides, and without that the embedded daemon is used, and started where none runs.
@@ -254,74 +250,3 @@ class AsyncClient(Execs):
     async def remove(self, sandbox: str, paths: Sequence[str]) -> None:
         """Removes each path and all below it."""
         await self.call(_calls.remove(sandbox, paths))
-
-    # ---- images
-
-    async def images(self) -> Page[Image]:
-        """The images of the daemon's store."""
-        return await self.call(_calls.list_images())
-
-    async def image(self, reference: str) -> Image:
-        """The image of that reference or id."""
-        return await self.call(_calls.get_image(reference))
-
-    async def delete_image(self, reference: str) -> None:
-        """Removes a reference, or an image by id."""
-        await self.call(_calls.delete_image(reference))
-
-    async def pull_image(
-        self,
-        reference: str,
-        *,
-        policy: PullPolicy = "always",
-        username: str | None = None,
-        password: str | None = None,
-        on_progress: ProgressCallback | None = None,
-    ) -> Image:
-        """Fetches an image from its registry."""
-        return await self._progress(_calls.pull_image(reference, policy, username, password), on_progress)
-
-    async def import_image(
-        self,
-        archive: Path | str,
-        *,
-        reference: str | None = None,
-        format: ArchiveFormat | None = None,
-        on_progress: ProgressCallback | None = None,
-    ) -> Image:
-        """Takes an image from an archive of this machine."""
-        return await self._progress(_calls.import_image(reference, format), on_progress, _file_chunks(Path(archive)))
-
-    async def bootstrap_image(
-        self,
-        reference: str,
-        *,
-        mirror: str | None = None,
-        packages: Sequence[str] = (),
-        on_progress: ProgressCallback | None = None,
-    ) -> Image:
-        """Makes a base image (``debian:SUITE``) from a Debian mirror."""
-        return await self._progress(_calls.bootstrap_image(reference, mirror, packages), on_progress)
-
-    async def build_image(
-        self,
-        context: Path | str,
-        *,
-        tags: Sequence[str] = (),
-        dockerfile: str | None = None,
-        target: str | None = None,
-        build_args: Mapping[str, str] | None = None,
-        no_cache: bool = False,
-        on_progress: ProgressCallback | None = None,
-    ) -> BuildResult:
-        """Builds a Dockerfile with the directory ``context``."""
-        call = _calls.build_image(
-            tags=tags, dockerfile=dockerfile, target=target, build_args=build_args, no_cache=no_cache
-        )
-        return await self._progress(call, on_progress, _tar.pack(Path(context)))
-
-
-def _file_chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_tar.CHUNK):
-            yield chunk

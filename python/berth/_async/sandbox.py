@@ -48,6 +48,10 @@ class AsyncSandbox:
     async def __aexit__(self, *_: object) -> None:
         await self.delete()
 
+    async def refresh(self) -> None:
+        """Asks the daemon again what is known of it."""
+        self.info = (await self.client.sandbox(self.id)).info
+
     async def delete(self) -> None:
         """Deletes it."""
         await self.client.delete_sandbox(self.id)

@@ -10,30 +10,26 @@ from berth import _calls, _http, _tar, errors
 from berth._calls import directory
 from berth._endpoint import Endpoint
 from berth._sync.execs import Execs
+from berth._sync.images import Images
 from berth._sync.sandbox import Sandbox
 from berth.models import (
-    ArchiveFormat,
     ArchiveReport,
-    BuildResult,
     Capabilities,
     Change,
     Check,
     DirEntry,
     FileStat,
-    Image,
     Lease,
     Mount,
     Network,
     Page,
-    ProgressCallback,
-    PullPolicy,
     Resources,
     SandboxInfo,
     Version,
 )
 
 
-class Client(Execs):
+class Client(Execs, Images):
     """Speaks to one daemon; safe to share between threads. See :class:`berth.AsyncClient` for what decides which daemon."""
 
     def __init__(
@@ -249,70 +245,3 @@ class Client(Execs):
     def remove(self, sandbox: str, paths: Sequence[str]) -> None:
         """Removes each path and all below it."""
         self.call(_calls.remove(sandbox, paths))
-
-    # ---- images
-
-    def images(self) -> Page[Image]:
-        """The images of the daemon's store."""
-        return self.call(_calls.list_images())
-
-    def image(self, reference: str) -> Image:
-        """The image of that reference or id."""
-        return self.call(_calls.get_image(reference))
-
-    def delete_image(self, reference: str) -> None:
-        """Removes a reference, or an image by id."""
-        self.call(_calls.delete_image(reference))
-
-    def pull_image(
-        self,
-        reference: str,
-        *,
-        policy: PullPolicy = "always",
-        username: str | None = None,
-        password: str | None = None,
-        on_progress: ProgressCallback | None = None,
-    ) -> Image:
-        """Fetches an image from its registry."""
-        return self._progress(_calls.pull_image(reference, policy, username, password), on_progress)
-
-    def import_image(
-        self,
-        archive: Path | str,
-        *,
-        reference: str | None = None,
-        format: ArchiveFormat | None = None,
-        on_progress: ProgressCallback | None = None,
-    ) -> Image:
-        """Takes an image from an archive of this machine."""
-        with Path(archive).open("rb") as file:
-            chunks = iter(lambda: file.read(_tar.CHUNK), b"")
-            return self._progress(_calls.import_image(reference, format), on_progress, chunks)
-
-    def bootstrap_image(
-        self,
-        reference: str,
-        *,
-        mirror: str | None = None,
-        packages: Sequence[str] = (),
-        on_progress: ProgressCallback | None = None,
-    ) -> Image:
-        """Makes a base image (``debian:SUITE``) from a Debian mirror."""
-        return self._progress(_calls.bootstrap_image(reference, mirror, packages), on_progress)
-
-    def build_image(
-        self,
-        context: Path | str,
-        *,
-        tags: Sequence[str] = (),
-        dockerfile: str | None = None,
-        target: str | None = None,
-        build_args: Mapping[str, str] | None = None,
-        no_cache: bool = False,
-        on_progress: ProgressCallback | None = None,
-    ) -> BuildResult:
-        """Builds a Dockerfile with the directory ``context``."""
-        call = _calls.build_image(
-            tags=tags, dockerfile=dockerfile, target=target, build_args=build_args, no_cache=no_cache
-        )
-        return self._progress(call, on_progress, _tar.pack(Path(context)))

@@ -48,6 +48,10 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.delete()
 
+    def refresh(self) -> None:
+        """Asks the daemon again what is known of it."""
+        self.info = (self.client.sandbox(self.id)).info
+
     def delete(self) -> None:
         """Deletes it."""
         self.client.delete_sandbox(self.id)
