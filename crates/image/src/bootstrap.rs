@@ -430,7 +430,7 @@ fn adopt_root(
     })?;
     let (_, diff_id, _) = pack(&layer_dir, Tidy::Yes, Hashing::new(io::sink()))?.finish();
     let facts = take_stock(&layer_dir, "the new root file system")?;
-    let layer = store.commit_layer(&layer_dir, &diff_id, facts)?;
+    let layer = store.commit_layer(&layer_dir, &diff_id, facts, None)?;
     let config = complete_config(config, &[layer.diff_id]);
     Ok(store.put_image(config, &[reference.to_string()])?)
 }

@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use berth_types::error::Kind;
 
 use crate::bootstrap::BootstrapError;
+use crate::cache::CacheError;
 use crate::config::ConfigError;
+use crate::export::ExportError;
 use crate::import::ImportError;
 use crate::ingest::IngestError;
 use crate::layer::pack::PackError;
+use crate::original::OriginalError;
 use crate::pull::PullError;
 use crate::push::PushError;
 use crate::reference::ReferenceError;
@@ -41,12 +44,21 @@ pub enum Error {
     /// An archive cannot be imported.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// Images cannot be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// A build cache cannot be taken.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// An image cannot be made from a Debian mirror.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
     /// An image cannot be pushed.
     #[error(transparent)]
     Push(#[from] PushError),
+    /// A layer's tar cannot be given as it came.
+    #[error(transparent)]
+    Original(#[from] OriginalError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -99,6 +111,9 @@ impl Error {
             Self::Config(ConfigError::CredentialHelper { .. }) => {
                 Some("put user and password under [registry.auth] in the configuration".into())
             }
+            Self::Original(OriginalError::NotKept { .. }) => {
+                Some("remove the images that have this layer, and pull or import them again".into())
+            }
             Self::Bootstrap(error) => error.hint(),
             Self::Import(ImportError::NoReference { .. }) => Some("give the image a reference".into()),
             _ => None,
@@ -115,12 +130,17 @@ impl Error {
             Self::Pull(PullError::Platform(_)) => ("wrong_platform", Kind::User),
             Self::Pull(_) => ("bad_image", Kind::User),
             Self::Ingest(IngestError::Store(error)) | Self::Store(error) => store_facts(error),
-            Self::Ingest(IngestError::Survey { .. }) => ("image_store", Kind::Internal),
+            Self::Ingest(IngestError::Survey { .. } | IngestError::Split { .. }) => {
+                ("image_store", Kind::Internal)
+            }
             Self::Ingest(_) => ("bad_layer", Kind::User),
             Self::Pack(PackError::Inexpressible { .. }) => ("layer_inexpressible", Kind::User),
             Self::Pack(_) => ("layer_not_packed", Kind::Internal),
             Self::Import(error) => error.facts(),
             Self::Bootstrap(error) => error.facts(),
+            Self::Original(error) => error.facts(),
+            Self::Export(error) => error.facts(),
+            Self::Cache(_) => ("bad_build_cache", Kind::User),
             Self::Push(_) => ("push_failed", Kind::Unavailable),
             Self::DiskFull { .. } => ("disk_full", Kind::Capacity),
             Self::ShuttingDown => ("shutting_down", Kind::Unavailable),

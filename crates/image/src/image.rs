@@ -43,6 +43,18 @@ pub struct Layer {
     /// The highest user or group id that a file in it belongs to; `None` for a layer that came into the store before
     /// that was noted, until [`crate::Images::highest_id`] has looked.
     pub highest_id: Option<u32>,
+    /// How the tar that it came as is written again; `None` for a layer that came into the store before that was noted.
+    pub original: Option<Original>,
+}
+
+/// Where a layer's tar comes from when it is wanted again, bit for bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Original {
+    /// Berth made the layer: packing its tree gives the tar.
+    Canonical,
+    /// Headers and padding are kept beside it.
+    Split,
 }
 
 /// Operating system and processor, in OCI's words.
@@ -133,6 +145,9 @@ pub(crate) struct LayerFile {
     /// Not there in what was written before it was noted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) highest_id: Option<u32>,
+    /// Not there in what was written before it was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) original: Option<Original>,
 }
 
 /// The parts of an image config that Berth reads.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_types::image::{BasicAuth, PullPolicy};
+use berth_types::image::{BasicAuth, PruneImages, PruneReport, PullPolicy};
 use serde_json::{Map, Value, json};
 
 use crate::config::{RegistryConfig, docker_config_path};
@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::image::{Image, Layer, Platform};
 use crate::ingest::take_stock;
 use crate::layer::pack::{Tidy, pack};
+use crate::original::write_original;
 use crate::progress::Reporter;
 use crate::pull::PullError;
 use crate::reference::Reference;
@@ -102,7 +103,10 @@ impl Images {
         let reference: Reference = reference.parse()?;
         let name = reference.to_string();
         match (policy, self.store.by_reference(&name)) {
-            (PullPolicy::Missing | PullPolicy::Never, Some(image)) => Ok(image),
+            (PullPolicy::Missing | PullPolicy::Never, Some(image)) => {
+                self.store.used(&image.id);
+                Ok(image)
+            }
             (PullPolicy::Never, None) => Err(PullError::NotLocal { reference: name }.into()),
             _ => {
                 let fetched = self.fetch(&reference, auth.as_ref(), &reporter).await;
@@ -174,6 +178,17 @@ impl Images {
         self.blocking(move |store| Ok(store.collect(unused_for)?)).await
     }
 
+    /// Removes images and layers that nobody uses, what was not used for longest first; with `dry_run` only says which. What is
+    /// pinned or held stays. The files go in the background. Cache mounts are not this store's.
+    pub async fn prune(&self, asked: PruneImages) -> Result<PruneReport, Error> {
+        self.blocking(move |store| Ok(store.prune(&asked)?.report())).await
+    }
+
+    /// Bytes of all layers' files.
+    pub fn size_bytes(&self) -> u64 {
+        self.store.state().layers.values().map(|layer| layer.size_bytes).sum()
+    }
+
     // Layers and builds.
 
     /// The directory whose entries layers are mounted by.
@@ -225,7 +240,7 @@ impl Images {
             let (_, diff_id, _) = pack(&dir, Tidy::Yes, Hashing::new(std::io::sink()))?.finish();
             let facts = take_stock(&dir, "the new layer")?;
             let hold = store.hold(std::slice::from_ref(&diff_id));
-            Ok((store.commit_layer(&dir, &diff_id, facts)?, hold))
+            Ok((store.commit_layer(&dir, &diff_id, facts, None)?, hold))
         })
         .await
     }
@@ -247,6 +262,21 @@ impl Images {
         };
         let config = complete_config(config, layers);
         self.blocking(move |store| Ok(store.put_image(config, &references)?)).await
+    }
+
+    /// Writes the tar that a layer came as: the one whose digest is its diff id. When it turns out at the end that it is not
+    /// (the layer is damaged, or too old for its headers to have been kept), this fails and what was written is worth nothing.
+    pub async fn write_original<W: Write + Send + 'static>(
+        &self,
+        diff_id: &Digest,
+        writer: W,
+    ) -> Result<W, Error> {
+        let diff_id = diff_id.clone();
+        self.blocking(move |store| {
+            let layer = store.layer(&diff_id).ok_or(StoreError::NoLayer { diff_id })?;
+            Ok(write_original(store, &layer, writer)?)
+        })
+        .await
     }
 
     /// Writes a layer's canonical tar, and returns the writer with the tar's digest: the layer's own where Berth made the

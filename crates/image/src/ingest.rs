@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::digest::{Digest, Hashing};
 use crate::image::Layer;
+use crate::layer::split::{Recorder, SplitError};
 use crate::layer::tar_reader::{TarError, TarReader};
 use crate::layer::unpack::{UnpackError, unpack};
 use crate::layer::walk::WalkError;
@@ -71,6 +72,15 @@ pub enum IngestError {
         /// Cause.
         #[source]
         source: WalkError,
+    },
+    /// What its tar was beyond its files cannot be kept.
+    #[error("cannot keep the tar headers of {layer}")]
+    Split {
+        /// Which layer.
+        layer: String,
+        /// Cause.
+        #[source]
+        source: SplitError,
     },
     /// The store failed.
     #[error(transparent)]
@@ -163,9 +173,12 @@ pub(crate) fn ingest(
     let scratch = store.scratch()?;
     let dir = scratch.path().join("layer");
     fs::create_dir(&dir).map_err(|source| StoreError::MakeDir { path: dir.clone(), source })?;
-    let diff_id = unpack_verified(reader, &dir, expected, meter)?;
+    let split = scratch.path().join("split");
+    let create = |source| StoreError::Write { path: split.clone(), source };
+    let recorder = Recorder::create(&split, &scratch.path().join("lost")).map_err(create)?;
+    let diff_id = unpack_verified(reader, &dir, recorder, expected, meter)?;
     let facts = take_stock(&dir, &expected.layer)?;
-    Ok(store.commit_layer(&dir, &diff_id, facts)?)
+    Ok(store.commit_layer(&dir, &diff_id, facts, Some(&split))?)
 }
 
 pub(crate) fn take_stock(dir: &Path, layer: &str) -> Result<Facts, IngestError> {
@@ -175,6 +188,7 @@ pub(crate) fn take_stock(dir: &Path, layer: &str) -> Result<Facts, IngestError> 
 fn unpack_verified(
     reader: impl Read,
     dir: &Path,
+    recorder: Recorder,
     expected: &Expected,
     meter: Meter,
 ) -> Result<Digest, IngestError> {
@@ -182,15 +196,16 @@ fn unpack_verified(
     let decompress = |source| IngestError::Decompress { layer: layer(), source };
     let metered = Metered { inner: Hashing::new(reader), meter };
     let decoder = Decoder::new(metered).map_err(decompress)?;
-    let mut tar = TarReader::new(Hashing::new(decoder));
+    let mut tar = TarReader::recording(Hashing::new(decoder), recorder);
     unpack(&mut tar, dir).map_err(|source| match source {
         UnpackError::Tar(TarError::Read { source, .. }) => decompress(source),
         source => IngestError::Unpack { layer: layer(), source },
     })?;
     let ended = tar.saw_end_marker();
     // The digests are those of everything, the padding after the end marker included.
-    let mut hashing = tar.into_inner();
-    io::copy(&mut hashing, &mut io::sink()).map_err(decompress)?;
+    let (mut hashing, recorder) = tar.into_parts();
+    let mut recorder = recorder.ok_or_else(|| IngestError::NoEnd { layer: layer() })?;
+    io::copy(&mut hashing, &mut recorder).map_err(decompress)?;
     let (decoder, diff_id, _) = hashing.finish();
     let mut rest = decoder.into_inner();
     io::copy(&mut rest, &mut io::sink()).map_err(decompress)?;
@@ -204,6 +219,7 @@ fn unpack_verified(
     if expected.diff_id.is_none() && !ended {
         return Err(IngestError::NoEnd { layer: layer() });
     }
+    recorder.finish(dir).map_err(|source| IngestError::Split { layer: layer(), source })?;
     Ok(diff_id)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! layers/<24 hex>/        an overlayfs lower directory
+//! layers/<24 hex>.split   what its tar was beyond its files, where Berth did not make it
 //! layers/<24 hex>.json    its facts; a layer exists exactly when this file does
 //! images/<64 hex>.json    an image config, byte for byte
 //! images/references.json  which reference points at which image
@@ -20,24 +21,28 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
+use berth_types::image::PruneImages;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::digest::Digest;
-use crate::image::{Image, Layer, LayerFile, is_layer_name, layer_name, parse_config};
+use crate::image::{Image, Layer, LayerFile, Original, is_layer_name, layer_name, parse_config};
 use crate::layer::Facts;
+use crate::prune::{ImageUse, Inventory, LayerUse, Victims, plan};
 
 /// Version of the layers' facts and of the references.
 const FORMAT: u32 = 1;
-const TMP_PREFIX: &str = "image-";
+pub(crate) const TMP_PREFIX: &str = "image-";
 /// Most that is read of an image config, in bytes.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
-const MAX_FACTS: u64 = 64 << 10;
+pub(crate) const MAX_FACTS: u64 = 64 << 10;
 const MAX_REFERENCES: u64 = 64 << 20;
 /// Shortest prefix of an id that is taken for one.
 const MIN_ID_PREFIX: usize = 4;
+/// An image's last use is written down at most this often; it is compared with ages of hours and days.
+const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -187,18 +192,22 @@ fn list(ids: &[Digest]) -> String {
 pub(crate) struct Store {
     root: PathBuf,
     state: Mutex<State>,
+    /// What the store was opened at: whatever lies in `tmp` from before is left over.
+    opened: SystemTime,
     /// One ingest per layer at a time.
     flights: Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>,
     _lock: OwnedFd,
 }
 
 #[derive(Default)]
-struct State {
-    images: BTreeMap<Digest, Image>,
-    references: BTreeMap<String, Digest>,
-    layers: HashMap<Digest, Layer>,
+pub(crate) struct State {
+    pub(crate) images: BTreeMap<Digest, Image>,
+    pub(crate) references: BTreeMap<String, Digest>,
+    pub(crate) layers: HashMap<Digest, Layer>,
     pins: HashMap<Digest, usize>,
     holds: HashMap<Digest, usize>,
+    /// When an image's last use was last written down.
+    used: HashMap<Digest, SystemTime>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -216,7 +225,7 @@ pub struct Pin {
 }
 
 /// Keeps layers in the store while it lives, before an image names them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Hold {
     store: Weak<Store>,
     diff_ids: Vec<Digest>,
@@ -267,8 +276,13 @@ impl Store {
             make_dir(&root.join(dir))?;
         }
         let lock = lock(root)?;
-        let store =
-            Self { root: root.to_owned(), state: Mutex::default(), flights: Mutex::default(), _lock: lock };
+        let store = Self {
+            root: root.to_owned(),
+            state: Mutex::default(),
+            opened: SystemTime::now(),
+            flights: Mutex::default(),
+            _lock: lock,
+        };
         store.remove_leftovers()?;
         let layers = store.load_layers()?;
         let images = store.load_images(&layers)?;
@@ -281,6 +295,15 @@ impl Store {
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    pub(crate) fn opened(&self) -> SystemTime {
+        self.opened
+    }
+
+    /// Where the headers and padding of a layer's tar are kept.
+    pub(crate) fn split_of(&self, layer: &Layer) -> PathBuf {
+        split_path(&self.layers_dir(), Path::new(&layer.name))
     }
 
     pub(crate) fn layers_dir(&self) -> PathBuf {
@@ -308,7 +331,7 @@ impl Store {
         flight
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics between changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -367,7 +390,7 @@ impl Store {
         self.root.join("images/references.json")
     }
 
-    fn load_references(&self) -> Result<BTreeMap<String, Digest>, StoreError> {
+    pub(crate) fn load_references(&self) -> Result<BTreeMap<String, Digest>, StoreError> {
         let path = self.references_path();
         if !path.exists() {
             return Ok(BTreeMap::new());
@@ -410,12 +433,14 @@ impl Store {
         self.state().layers.values().find(|layer| layer.name == name).cloned()
     }
 
-    /// Makes the complete tree at `dir` a layer; drops it when the layer is there already.
+    /// Makes the complete tree at `dir` a layer; drops it when the layer is there already. `split` is the file from which
+    /// its tar can be written again; without one, `dir` was packed and the digest is that of its canonical tar.
     pub(crate) fn commit_layer(
         &self,
         dir: &Path,
         diff_id: &Digest,
         facts: Facts,
+        split: Option<&Path>,
     ) -> Result<Layer, StoreError> {
         if let Some(layer) = self.layer(diff_id) {
             remove(dir)?;
@@ -435,7 +460,7 @@ impl Store {
             return Ok(present);
         }
         let target = layers.join(&name);
-        rename(dir, &target)?;
+        let split_target = split_path(&layers, Path::new(&name));
         let file = LayerFile {
             version: FORMAT,
             diff_id: diff_id.clone(),
@@ -443,10 +468,15 @@ impl Store {
             files: facts.files,
             privileged_files: facts.privileged_files,
             highest_id: Some(facts.highest_id),
+            original: Some(if split.is_some() { Original::Split } else { Original::Canonical }),
         };
-        if let Err(error) = self.write_json(&facts_path(&layers, Path::new(&name)), &file) {
+        let placed = split
+            .map_or(Ok(()), |split| rename(split, &split_target))
+            .and_then(|()| rename(dir, &target))
+            .and_then(|()| self.write_json(&facts_path(&layers, Path::new(&name)), &file));
+        if let Err(error) = placed {
             // Without its facts it is not a layer; should this fail too, the next open removes it.
-            drop(remove(&target));
+            drop((remove(&target), remove(&split_target)));
             return Err(error);
         }
         let layer = layer_of(file);
@@ -466,6 +496,7 @@ impl Store {
             files: known.files,
             privileged_files: known.privileged_files,
             highest_id: known.highest_id,
+            original: known.original,
         };
         for image in state.images.values_mut() {
             let same = image.layers.iter_mut().filter(|other| other.diff_id == layer.diff_id);
@@ -487,6 +518,16 @@ impl Store {
         Hold { store: Arc::downgrade(self), diff_ids: diff_ids.to_vec() }
     }
 
+    /// Keeps these layers without counting it as a use.
+    pub(crate) fn keep<'a>(self: &Arc<Self>, diff_ids: impl Iterator<Item = &'a Digest>) -> Hold {
+        let diff_ids: Vec<Digest> = diff_ids.cloned().collect();
+        let mut state = self.state();
+        for diff_id in &diff_ids {
+            *state.holds.entry(diff_id.clone()).or_default() += 1;
+        }
+        Hold { store: Arc::downgrade(self), diff_ids }
+    }
+
     /// Removes layers that no image names, nobody holds, and nobody asked to hold for `unused_for`.
     pub(crate) fn collect(&self, unused_for: Duration) -> Result<Vec<Digest>, StoreError> {
         let mut state = self.state();
@@ -506,8 +547,82 @@ impl Store {
             .collect();
         let trash = self.discard_layers(&mut state, &victims)?;
         drop(state);
-        drop(trash);
+        remove_in_background(trash);
         Ok(victims)
+    }
+
+    /// Removes what `asked` says, or only says what that is.
+    pub(crate) fn prune(&self, asked: &PruneImages) -> Result<Victims, StoreError> {
+        let mut state = self.state();
+        let victims = plan(&self.inventory(&state), asked, SystemTime::now());
+        if asked.dry_run || victims == (Victims { left_bytes: victims.left_bytes, ..Victims::default() }) {
+            return Ok(victims);
+        }
+        self.forget_images(&mut state, &victims.images)?;
+        let trash = self.discard_layers(&mut state, &victims.layers)?;
+        drop(state);
+        remove_in_background(trash);
+        Ok(victims)
+    }
+
+    fn inventory(&self, state: &State) -> Inventory {
+        let layers = self.layers_dir();
+        let named: HashSet<&Digest> = state.references.values().collect();
+        let image = |image: &Image| ImageUse {
+            id: image.id.clone(),
+            named: named.contains(&image.id),
+            pinned: state.pins.contains_key(&image.id),
+            last_used: modified(&self.image_path(&image.id)),
+            layers: image.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
+        };
+        let layer = |layer: &Layer| {
+            let last_used = modified(&facts_path(&layers, Path::new(&layer.name)));
+            let held = state.holds.contains_key(&layer.diff_id);
+            (layer.diff_id.clone(), LayerUse { size_bytes: layer.size_bytes, held, last_used })
+        };
+        Inventory {
+            images: state.images.values().map(image).collect(),
+            layers: state.layers.values().map(layer).collect(),
+        }
+    }
+
+    /// References first, then configs, and both on disk before any layer that they name may go.
+    fn forget_images(&self, state: &mut State, ids: &[Digest]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut changed = state.references.clone();
+        changed.retain(|_, id| !ids.contains(id));
+        if changed.len() != state.references.len() {
+            self.save_references(&changed)?;
+            state.references = changed;
+        }
+        for id in ids {
+            remove(&self.image_path(id))?;
+            state.images.remove(id);
+            state.used.remove(id);
+        }
+        let dir = self.root.join("images");
+        let synced = File::open(&dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|source| StoreError::Sync { path: dir, source })
+    }
+
+    /// Notes that an image was used; not more than once in a while, since creating sandboxes comes by here.
+    fn note_use(&self, state: &mut State, id: &Digest) {
+        let now = SystemTime::now();
+        let lately = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age < USE_NOTED_EVERY);
+        if !state.used.get(id).is_some_and(lately) {
+            touch(&self.image_path(id));
+            state.used.insert(id.clone(), now);
+        }
+    }
+
+    /// Notes that an image was used.
+    pub(crate) fn used(&self, id: &Digest) {
+        let mut state = self.state();
+        if state.images.contains_key(id) {
+            self.note_use(&mut state, id);
+        }
     }
 
     /// Moves layers out of the store; the result, when dropped, removes their files.
@@ -520,6 +635,7 @@ impl Store {
             // Facts first: from here on it is no layer any more, however far the rest comes.
             remove(&facts_path(&layers, Path::new(&layer.name)))?;
             rename(&layers.join(&layer.name), &trash.path().join(&layer.name))?;
+            remove(&split_path(&layers, Path::new(&layer.name)))?;
         }
         Ok(trash)
     }
@@ -535,6 +651,7 @@ impl Store {
             self.write_file(&self.image_path(&id), image.raw_config())?;
             state.images.insert(id.clone(), image);
         }
+        self.note_use(&mut state, &id);
         self.point(&mut state, &id, references)?;
         state.image(&id).ok_or_else(|| StoreError::NoImage { name: id.to_string() })
     }
@@ -550,8 +667,12 @@ impl Store {
         Ok(())
     }
 
-    fn image_path(&self, id: &Digest) -> PathBuf {
+    pub(crate) fn image_path(&self, id: &Digest) -> PathBuf {
         self.root.join("images").join(format!("{}.json", id.hex()))
+    }
+
+    pub(crate) fn has_image(&self, id: &Digest) -> bool {
+        self.state().images.contains_key(id)
     }
 
     pub(crate) fn list(&self) -> Vec<Image> {
@@ -596,6 +717,7 @@ impl Store {
         let mut state = self.state();
         let image = state.image(id).ok_or_else(|| StoreError::NoImage { name: id.to_string() })?;
         *state.pins.entry(id.clone()).or_default() += 1;
+        self.note_use(&mut state, id);
         Ok(Pin { store: Arc::downgrade(self), image })
     }
 
@@ -625,17 +747,12 @@ impl Store {
             Some(image) => image.layers.iter().map(|l| l.diff_id.clone()).collect(),
             None => return Err(StoreError::NoImage { name: id.to_string() }),
         };
-        let mut changed = state.references.clone();
-        changed.retain(|_, i| i != id);
-        self.save_references(&changed)?;
-        state.references = changed;
-        remove(&self.image_path(id))?;
-        state.images.remove(id);
+        self.forget_images(&mut state, std::slice::from_ref(id))?;
         let used = state.used_layers();
         let victims: Vec<Digest> = layers.into_iter().filter(|l| !used.contains(l)).collect();
         let trash = self.discard_layers(&mut state, &victims)?;
         drop(state);
-        drop(trash);
+        remove_in_background(trash);
         Ok(vec![id.clone()])
     }
 }
@@ -678,11 +795,16 @@ fn layer_of(facts: LayerFile) -> Layer {
         files: facts.files,
         privileged_files: facts.privileged_files,
         highest_id: facts.highest_id,
+        original: facts.original,
     }
 }
 
 fn facts_path(layers: &Path, name: &Path) -> PathBuf {
     layers.join(name).with_extension("json")
+}
+
+fn split_path(layers: &Path, name: &Path) -> PathBuf {
+    layers.join(name).with_extension("split")
 }
 
 fn lock(root: &Path) -> Result<OwnedFd, StoreError> {
@@ -701,13 +823,13 @@ fn make_dir(path: &Path) -> Result<(), StoreError> {
     fs::create_dir_all(path).map_err(|source| StoreError::MakeDir { path: path.to_owned(), source })
 }
 
-fn read_dir(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
+pub(crate) fn read_dir(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let failed = |source| StoreError::Read { path: path.to_owned(), source };
     let entries = fs::read_dir(path).map_err(failed)?;
     entries.map(|entry| entry.map(|e| e.path()).map_err(failed)).collect()
 }
 
-fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
     let failed = |source| StoreError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -717,7 +839,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
     }
 }
 
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path, limit: u64) -> Result<T, StoreError> {
+pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path, limit: u64) -> Result<T, StoreError> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
@@ -749,6 +871,20 @@ fn remove(path: &Path) -> Result<(), StoreError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Large trees take long to remove, and nobody should wait for it. What a crash leaves of it goes at the next start.
+fn remove_in_background(trash: TempDir) {
+    let name = "berth-trash".to_owned();
+    if let Err(error) = std::thread::Builder::new().name(name).spawn(move || drop(trash)) {
+        // The closure was dropped, and the trash with it.
+        tracing::debug!(%error, "removed what was freed while its caller waited");
+    }
+}
+
+/// When a file was last changed; long ago, where that cannot be told.
+fn modified(path: &Path) -> SystemTime {
+    fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// One sync for a whole tree is far cheaper than one per file.

@@ -1,6 +1,7 @@
-//! Layers as directory trees: into the store ([`unpack`]), out of it ([`pack`]), and their facts ([`survey`]).
+//! Layers as directory trees: into the store ([`unpack`]), out of it ([`pack`], [`split`]), and their facts ([`survey`]).
 
 pub(crate) mod pack;
+pub(crate) mod split;
 pub(crate) mod tar_reader;
 pub(crate) mod unpack;
 pub(crate) mod walk;

@@ -69,10 +69,30 @@ pub(crate) enum Tidy {
 
 /// Writes the canonical tar of the tree at `root`.
 pub(crate) fn pack<W: Write>(root: &Path, tidy: Tidy, out: W) -> Result<W, PackError> {
-    let mut packer = Packer { root, out, tidy, links: HashMap::new(), buffer: vec![0; COPY_BUFFER] };
-    walk::<PackError>(root, &mut |node| packer.add(node))?;
-    packer.write(&[0; 1024])?;
+    let mut packer = Packer::new(root, tidy, out, vec![0; COPY_BUFFER]);
+    packer.pack()?;
     Ok(packer.out)
+}
+
+/// Length of that tar in bytes, without reading the files.
+pub(crate) fn packed_length(root: &Path) -> Result<u64, PackError> {
+    let mut packer = Packer::new(root, Tidy::No, Counter(0), Vec::new());
+    packer.skipped = Some(0);
+    packer.pack()?;
+    Ok(packer.out.0 + packer.skipped.unwrap_or(0))
+}
+
+struct Counter(u64);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct Packer<'a, W> {
@@ -82,9 +102,20 @@ struct Packer<'a, W> {
     /// First name of each file that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
+    /// When only the length is wanted: bytes of files so far, which are not read.
+    skipped: Option<u64>,
 }
 
-impl<W: Write> Packer<'_, W> {
+impl<'a, W: Write> Packer<'a, W> {
+    fn new(root: &'a Path, tidy: Tidy, out: W, buffer: Vec<u8>) -> Self {
+        Self { root, out, tidy, links: HashMap::new(), buffer, skipped: None }
+    }
+
+    fn pack(&mut self) -> Result<(), PackError> {
+        walk::<PackError>(self.root, &mut |node| self.add(node))?;
+        self.write(&[0; 1024])
+    }
+
     fn add(&mut self, node: &Node<'_>) -> Result<(), PackError> {
         if node.name.to_bytes().starts_with(b".wh.") {
             return self.inexpressible(node, "names that begin with .wh. mean deletions there");
@@ -160,6 +191,10 @@ impl<W: Write> Packer<'_, W> {
     fn add_file(&mut self, node: &Node<'_>, xattrs: &Pairs) -> Result<(), PackError> {
         let size = u64::try_from(node.stat.st_size).unwrap_or(0);
         self.write_header(node, EntryType::Regular, b"", size, xattrs)?;
+        if let Some(skipped) = &mut self.skipped {
+            *skipped += size;
+            return self.pad(size);
+        }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file =
             rustix::fs::openat(node.parent, node.name, flags, Mode::empty()).map_err(|e| node.fail(e))?;

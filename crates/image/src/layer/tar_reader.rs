@@ -10,6 +10,7 @@ use std::ops::Range;
 use tar::Header;
 
 use super::Pairs;
+use super::split::Recorder;
 
 const BLOCK: u64 = 512;
 // Where the numeric fields lie in a header.
@@ -134,6 +135,7 @@ pub(crate) struct TarReader<R> {
     current: String,
     global: Pax,
     ended: bool,
+    recorder: Option<Recorder>,
 }
 
 #[derive(Clone, Default)]
@@ -162,11 +164,21 @@ impl<R: Read> TarReader<R> {
             current: String::from("the first header"),
             global: Pax::default(),
             ended: false,
+            recorder: None,
         }
     }
 
-    pub(crate) fn into_inner(self) -> R {
-        self.inner
+    /// As [`TarReader::new`]; everything that is read is taken down.
+    pub(crate) fn recording(inner: R, recorder: Recorder) -> Self {
+        Self { recorder: Some(recorder), ..Self::new(inner) }
+    }
+
+    pub(crate) fn recorder(&mut self) -> Option<&mut Recorder> {
+        self.recorder.as_mut()
+    }
+
+    pub(crate) fn into_parts(self) -> (R, Option<Recorder>) {
+        (self.inner, self.recorder)
     }
 
     /// Whether the archive's end marker was seen; an archive cut between two members has none.
@@ -384,6 +396,9 @@ impl<R: Read> TarReader<R> {
                 Ok(0) if done == 0 => return Ok(true),
                 Ok(0) => return Err(TarError::Truncated { member: self.current.clone() }),
                 Ok(n) => {
+                    if let Some(recorder) = &mut self.recorder {
+                        recorder.literal(&buf[done..done + n]);
+                    }
                     done += n;
                     self.position += n as u64;
                 }
@@ -409,6 +424,9 @@ impl<R: Read> TarReader<R> {
         .map_err(|source| TarError::Read { offset: self.position, source })?;
         if n == 0 {
             return Err(TarError::Truncated { member: self.current.clone() });
+        }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.data(&buf[..n]);
         }
         self.data_left -= n as u64;
         self.position += n as u64;

@@ -81,9 +81,14 @@ pub(crate) fn unpack<R: Read>(tar: &mut TarReader<R>, dir: &Path) -> Result<(), 
         last_parent: None,
         dir_times: vec![(Vec::new(), time(0, 0))],
         buffer: vec![0; COPY_BUFFER],
+        lost: tar.recorder().map(|recorder| Lost { dir: recorder.lost().to_owned(), files: 0 }),
+        replaced: false,
     };
     while let Some(member) = tar.next()? {
         tree.add(&member, tar)?;
+    }
+    if let Some(recorder) = tar.recorder().filter(|_| tree.replaced) {
+        recorder.replaced();
     }
     tree.set_dir_times()
 }
@@ -95,6 +100,32 @@ struct Tree {
     last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     dir_times: Vec<(Vec<u8>, Timespec)>,
     buffer: Vec<u8>,
+    /// For a tar that is taken down: where files go that a later member replaces.
+    lost: Option<Lost>,
+    /// Whether anything but a deletion was replaced.
+    replaced: bool,
+}
+
+/// Replaced files. They are kept to the end, so that their bytes can be kept and their inodes are nobody else's.
+struct Lost {
+    dir: PathBuf,
+    files: u64,
+}
+
+impl Lost {
+    fn take(&mut self, place: &Place<'_>) -> Result<(), UnpackError> {
+        if self.files == 0 {
+            std::fs::create_dir(&self.dir).map_err(|source| UnpackError::Member {
+                member: place.member.name(),
+                operation: "making a directory for what it replaces",
+                source,
+            })?;
+        }
+        self.files += 1;
+        let to = self.dir.join(self.files.to_string());
+        rustix::fs::renameat(&place.parent, place.name(), rustix::fs::CWD, &to)
+            .map_err(place.fail("setting aside what it replaces"))
+    }
 }
 
 /// A member's place: an open parent directory and a name in it.
@@ -283,9 +314,13 @@ impl Tree {
         let file = rustix::fs::openat(&place.parent, place.name(), flags, Mode::from_raw_mode(0o600))
             .map_err(place.fail("creating the file"))?;
         match &place.member.sparse {
-            None => self.copy(place, &file, tar, None)?,
+            None => {
+                record(place, &file, tar, 0)?;
+                self.copy(place, &file, tar, None)?;
+            }
             Some(areas) => {
                 for (offset, length) in areas {
+                    record(place, &file, tar, *offset)?;
                     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(*offset))
                         .map_err(place.fail("seek"))?;
                     self.copy(place, &file, tar, Some(*length))?;
@@ -332,7 +367,15 @@ impl Tree {
     /// Frees a name for what replaces it.
     fn remove(&mut self, place: &Place<'_>, found: Option<&Stat>) -> Result<(), UnpackError> {
         let Some(found) = found else { return Ok(()) };
-        if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+        let kind = FileType::from_raw_mode(found.st_mode);
+        self.replaced |= !is_whiteout(found);
+        if let Some(lost) = &mut self.lost
+            && matches!(kind, FileType::Directory | FileType::RegularFile)
+        {
+            self.last_parent = None;
+            return lost.take(place);
+        }
+        if kind != FileType::Directory {
             return rustix::fs::unlinkat(&place.parent, place.name(), AtFlags::empty())
                 .map_err(place.fail("unlink"));
         }
@@ -435,6 +478,20 @@ impl Tree {
         }
         Ok(())
     }
+}
+
+/// Says where the data goes that is read next.
+fn record<R: Read>(
+    place: &Place<'_>,
+    file: &OwnedFd,
+    tar: &mut TarReader<R>,
+    offset: u64,
+) -> Result<(), UnpackError> {
+    if let Some(recorder) = tar.recorder() {
+        let inode = rustix::fs::fstat(file).map_err(place.fail("stat"))?.st_ino;
+        recorder.payload(&place.path, offset, inode);
+    }
+    Ok(())
 }
 
 fn dir_time_error(path: &[u8], errno: Errno) -> UnpackError {
