@@ -1,6 +1,7 @@
 //! Measures Berth against its peers, in the same run and on the same machine, since machines differ.
 //!
 //! `engine` is a sandbox by itself: how fast it comes and goes, how hard its limits are, what it costs. See [`engine`].
+//! `builds` is how images come about. See [`builds`].
 //!
 //! `trial` is the whole way: Harbor's `square-2` with the agent `oracle`, one trial and twelve at four at a time, by
 //!
@@ -19,6 +20,7 @@
 //! work: a run whose rewards are not all 1 is an error ([`rewards`]). What is measured and how it is shown is pure
 //! ([`figures`], [`report`]). Every sub-command gives rows of one form ([`rows`]), which `--json FILE` writes.
 
+mod builds;
 mod daemon;
 mod engine;
 mod figures;
@@ -53,6 +55,8 @@ pub(crate) struct Arguments {
 /// What can be measured.
 #[derive(Subcommand)]
 enum Bench {
+    /// Images: unchanged contexts, cold builds, pulls, equal requests at once, against podman
+    Builds(builds::Builds),
     /// Sandboxes by themselves, against podman, runc, crun, bubblewrap and the kernel's own floor
     Engine(engine::Engine),
     /// Whole Harbor trials, against Harbor's own podman provider
@@ -73,6 +77,7 @@ struct Trial {
 /// Measures, and prints the figures on stdout.
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
     let (table, rows) = match &arguments.bench {
+        Bench::Builds(arguments) => builds::run(root, arguments)?,
         Bench::Engine(arguments) => engine::run(root, arguments)?,
         Bench::Trial(arguments) => {
             let report = trial(root, arguments)?;
