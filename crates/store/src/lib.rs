@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
+pub use cache::CacheRow;
 pub use leases::LeaseRow;
 pub use sandboxes::SandboxRow;
 
