@@ -317,7 +317,7 @@ impl Engine for Btrfs {
         self.set_limits(id, &Limits::default())?;
         let (path, fd) = self.layout.open_sandbox(id)?;
         let found = layout::parts(path.clone());
-        for part in [&found.work, &found.spool] {
+        for part in [&found.work, &found.spool, &found.mounts] {
             tree::delete(part)?;
         }
         hoist::hoist(fd.as_fd(), &path)?;

@@ -121,7 +121,8 @@ pub(crate) fn make_private(path: &Path) -> Result<(), Error> {
 /// What is in the directory `dir` of a sandbox.
 pub(crate) fn parts(dir: PathBuf) -> Writable {
     let (upper, work, spool) = (dir.join("upper"), dir.join("work"), dir.join("spool"));
-    Writable { dir, upper, work, spool, used_files: Vec::new() }
+    let mounts = dir.join("mounts");
+    Writable { dir, upper, work, spool, mounts, used_files: Vec::new() }
 }
 
 /// Makes the directories in the new directory `dir` of a sandbox.

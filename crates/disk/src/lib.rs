@@ -61,7 +61,7 @@ pub struct Limits {
 /// A sandbox's writable directories, all on one file system, as overlayfs wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writable {
-    /// Holds the other three and nothing else.
+    /// Holds the others and nothing else.
     pub dir: PathBuf,
     /// What the sandbox writes; empty at first. Its owner and mode are those of the sandbox's `/`.
     pub upper: PathBuf,
@@ -70,6 +70,9 @@ pub struct Writable {
     /// For the output of commands; empty at first, counted like the rest, never part of what the sandbox wrote. Of root,
     /// mode 0700: whoever is to write there as root of a user namespace needs a mount with its ids mapped.
     pub spool: PathBuf,
+    /// For what is written to overlays beside the root's; counted like the rest, never part of what the sandbox wrote.
+    /// Not there until whoever needs it makes it.
+    pub mounts: PathBuf,
     /// Files of the host whose decimal texts sum up to the bytes that the sandbox uses now and its limit counts. Empty
     /// where statfs(2) inside the sandbox is right by itself, or where nothing is counted.
     pub used_files: Vec<PathBuf>,
@@ -78,8 +81,8 @@ pub struct Writable {
 /// What the bytes of a [`Usage`] are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
-    /// Blocks of the files in the upper directory and the spool, counted by walking them: takes as long as there are
-    /// files.
+    /// Blocks of the files in the upper directory, the spool and the mounts', counted by walking them: takes as long as
+    /// there are files.
     Walked,
     /// The subvolume's quota group: blocks of data and metadata of all three directories, and what is written but
     /// not yet on disk, as reserved. With simple quotas data that is shared with a layer (copied up by reflink) is on
@@ -151,6 +154,26 @@ pub struct Reaped {
     pub sandboxes: u64,
     /// Files and directories deleted; a subvolume, which goes as a whole, counts as one.
     pub entries: u64,
+}
+
+/// Deletes a directory that nobody writes to any more, whatever was made below the directories in it: names and depth of
+/// those may be a sandbox's, names directly in it are the caller's own. Returns the number of entries deleted; one that
+/// is not there is no error. Blocks for as long as there are files.
+///
+/// # Errors
+///
+/// [`Error::Delete`], [`Error::ReadDir`].
+pub fn delete_tree(path: &Path) -> Result<u64, Error> {
+    tree::delete(path)
+}
+
+/// Counts what is in a directory, as [`Counted::Walked`] has it. Sandboxes may be at work in it.
+///
+/// # Errors
+///
+/// [`Error::TooDeep`]; and what the file system refuses.
+pub fn walk_usage(path: &Path) -> Result<Usage, Error> {
+    tree::usage(&[path])
 }
 
 /// A way to keep writable layers.

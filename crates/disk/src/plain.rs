@@ -69,6 +69,7 @@ impl Engine for Plain {
     fn release_tree(&self, id: &str) -> Result<PathBuf, Error> {
         let found = layout::parts(self.layout.open_sandbox(id)?.0);
         tree::delete(&found.spool)?;
+        tree::delete(&found.mounts)?;
         Ok(found.upper)
     }
 
@@ -90,7 +91,9 @@ impl Engine for Plain {
 
     fn usage(&self, id: &str) -> Result<Usage, Error> {
         let found = layout::parts(self.layout.open_sandbox(id)?.0);
-        tree::usage(&[&found.upper, &found.spool])
+        let mut counted = vec![found.upper.as_path(), &found.spool];
+        counted.extend(found.mounts.exists().then_some(found.mounts.as_path()));
+        tree::usage(&counted)
     }
 
     fn limit_hit(&self, id: &str) -> Result<Option<Full>, Error> {

@@ -168,8 +168,9 @@ impl Engine for Xfs {
     fn release_tree(&self, id: &str) -> Result<PathBuf, Error> {
         self.set_limits(id, &Limits::default())?;
         let (path, project, _) = self.account(id)?;
-        let Writable { upper, spool, .. } = layout::parts(path);
+        let Writable { upper, spool, mounts, .. } = layout::parts(path);
         tree::delete(&spool)?;
+        tree::delete(&mounts)?;
         let dir = layout::open_dir(&upper)?;
         quota::set_project(dir.as_fd(), project, false)
             .map_err(|source| Error::SetQuota { path: upper.clone(), source })?;

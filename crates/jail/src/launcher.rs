@@ -95,6 +95,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// What the request mounts is not in the layers that it is to come from.
+    #[error("there is no {} in what is to be mounted", path.display())]
+    MountSource {
+        /// The path in them.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// What the request mounts would have wrong owners in a container with ids of its own.
     #[error(
         "cannot show {} with a sandbox's own owners: what is mounted there, or below it, has no id-mapped mounts or is \
@@ -148,6 +157,7 @@ impl From<Failure> for Error {
         match failure.blame {
             Blame::Machine => Self::Perform { step, path, source },
             Blame::MountTarget => Self::MountTarget { path, source },
+            Blame::MountSource => Self::MountSource { path, source },
             Blame::BindOwners => Self::BindOwners { path, source },
             Blame::RootOwners => Self::RootOwners { path, source },
         }

@@ -37,6 +37,7 @@ pub mod launcher;
 mod maker;
 mod message;
 mod mountpoint;
+mod mounts;
 mod perform;
 pub mod plan;
 mod process;

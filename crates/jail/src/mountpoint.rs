@@ -34,9 +34,17 @@ pub(crate) enum Links {
     Refuse,
 }
 
+/// A mount point.
+#[derive(Debug)]
+pub(crate) struct Point {
+    pub(crate) fd: OwnedFd,
+    /// Where it is, links followed, relative to the root.
+    pub(crate) path: PathBuf,
+}
+
 /// Opens the mount point `path`, making what is missing of it. Paths made on the root's own mount are added to `made`,
 /// relative to the root and parents first; those made in other mounts (such as /dev) leave no trace in an image.
-pub(crate) fn open(path: &Path, kind: Kind, links: Links, made: &mut Vec<PathBuf>) -> Result<OwnedFd, Errno> {
+pub(crate) fn open(path: &Path, kind: Kind, links: Links, made: &mut Vec<PathBuf>) -> Result<Point, Errno> {
     let root =
         rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut found_type = FileType::Directory;
@@ -66,12 +74,13 @@ pub(crate) fn open(path: &Path, kind: Kind, links: Links, made: &mut Vec<PathBuf
             walk.stack.push((next, name));
         }
     }
-    let (found, _) = walk.stack.pop().ok_or(Errno::NOENT)?;
+    let path = walk.path();
+    let (fd, _) = walk.stack.pop().ok_or(Errno::NOENT)?;
     match (kind, found_type) {
-        (Kind::Directory, FileType::Directory) => Ok(found),
+        (Kind::Directory, FileType::Directory) => Ok(Point { fd, path }),
         (Kind::Directory, _) => Err(Errno::NOTDIR),
         (Kind::File, FileType::Directory) => Err(Errno::ISDIR),
-        (Kind::File, _) => Ok(found),
+        (Kind::File, _) => Ok(Point { fd, path }),
     }
 }
 
@@ -135,8 +144,12 @@ impl Walk {
         Ok(())
     }
 
+    fn path(&self) -> PathBuf {
+        self.stack.iter().skip(1).map(|(_, name)| name.as_os_str()).collect()
+    }
+
     fn path_of(&self, name: &OsStr) -> PathBuf {
-        self.stack.iter().skip(1).map(|(_, name)| name.as_os_str()).chain([name]).collect()
+        self.path().join(name)
     }
 }
 

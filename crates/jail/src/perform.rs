@@ -27,7 +27,7 @@ use crate::views;
 
 /// A directory of the container in which there is nothing, nor ever can be: see `plan`. Mounted elsewhere it is as
 /// read-only as there, and costs less than a file system of its own.
-const EMPTY: &str = "/sys/fs/cgroup";
+pub(crate) const EMPTY: &str = "/sys/fs/cgroup";
 
 /// A step that failed, in a form that fits through a pipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,8 @@ pub(crate) enum Blame {
     Machine,
     /// The place of something that is mounted does not fit the image.
     MountTarget,
+    /// What is to be mounted is not in the layers that it is to come from.
+    MountSource,
     /// What is to be mounted cannot be seen with other owners.
     BindOwners,
     /// The directories behind the root cannot be seen with other owners.
@@ -81,7 +83,7 @@ pub(crate) struct Performed {
     pub(crate) arguments: Vec<String>,
     /// Descriptors of the guest, each with the name of the argument that tells its number.
     pub(crate) passed: Vec<(String, OwnedFd)>,
-    trees: Vec<Option<OwnedFd>>,
+    pub(crate) trees: Vec<Option<OwnedFd>>,
 }
 
 /// Namespaces that came with the request.
@@ -132,12 +134,16 @@ impl Performed {
             Op::MakeFilesAs(id) => berth_sys::process::make_files_as(*id).at("make files as", id.to_string()),
             Op::MountOverlay(overlay) => root::mount_overlay(overlay),
             Op::MountUpper(upper) => root::mount_upper(upper),
+            Op::OpenInside(inside) => self.open_inside(inside),
             Op::PivotRoot(root) => root::pivot(root),
             Op::Mount(mount) => self.mount(mount),
             Op::Link { path, target } => {
                 rustix::fs::symlinkat(target.as_str(), CWD, path).at("make the link", path)
             }
             Op::Attach { tree, target } => self.attach(*tree, target),
+            Op::AttachMount { tree, target } => self.attach_mount(*tree, target),
+            Op::MountMemory(mount) => self.mount_memory(mount),
+            Op::MountBytes(bytes) => self.mount_bytes(bytes),
             Op::MountView { target, connection } => self.mount_view(target, connection),
             Op::MountText(text) => views::mount_text(text),
             Op::Mask(path) => mask(path),
@@ -215,7 +221,7 @@ impl Performed {
         move_mount(&tree, "", CWD, dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("mount over", dir)
     }
 
-    fn take_tree(&mut self, number: usize, target: &Path) -> Result<OwnedFd, Failure> {
+    pub(crate) fn take_tree(&mut self, number: usize, target: &Path) -> Result<OwnedFd, Failure> {
         let tree = self.trees.get_mut(number).and_then(Option::take);
         tree.ok_or_else(|| Failure::new("find the opened source for", target, Errno::BADF))
     }
@@ -251,38 +257,54 @@ impl Performed {
         let target = &wanted.target;
         let point = mountpoint::open(target, Kind::Directory, Links::Refuse, &mut self.stubs)
             .map_err(|error| no_mount_point(target, error))?;
-        let flags = wanted.flags.iter().fold(MountFlags::NOSUID, |flags, flag| {
-            flags
-                | match flag {
-                    Flag::NoDev => MountFlags::NODEV,
-                    Flag::NoExec => MountFlags::NOEXEC,
-                    Flag::ReadOnly => MountFlags::RDONLY,
-                }
-        });
-        let options = c_string(&wanted.options, target)?;
-        // By way of the working directory, so that what was just examined is what is mounted on.
-        fchdir(&point).at("enter", target)?;
-        let kind = wanted.file_system.as_str();
-        mount(kind, ".", kind, flags, options.as_c_str()).at("mount", target)?;
-        chdir("/").at("enter", "/")
+        mount_at(wanted, &point.fd)
     }
 
     fn attach(&mut self, number: usize, target: &Path) -> Result<(), Failure> {
         let tree = self.take_tree(number, target)?;
-        let stat = rustix::fs::fstat(&tree).at("look at the source for", target)?;
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Kind::Directory,
-            _ => Kind::File,
-        };
+        let kind = kind_of(&tree, target)?;
         let point = mountpoint::open(target, kind, Links::Follow, &mut self.stubs)
             .map_err(|error| no_mount_point(target, error))?;
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(&tree, "", &point, "", flags).at("mount a bind at", target)
+        attach_at(&tree, &point.fd, target)
     }
 }
 
+/// Mounts a file system at a place that was examined.
+pub(crate) fn mount_at(wanted: &Mount, point: &OwnedFd) -> Result<(), Failure> {
+    let target = &wanted.target;
+    let flags = wanted.flags.iter().fold(MountFlags::NOSUID, |flags, flag| {
+        flags
+            | match flag {
+                Flag::NoDev => MountFlags::NODEV,
+                Flag::NoExec => MountFlags::NOEXEC,
+                Flag::ReadOnly => MountFlags::RDONLY,
+            }
+    });
+    let options = c_string(&wanted.options, target)?;
+    // By way of the working directory, so that what was just examined is what is mounted on.
+    fchdir(point).at("enter", target)?;
+    let kind = wanted.file_system.as_str();
+    mount(kind, ".", kind, flags, options.as_c_str()).at("mount", target)?;
+    chdir("/").at("enter", "/")
+}
+
+/// What the place of a detached tree must be.
+pub(crate) fn kind_of(tree: &OwnedFd, target: &Path) -> Result<Kind, Failure> {
+    let stat = rustix::fs::fstat(tree).at("look at the source for", target)?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => Kind::Directory,
+        _ => Kind::File,
+    })
+}
+
+/// Puts a detached tree at a place that was examined.
+pub(crate) fn attach_at(tree: &OwnedFd, point: &OwnedFd, target: &Path) -> Result<(), Failure> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", point, "", flags).at("mount a bind at", target)
+}
+
 /// What the image has in the way is no fault of the machine's: a symlink at /proc, a file at /dev.
-fn no_mount_point(target: &Path, error: Errno) -> Failure {
+pub(crate) fn no_mount_point(target: &Path, error: Errno) -> Failure {
     let misfit = matches!(error, Errno::NOTDIR | Errno::ISDIR | Errno::NAMETOOLONG | Errno::LOOP);
     let blame = if misfit { Blame::MountTarget } else { Blame::Machine };
     Failure { blame, ..Failure::new("prepare the mount point", target, error) }

@@ -17,6 +17,7 @@
 
 mod check;
 mod facts;
+mod mounts;
 mod op;
 
 use std::collections::HashSet;
@@ -27,9 +28,9 @@ use serde::{Deserialize, Serialize};
 use crate::ids::IdRange;
 pub use crate::plan::check::Error;
 pub use crate::plan::facts::{DetectError, Facts};
-pub use crate::plan::op::{Flag, Mount, Op, Overlay, Tree};
+pub use crate::plan::op::{Bytes, Flag, Inside, Mount, Op, Overlay, Tree};
 use crate::seccomp::Profile;
-use crate::spec::{Root, Spec};
+use crate::spec::Spec;
 
 /// Room that the options beside the lower directories take at most: fixed text and two descriptor numbers.
 const OVERLAY_FIXED_BYTES: usize = 160;
@@ -96,7 +97,9 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     ops.extend(spec.views.open());
     ops.extend([Op::EnterNetwork, Op::PrivateMounts]);
     let trees = trees(spec);
+    let mounts = mounts::Mounts::new(spec, facts, trees.len());
     ops.extend(trees.iter().map(|(tree, _)| Op::OpenTree(tree.clone())));
+    ops.extend(mounts.open());
     // Before what it lies in is covered: no mount is mapped twice.
     ops.extend(spec.spool.iter().map(|path| Op::PassDirectory {
         path: path.clone(),
@@ -104,8 +107,9 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
         mapped: spec.ids.is_some(),
     }));
     if let Some(ids) = spec.ids {
-        map_root(&spec.root, ids, trees.len(), &mut ops);
+        map_root(mounts.dirs(), ids, mounts.first_mapped(), &mut ops);
     }
+    ops.extend(mounts.make());
     root(spec, facts, &mut ops);
     kernel_file_systems(spec, &mut ops);
     for (number, (_, target)) in trees.into_iter().enumerate() {
@@ -118,6 +122,8 @@ pub fn plan(spec: &Spec, facts: &Facts) -> Result<Plan, Error> {
     // After the devices are attached: files are masked with the container's own /dev/null.
     ops.extend(MASKED.map(|path| Op::Mask(path.into())));
     ops.extend(READ_ONLY.into_iter().chain([GUEST_FILES]).map(|path| Op::ReadOnly(path.into())));
+    // Whatever they cover then, it is nothing that the operations so far needed.
+    ops.extend(mounts.attach());
     ops.extend([Op::Hostname(spec.hostname.clone()), Op::RaiseOpenFiles]);
     if spec.ids.is_some() {
         // The keyring last: it is to belong to the container's root, and to count as its.
@@ -186,35 +192,33 @@ fn guest(spec: &Spec, ops: &mut Vec<Op>) {
 
 /// Has the directories behind the root seen with the container's ids. All are opened before the first is covered: one
 /// may lie in another, and a mount is mapped only once.
-fn map_root(root: &Root, ids: IdRange, first_tree: usize, ops: &mut Vec<Op>) {
-    // Upper and work through one mount, as overlayfs asks.
-    let mut dirs: Vec<PathBuf> = root.upper.parent().map(Path::to_owned).into_iter().collect();
-    if !root.lowers.is_empty() {
-        dirs.push(root.layers_dir.clone());
-    }
-    dirs.sort_by_key(|dir| dir.components().count());
-    dirs.dedup();
+fn map_root(dirs: &[PathBuf], ids: IdRange, first_tree: usize, ops: &mut Vec<Op>) {
     ops.extend(dirs.iter().cloned().map(Op::OpenMapped));
-    ops.extend((first_tree..).zip(dirs).map(|(tree, dir)| Op::Cover { tree, dir }));
+    let covers = (first_tree..).zip(dirs).map(|(tree, dir)| Op::Cover { tree, dir: dir.clone() });
+    ops.extend(covers);
     ops.push(Op::MakeFilesAs(ids.first));
 }
 
 fn root(spec: &Spec, facts: &Facts, ops: &mut Vec<Op>) {
     let root = &spec.root;
-    let lowers = distinct(&root.lowers);
-    ops.push(if root.lowers.is_empty() {
-        Op::MountUpper(root.upper.clone())
-    } else {
-        Op::MountOverlay(Overlay {
-            name: format!("berth-{}", spec.id),
-            layers_dir: root.layers_dir.clone(),
-            one_by_one: string_options_bytes(&lowers) > facts.mount_options_bytes,
-            lowers,
-            upper: root.upper.clone(),
-            work: root.work.clone(),
-        })
-    });
+    ops.push(overlay(spec, facts, &root.lowers, &root.upper, &root.work));
     ops.push(Op::PivotRoot(root.upper.clone()));
+}
+
+/// Mounts layers at the directory that takes their changes.
+fn overlay(spec: &Spec, facts: &Facts, lowers: &[String], upper: &Path, work: &Path) -> Op {
+    if lowers.is_empty() {
+        return Op::MountUpper(upper.to_owned());
+    }
+    let lowers = distinct(lowers);
+    Op::MountOverlay(Overlay {
+        name: format!("berth-{}", spec.id),
+        layers_dir: spec.root.layers_dir.clone(),
+        one_by_one: string_options_bytes(&lowers) > facts.mount_options_bytes,
+        lowers,
+        upper: upper.to_owned(),
+        work: work.to_owned(),
+    })
 }
 
 /// Each layer where it stands uppermost. An image may hold one several times (an empty one, mostly), overlayfs refuses
@@ -287,7 +291,8 @@ mod tests {
     use super::*;
     use crate::capability::Capability;
     use crate::spec::{
-        Bind, CgroupMembership, CgroupWrite, DEFAULT_SHM_BYTES, EtcFiles, GuestCgroup, GuestSettings,
+        Bind, CgroupMembership, CgroupWrite, Contents, DEFAULT_SHM_BYTES, EtcFiles, GuestCgroup,
+        GuestSettings, Mount, MountSource, Root,
     };
 
     const FACTS: Facts = Facts { mount_options_bytes: 4096, last_capability: 40, layers_one_by_one: true };
@@ -304,6 +309,7 @@ mod tests {
                 work: "/data/sandboxes/0190/work".into(),
             },
             binds: vec![Bind { source: "/srv/cache".into(), target: "/cache".into(), read_only: true }],
+            mounts: Vec::new(),
             etc: EtcFiles {
                 resolv_conf: Some("/data/sandboxes/0190/resolv.conf".into()),
                 hosts: Some("/data/sandboxes/0190/hosts".into()),
@@ -382,6 +388,63 @@ mod tests {
         });
         let dirs = ["/data/sandboxes/0190", "/data/sandboxes/0190/layers"].map(PathBuf::from);
         assert_eq!(covered.collect::<Vec<_>>(), (9..).zip(dirs).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_container_with_mounts() {
+        let mut spec = spec();
+        spec.mounts = mounts();
+        let beside = |spec: &Spec| {
+            let all = plan(spec, &FACTS).unwrap().ops;
+            let mut without = spec.clone();
+            without.mounts.clear();
+            let known = plan(&without, &FACTS).unwrap().ops;
+            let order = |op: &Op| {
+                matches!(op, Op::OpenMapped(_) | Op::Cover { .. } | Op::MakeFilesAs(_) | Op::PivotRoot(_))
+            };
+            all.into_iter().filter(|op| order(op) || !known.contains(op)).collect::<Vec<_>>()
+        };
+        insta::assert_json_snapshot!(beside(&spec));
+        spec.ids = Some(IDS);
+        insta::assert_json_snapshot!("a_container_with_mounts_and_ids_of_its_own", beside(&spec));
+    }
+
+    #[test]
+    fn bad_mounts_are_refused() {
+        let refused = |ids: Option<IdRange>, change: fn(&mut Mount)| {
+            let mut spec = spec();
+            spec.ids = ids;
+            spec.mounts = mounts();
+            change(&mut spec.mounts[0]);
+            plan(&spec, &FACTS).unwrap_err().to_string()
+        };
+        insta::assert_snapshot!(refused(None, |mount| mount.target = "/".into()), @"nothing can be mounted at /");
+        insta::assert_snapshot!(refused(None, |mount| mount.target = "/a/../..".into()), @r#"target of a mount must be an absolute path without "..": /a/../.."#);
+        insta::assert_snapshot!(refused(None, |mount| if let MountSource::Layers { lowers, .. } = &mut mount.source { lowers[0] = "../x".to_owned() }), @r#"layer name "../x" is not a plain file name"#);
+        insta::assert_snapshot!(refused(None, |mount| if let MountSource::Layers { path, .. } = &mut mount.source { *path = "/a/../b".into() }), @r#"path in layers must be an absolute path without "..": /a/../b"#);
+        insta::assert_snapshot!(refused(None, |mount| if let MountSource::Layers { work, .. } = &mut mount.source { *work = "/elsewhere".into() }), @"/data/sandboxes/0190/mounts/0/upper and /elsewhere must be in one directory below that of the sandbox's root");
+        insta::assert_snapshot!(refused(Some(IDS), |mount| if let MountSource::Layers { upper, work, .. } = &mut mount.source { (*upper, *work) = ("/data/u".into(), "/data/w".into()) }), @"/data/u and /data/w must be in one directory below that of the sandbox's root");
+        insta::assert_snapshot!(refused(Some(IDS), |mount| mount.source = MountSource::Bytes { contents: Contents(vec![1]), uid: 0, gid: 262_144, mode: 0 }), @"there is no user 0 or no group 262144 in a sandbox with 262144 ids to own /context");
+    }
+
+    /// One of each kind, and one without layers.
+    fn mounts() -> Vec<Mount> {
+        let layers = |number: u32, lowers: &[&str]| MountSource::Layers {
+            lowers: lowers.iter().map(|&name| name.to_owned()).collect(),
+            upper: format!("/data/sandboxes/0190/mounts/{number}/upper").into(),
+            work: format!("/data/sandboxes/0190/mounts/{number}/work").into(),
+            path: "/src".into(),
+        };
+        let bytes = MountSource::Bytes { contents: Contents(b"key".to_vec()), uid: 5, gid: 6, mode: 0o400 };
+        let mounts = [
+            ("/context", true, layers(0, &["dddd", "cccc"])),
+            ("/cache", false, MountSource::Directory("/data/caches/1".into())),
+            ("/scratch", false, MountSource::Tmpfs { size: Some(4096) }),
+            ("/key", true, bytes),
+            ("/nothing", false, layers(4, &[])),
+        ];
+        let mount = |(target, read_only, source)| Mount { target: PathBuf::from(target), read_only, source };
+        mounts.map(mount).into()
     }
 
     #[test]

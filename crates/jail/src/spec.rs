@@ -26,6 +26,10 @@ pub struct Spec {
     /// Host paths to mount, in this order.
     #[serde(default)]
     pub binds: Vec<Bind>,
+    /// What else is mounted, after `binds` and everything that every container has, in this order. Nothing of it goes
+    /// below `/proc` or `/sys`.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     /// Files of the container's own to mount over those of the image.
     #[serde(default)]
     pub etc: EtcFiles,
@@ -114,6 +118,65 @@ pub struct Bind {
     /// Whether the container may only read it.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// Something to mount that is no path of the host as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Where it appears. Symbolic links on the way are followed inside the container's root; what is missing is made.
+    pub target: PathBuf,
+    /// Whether the container may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// What it shows.
+    pub source: MountSource,
+}
+
+/// What a [`Mount`] shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum MountSource {
+    /// A file or directory in an overlay of its own.
+    Layers {
+        /// Names of layers in [`Root::layers_dir`], the uppermost first; maybe none.
+        lowers: Vec<String>,
+        /// Host directory that takes the changes; beside or below [`Root::upper`] for a container with ids of its own.
+        upper: PathBuf,
+        /// Empty host directory beside `upper`, of use for one container.
+        work: PathBuf,
+        /// Absolute path of what is shown; links are followed within the overlay alone.
+        path: PathBuf,
+    },
+    /// A host directory, whose owners on disk are ids as inside.
+    Directory(PathBuf),
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Its size, in bytes; the kernel's default when absent or 0.
+        size: Option<u64>,
+    },
+    /// A file in memory that is never swapped out.
+    Bytes {
+        /// What it holds.
+        contents: Contents,
+        /// Its owner inside.
+        uid: u32,
+        /// Its group inside.
+        gid: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+/// Bytes that are nobody's business: not shown when printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Contents(pub Vec<u8>);
+
+impl std::fmt::Debug for Contents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Contents(..)")
+    }
 }
 
 /// Host files that appear in `/etc`. The container may write to them, so each needs copies of its own.

@@ -240,6 +240,41 @@ pub enum Error {
     /// The build context is no tar that can be unpacked.
     #[error("the build context is not valid")]
     BadContext(#[source] std::io::Error),
+    /// Something in a build context that cannot be in one.
+    #[error("the build context holds {path:?}, which {problem}")]
+    ContextEntry {
+        /// Its path in the archive.
+        path: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The contexts of builds under way take all the room that they may.
+    #[error("the contexts of builds under way would take more than {limit} bytes")]
+    ContextRoom {
+        /// The limit, `[builds] context_mb`, in bytes.
+        limit: u64,
+    },
+    /// Only what the context holds was told, and the build needs the context itself.
+    #[error("the build needs its context: nothing that was built before is the same")]
+    ContextNeeded,
+    /// The context that came is not the one that was spoken of.
+    #[error("the build context changed while it was sent: {difference}")]
+    ContextChanged {
+        /// The first difference.
+        difference: String,
+    },
+    /// A build took too long.
+    #[error("the build was ended after {seconds} s, the limit of this daemon")]
+    BuildTimeout {
+        /// `[builds] timeout_seconds`.
+        seconds: u64,
+    },
+    /// The task of a build ended without a result.
+    #[error("the build was cut off before it had a result")]
+    BuildCut,
+    /// What several waited for failed, for all of them alike.
+    #[error(transparent)]
+    Shared(#[from] std::sync::Arc<Error>),
     /// The database failed.
     #[error("the database failed")]
     Store(#[from] berth_store::Error),
@@ -267,6 +302,12 @@ pub enum Error {
     /// The driver could not be set up.
     #[error("sandboxes cannot be driven on this machine")]
     Driver(#[source] Box<berth_sandbox::Error>),
+    /// The certificates that the configuration names cannot be offered to builds or sandboxes.
+    #[error("cannot offer the certificates of ca_bundle")]
+    CaBundle(#[from] crate::trust::BundleError),
+    /// The directories of cache mounts cannot be had.
+    #[error("the cache mounts of builds cannot be used")]
+    Caches(#[source] Box<dyn StdError + Send + Sync>),
     /// A background thread ended early: the daemon is ending.
     #[error("the daemon is ending")]
     Ending,
@@ -310,7 +351,13 @@ impl Error {
             Error::Build(error) => (error.code(), error.kind()),
             Error::Context(error) if is_full(error) => ("disk_full", Kind::Capacity),
             Error::Context(_) => ("context_failed", Kind::Internal),
-            Error::BadContext(_) => ("bad_context", Kind::User),
+            Error::BadContext(_) | Error::ContextEntry { .. } => ("bad_context", Kind::User),
+            Error::ContextRoom { .. } => ("context_room", Kind::Capacity),
+            Error::ContextNeeded => ("context_needed", Kind::Conflict),
+            Error::ContextChanged { .. } => ("context_changed", Kind::Conflict),
+            Error::BuildTimeout { .. } => ("build_timeout", Kind::Unavailable),
+            Error::BuildCut => ("build_cut", Kind::Internal),
+            Error::Shared(error) => error.facts(),
             Error::Store(error) if error.is_full() => ("disk_full", Kind::Capacity),
             Error::Store(_) => ("database", Kind::Internal),
             Error::Start(error) if is_caused_by_full_disk(&**error) => ("disk_full", Kind::Capacity),
@@ -319,6 +366,8 @@ impl Error {
             Error::Stop(_) => ("sandbox_stop_failed", Kind::Internal),
             Error::Guest { .. } => ("sandbox_lost", Kind::Unavailable),
             Error::Network(_) | Error::Disk(_) | Error::Driver(_) => ("machine_unfit", Kind::Config),
+            Error::CaBundle(_) => ("bad_ca_bundle", Kind::Config),
+            Error::Caches(_) => ("build_caches_failed", Kind::Internal),
             Error::Ending => ("shutting_down", Kind::Unavailable),
         }
     }
@@ -353,6 +402,11 @@ impl Error {
             ),
             Error::NoRoom { .. } => Some("wait longer (wait_seconds), or delete sandboxes; `berth node` shows what there is".into()),
             Error::Image(error) => error.hint(),
+            Error::Shared(error) => error.hint(),
+            Error::ContextNeeded => Some("send the same request with the context, a tar".into()),
+            Error::ContextChanged { .. } => Some("leave the directory alone while it is sent, and send it again".into()),
+            Error::ContextRoom { .. } => Some("wait for other builds, or raise context_mb under [builds]".into()),
+            Error::BuildTimeout { .. } => Some("raise timeout_seconds under [builds]".into()),
             Error::Build(error) => error.hint(),
             Error::Start(error) if is_mount_target(error) => {
                 Some(
@@ -381,6 +435,9 @@ impl From<berth_build::Error> for Error {
 
 impl From<&Error> for ApiError {
     fn from(error: &Error) -> ApiError {
+        if let Error::Shared(error) = error {
+            return ApiError::from(&**error);
+        }
         if let Error::Build(build) = error {
             return build.to_api();
         }
@@ -477,9 +534,10 @@ fn is_caused_by_full_disk(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-fn is_mount_target(error: &berth_sandbox::Error) -> bool {
-    use berth_jail::Error::{BindOwners, MountTarget};
-    matches!(error, berth_sandbox::Error::Launch(MountTarget { .. } | BindOwners { .. }))
+/// Whether a sandbox did not start for a mount that its image or request does not allow.
+pub(crate) fn is_mount_target(error: &berth_sandbox::Error) -> bool {
+    use berth_jail::Error::{BindOwners, MountSource, MountTarget};
+    matches!(error, berth_sandbox::Error::Launch(MountTarget { .. } | MountSource { .. } | BindOwners { .. }))
 }
 
 fn is_full(error: &std::io::Error) -> bool {

@@ -173,7 +173,8 @@ impl ContainerDriver {
         let guest = tokio::time::timeout(HELLO_LIMIT, line::greet(socket));
         let guest = guest.await.map_err(|_| Error::GuestSilent { limit: HELLO_LIMIT })??;
         let resume = Some(std::mem::take(text));
-        let known = Known { phases: record.phases, limits: record.limits, resume };
+        let lowers = Vec::new();
+        let known = Known { phases: record.phases, limits: record.limits, resume, lowers };
         let container = Container::new(guest, guard, self.reaper().clone(), known)?;
         self.keep(&container)?;
         Ok(container)

@@ -31,7 +31,7 @@ use crate::phases::Clock;
 use crate::reaper::Reaper;
 use crate::resume::Record;
 use crate::sockets::Sockets;
-use crate::{Error, adopt, etc};
+use crate::{Error, adopt, etc, mounts};
 
 /// How long a guest may take to answer. It needs milliseconds; a machine that swaps needs longer.
 pub(crate) const HELLO_LIMIT: Duration = Duration::from_secs(20);
@@ -151,6 +151,8 @@ impl ContainerDriver {
         let wanted = SlotSpec { mode, user_namespace: spec.user_namespace };
         let slot = self.network.attach(wanted).await.map_err(Error::Network)?;
         let etc = etc::write(&writable.upper, &spec.hostname, &slot).map_err(Error::EtcFiles)?;
+        mounts::make_dirs(&spec.mounts, &writable.mounts)
+            .map_err(|source| Error::MountDirs { path: writable.mounts.clone(), source })?;
         let namespaces = Namespaces::of(&slot)?;
         parts.parts().slot = Some(slot);
         clock.phases.network_ms = clock.lap();
@@ -174,7 +176,8 @@ impl ContainerDriver {
             connected.map_err(|_| Error::GuestSilent { limit: HELLO_LIMIT })?.map_err(Error::Guest)?;
         clock.phases.guest_ms = clock.lap();
         let resume = record(parts.parts(), &spec, clock.phases)?;
-        let known = Known { phases: clock.phases, limits: spec.limits, resume };
+        let lowers = spec.layers.iter().map(|layer| self.options.layers_dir.join(layer)).collect();
+        let known = Known { phases: clock.phases, limits: spec.limits, resume, lowers };
         let container = Container::new(guest, parts, self.reaper.clone(), known)?;
         self.keep(&container)?;
         Ok(container)
@@ -235,6 +238,7 @@ impl ContainerDriver {
                 work: writable.work.clone(),
             },
             binds: spec.binds.iter().map(bind).collect(),
+            mounts: mounts::of_jail(&spec.mounts, &writable.mounts),
             etc,
             cgroups,
             views,
@@ -418,11 +422,7 @@ fn command_capabilities(asked: &Capabilities) -> Result<Option<Vec<Capability>>,
 
 impl Driver for ContainerDriver {
     fn start(&self, spec: StartSpec) -> BoxFuture<'_, Result<Arc<dyn Machine>, Error>> {
-        async move {
-            debug_assert!(spec.mounts.is_empty(), "mounts are not made yet");
-            Ok(Arc::new(self.make(spec).await?) as Arc<dyn Machine>)
-        }
-        .boxed()
+        async move { Ok(Arc::new(self.make(spec).await?) as Arc<dyn Machine>) }.boxed()
     }
 
     fn enforces_storage(&self) -> bool {

@@ -1,5 +1,6 @@
 //! What can run a sandbox: the seam between the node and containers, microVMs, or a fake.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +109,7 @@ pub enum MountSource {
     Directory(PathBuf),
     /// An empty file system in memory, at most so many bytes.
     Tmpfs {
-        /// Its size; the kernel's default when absent.
+        /// Its size; the kernel's default when absent or 0.
         size: Option<u64>,
     },
     /// A file with these bytes, in memory only.
@@ -221,6 +222,12 @@ pub trait Machine: Send + Sync + 'static {
     /// what was built.
     fn stubs(&self) -> Vec<PathBuf>;
 
+    /// By which this daemon reaches what the sandbox reaches, and nothing else. `None` when it has ended, or where there
+    /// is no such thing.
+    fn network(&self) -> Option<NetworkDoor> {
+        None
+    }
+
     /// All that another daemon needs to take it over while it runs, as text to be stored. It does not change as long as it
     /// lives. `None` where it would not outlive this one: it was started without [`StartSpec::orphan`], or has ended.
     fn resume(&self) -> Option<String> {
@@ -229,6 +236,15 @@ pub trait Machine: Send + Sync + 'static {
 
     /// Ends it and hands over its writable layer, for a build to keep.
     fn take_disk(&self) -> BoxFuture<'_, Result<Disk, Error>>;
+}
+
+/// A sandbox's network, as this machine can enter it.
+#[derive(Debug)]
+pub struct NetworkDoor {
+    /// The namespace; it lives on as long as this, but leads nowhere when the sandbox has ended.
+    pub netns: OwnedFd,
+    /// What its `/etc/resolv.conf` holds; empty without a network.
+    pub resolv_conf: String,
 }
 
 /// Why a sandbox has no room on its disk.

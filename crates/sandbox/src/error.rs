@@ -49,6 +49,15 @@ pub enum Error {
     /// Its files of `/etc` could not be written.
     #[error("cannot write the sandbox's /etc files")]
     EtcFiles(#[source] io::Error),
+    /// Directories for what it writes to its mounts could not be made.
+    #[error("cannot make the directories of the sandbox's mounts, {}", path.display())]
+    MountDirs {
+        /// The directory that holds them.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// The stream to the guest, or a descriptor, could not be made.
     #[error("cannot make the sandbox's control stream")]
     Socket(#[source] io::Error),

@@ -25,6 +25,7 @@ pub mod guest;
 pub mod ids;
 mod line;
 mod machine;
+mod mounts;
 mod namespaces;
 mod parts;
 mod phases;
@@ -35,6 +36,7 @@ mod stubs;
 
 pub use container::ContainerDriver;
 pub use driver::{
-    Bind, Death, Disk, DiskFull, Driver, Features, Limits, Machine, Mount, MountSource, StartSpec,
+    Bind, Death, Disk, DiskFull, Driver, Features, Limits, Machine, Mount, MountSource, NetworkDoor,
+    StartSpec,
 };
 pub use error::Error;

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::driver::{Death, Disk, DiskFull, Limits, Machine};
+use crate::driver::{Death, Disk, DiskFull, Limits, Machine, NetworkDoor};
 use crate::guest::Guest;
 use crate::line::{Line, Way};
 use crate::parts::{Parts, lock};
@@ -44,6 +44,8 @@ pub(crate) struct Known {
     pub(crate) limits: Limits,
     /// What another daemon needs; none where it is not to have it.
     pub(crate) resume: Option<String>,
+    /// Its layers on this machine, the topmost first; none where they are not known any more.
+    pub(crate) lowers: Vec<PathBuf>,
 }
 
 impl Container {
@@ -217,6 +219,14 @@ impl Machine for Container {
         stubs.iter().map(|stub| Path::new("/").join(stub)).collect()
     }
 
+    fn network(&self) -> Option<NetworkDoor> {
+        let parts = lock(&self.parts);
+        let slot = parts.as_ref()?.slot.as_ref()?;
+        let netns = slot.netns().try_clone_to_owned();
+        let netns = netns.inspect_err(|error| tracing::warn!(%error, "cannot keep a network open")).ok()?;
+        Some(NetworkDoor { netns, resolv_conf: slot.resolv_conf().to_owned() })
+    }
+
     fn resume(&self) -> Option<String> {
         // Without parts it has ended, or was let go of.
         lock(&self.parts).as_ref().and(self.known.resume.clone())
@@ -230,7 +240,7 @@ impl Machine for Container {
             let disk = parts.disk.as_ref().ok_or(Error::Ended)?;
             let (engine, id, upper) = (disk.engine.clone(), disk.id.clone(), disk.writable.upper.clone());
             let guard = self.reaper.guard_of(parts);
-            stubs::remove_empty(&upper, &stubs).map_err(Error::Stubs)?;
+            stubs::remove_empty(&upper, &stubs, &self.known.lowers).map_err(Error::Stubs)?;
             etc::remove(&upper).map_err(Error::EtcFiles)?;
             let released = tokio::task::spawn_blocking(move || {
                 let tree = engine.release_tree(&id).map_err(Error::Disk)?;

@@ -6,7 +6,7 @@ use crate::capability::Capability;
 use crate::ids::IdRangeError;
 use crate::plan::facts::Facts;
 use crate::plan::{distinct, string_options_bytes};
-use crate::spec::{Bind, Spec};
+use crate::spec::{Bind, Mount, MountSource, Spec};
 
 /// Longest host name. gethostname(2).
 const HOSTNAME_MAX: usize = 64;
@@ -69,6 +69,32 @@ pub enum Error {
         /// Which one.
         capability: Capability,
     },
+    /// What takes the changes of a mount is not with what takes those of the root, or in two places.
+    #[error("{} and {} must be in one directory below that of the sandbox's root", upper.display(), work.display())]
+    MountDisks {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The work directory.
+        work: PathBuf,
+    },
+    /// The owner of a file is none that there is inside.
+    #[error("there is no user {uid} or no group {gid} in a sandbox with {count} ids to own {}", target.display())]
+    MountOwner {
+        /// Where the file is mounted.
+        target: PathBuf,
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+        /// How many ids there are.
+        count: u32,
+    },
+    /// Another mount over the whole root.
+    #[error("nothing can be mounted at {}", target.display())]
+    MountRoot {
+        /// Where.
+        target: PathBuf,
+    },
     /// A bind over the whole root.
     #[error("{} cannot be mounted at {}", source_path.display(), target.display())]
     BindTarget {
@@ -92,7 +118,7 @@ pub enum Error {
 }
 
 pub(crate) fn check(spec: &Spec, facts: &Facts) -> Result<(), Error> {
-    check_layers(spec, facts)?;
+    check_layers(&spec.root.lowers, facts)?;
     if spec.hostname.is_empty() || spec.hostname.len() > HOSTNAME_MAX {
         return Err(Error::Hostname { hostname: spec.hostname.clone() });
     }
@@ -125,7 +151,8 @@ pub(crate) fn check(spec: &Spec, facts: &Facts) -> Result<(), Error> {
     for write in &spec.cgroups.settle {
         absolute("file of a control group", &write.path)?;
     }
-    spec.binds.iter().try_for_each(check_bind)
+    spec.binds.iter().try_for_each(check_bind)?;
+    spec.mounts.iter().try_for_each(|mount| check_mount(spec, mount, facts))
 }
 
 fn check_guest(spec: &Spec) -> Result<(), Error> {
@@ -151,8 +178,7 @@ fn check_ids(spec: &Spec) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_layers(spec: &Spec, facts: &Facts) -> Result<(), Error> {
-    let lowers = &spec.root.lowers;
+fn check_layers(lowers: &[String], facts: &Facts) -> Result<(), Error> {
     for name in lowers {
         let one_name = Path::new(name).components().collect::<Vec<_>>() == [Component::Normal(name.as_ref())];
         if !one_name || name.contains([',', ':', '\\', '\0']) {
@@ -177,6 +203,36 @@ fn check_bind(bind: &Bind) -> Result<(), Error> {
         return Err(Error::BindTarget { source_path: bind.source.clone(), target: bind.target.clone() });
     }
     Ok(())
+}
+
+fn check_mount(spec: &Spec, mount: &Mount, facts: &Facts) -> Result<(), Error> {
+    let target = &mount.target;
+    absolute("target of a mount", target)?;
+    if target == Path::new("/") {
+        return Err(Error::MountRoot { target: target.clone() });
+    }
+    match &mount.source {
+        MountSource::Layers { lowers, upper, work, path } => {
+            check_layers(lowers, facts)?;
+            absolute("upper directory of a mount", upper)?;
+            absolute("work directory of a mount", work)?;
+            absolute("path in layers", path)?;
+            let dir = spec.root.upper.parent().filter(|_| spec.ids.is_some());
+            let outside = |path: &Path| dir.is_some_and(|dir| !path.starts_with(dir));
+            if upper.parent() != work.parent() || outside(upper) {
+                return Err(Error::MountDisks { upper: upper.clone(), work: work.clone() });
+            }
+            Ok(())
+        }
+        MountSource::Directory(source) => absolute("directory to mount", source),
+        MountSource::Tmpfs { .. } => Ok(()),
+        MountSource::Bytes { uid, gid, .. } => match spec.ids {
+            Some(ids) if *uid.max(gid) >= ids.count => {
+                Err(Error::MountOwner { target: target.clone(), uid: *uid, gid: *gid, count: ids.count })
+            }
+            _ => Ok(()),
+        },
+    }
 }
 
 fn absolute(what: &'static str, path: &Path) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability::Capability;
 use crate::seccomp::Profile;
-use crate::spec::CgroupWrite;
+use crate::spec::{CgroupWrite, Contents};
 use crate::views::Text;
 
 /// One operation of the container's first process.
@@ -67,6 +67,9 @@ pub enum Op {
     MountOverlay(Overlay),
     /// Mount the upper directory at itself: the root of an image without layers.
     MountUpper(PathBuf),
+    /// Open a file or directory in what was mounted at a host path, as a detached tree without anything below it, and
+    /// without leaving what is mounted there; numbered on from the others.
+    OpenInside(Inside),
     /// Make what is mounted at this host path the root, and detach the old one.
     PivotRoot(PathBuf),
     /// Mount a file system; missing directories are made, links refused.
@@ -85,6 +88,17 @@ pub enum Op {
         /// Where.
         target: PathBuf,
     },
+    /// As [`Op::Attach`], but not below `/proc` or `/sys`.
+    AttachMount {
+        /// Number of the tree.
+        tree: usize,
+        /// Where.
+        target: PathBuf,
+    },
+    /// Mount a new file system in memory, for the container's use, where [`Op::AttachMount`] would attach.
+    MountMemory(Mount),
+    /// Make a file in memory and mount it where [`Op::AttachMount`] would attach.
+    MountBytes(Bytes),
     /// Mount a file that the guest serves.
     MountView {
         /// Where; it is there.
@@ -155,6 +169,34 @@ pub struct Overlay {
     /// Whether the layers are given to the kernel one at a time, because their names do not fit one string.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub one_by_one: bool,
+}
+
+/// Something within a mounted tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inside {
+    /// Host path at which the tree is mounted.
+    pub root: PathBuf,
+    /// Absolute path in it.
+    pub path: PathBuf,
+    /// Whether it may only be read.
+    pub read_only: bool,
+}
+
+/// A file in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bytes {
+    /// Where it is mounted.
+    pub target: PathBuf,
+    /// Whether it may only be read.
+    pub read_only: bool,
+    /// What it holds.
+    pub contents: Contents,
+    /// Its owner, as the host counts.
+    pub uid: u32,
+    /// Its group, as the host counts.
+    pub gid: u32,
+    /// Its permission bits.
+    pub mode: u32,
 }
 
 /// A file system to mount.

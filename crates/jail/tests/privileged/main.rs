@@ -10,6 +10,7 @@ mod bench;
 mod containers;
 mod limits;
 mod mapped;
+mod mounts;
 mod rig;
 
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(adopted::DAEMON_ARG) {
         return adopted::daemon();
     }
-    let tests: [(&str, fn()); 42] = [
+    let tests: [(&str, fn()); 52] = [
         ("merges_layers_and_hides_what_was_deleted", containers::merges_layers),
         ("is_pid_1_with_the_defaults", containers::is_pid_1_with_the_defaults),
         ("leaves_the_hosts_mounts_alone", containers::leaves_the_hosts_mounts_alone),
@@ -64,6 +65,16 @@ fn main() -> ExitCode {
         ("the_guest_is_given_a_socket_to_listen_on", adopted::is_given_a_socket),
         ("outlives_its_daemon_and_is_taken_over_as_no_other_process_is", adopted::survives),
         ("all_but_the_kept_sandboxes_of_an_instance_go", adopted::others_are_removed),
+        ("mounts_directories_and_files_of_layers", mounts::layers),
+        ("what_is_written_to_mounted_layers_stays_beside_the_root", mounts::writes_aside),
+        ("links_of_mounted_layers_lead_nowhere_else", mounts::links_stay_inside),
+        ("mounts_without_layers_with_one_and_with_many", mounts::numbers_of_layers),
+        ("mounts_of_other_owners_are_as_inside", mounts::neutral_owners),
+        ("mounts_memory_and_files_in_memory", mounts::memory),
+        ("mounts_are_made_in_order_and_one_may_lie_in_another", mounts::order),
+        ("mount_points_that_were_made_are_told", mounts::stubs),
+        ("mounts_never_stand_in_for_the_kernels_files", mounts::refused_targets),
+        ("mounts_leave_nothing_on_the_host", mounts::leaves_nothing),
         ("launches_side_by_side", bench::side_by_side),
         ("mapped_launches_are_measured", bench::mapped),
     ];

@@ -109,6 +109,12 @@ static void look(const char *path) {
 	else say("%u:%u", st.st_uid, st.st_gid);
 }
 
+static void mode(const char *path) {
+	struct stat st;
+	if (lstat(path, &st)) say("errno %d", errno);
+	else say("%o", st.st_mode);
+}
+
 /* The image's own copy of this program, as another user; it answers by `show`. */
 static void run_as(char *rest) {
 	char *path = strtok(rest, " ");
@@ -184,6 +190,7 @@ int main(int argc, char **argv) {
 		else if (!strcmp(line, "mount")) say("%d", mount("x", rest, "tmpfs", 0, "") ? errno : 0);
 		else if (!strcmp(line, "own")) own(rest);
 		else if (!strcmp(line, "look")) look(rest);
+		else if (!strcmp(line, "mode")) mode(rest);
 		else if (!strcmp(line, "run")) run_as(rest);
 		else if (!strcmp(line, "give-raw")) give_raw(rest);
 		else if (!strcmp(line, "terminal")) terminal();

@@ -77,6 +77,7 @@ impl Rig {
             hostname: "box".to_owned(),
             root,
             binds: Vec::new(),
+            mounts: Vec::new(),
             etc: EtcFiles::default(),
             cgroups: Default::default(),
             ids: None,

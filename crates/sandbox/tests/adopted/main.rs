@@ -7,6 +7,7 @@
 // Tests may: clippy's own exception covers only functions marked as tests.
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test ends where it cannot go on")]
 
+mod mounts;
 mod rig;
 
 use std::path::Path;
@@ -29,12 +30,13 @@ fn main() -> ExitCode {
         Some(rig::DAEMON_ARG) => return rig::daemon(),
         _ => {}
     }
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 7] = [
         ("a_killed_daemons_sandboxes_are_taken_over_and_end_without_a_trace", taken_over),
         ("what_nobody_takes_over_is_ended", others_end),
         ("one_that_cannot_be_taken_over_is_ended_and_hurts_no_other", failures_are_apart),
         ("a_sandbox_ends_when_nobody_comes_for_it", orphans_end),
         ("a_daemon_that_leaves_ends_only_what_nobody_could_take_over", leaves),
+        ("mounts_and_their_places_leave_no_trace_in_a_layer", mounts::leave_no_trace),
         ("a_hundred_sandboxes_are_taken_over_at_once", many),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
