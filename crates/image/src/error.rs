@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use berth_types::error::Kind;
 
@@ -71,6 +72,9 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// The same pull, asked for by others too, failed for all of them.
+    #[error(transparent)]
+    Shared(Arc<Error>),
     /// The process is shutting down.
     #[error("the work was cut off by a shutdown")]
     ShuttingDown,
@@ -88,6 +92,14 @@ impl Error {
         }
     }
 
+    /// The error itself, where it is one that others share.
+    pub fn root(&self) -> &Error {
+        match self {
+            Self::Shared(error) => error.root(),
+            error => error,
+        }
+    }
+
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
         self.facts().1
@@ -101,13 +113,9 @@ impl Error {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Shared(error) => error.hint(),
             Self::DiskFull { .. } => Some("free space, or remove images with `berth image rm`".into()),
-            Self::Registry(RegistryError::Unauthorised { user: None, .. }) => {
-                Some("give credentials under [registry.auth] in the configuration".into())
-            }
-            Self::Registry(RegistryError::Unreachable { .. }) => {
-                Some("a mirror can be set under [registry.mirrors]; without any registry, see `berth image bootstrap`".into())
-            }
+            Self::Registry(error) => registry_hint(error).map(str::to_owned),
             Self::Config(ConfigError::CredentialHelper { .. }) => {
                 Some("put user and password under [registry.auth] in the configuration".into())
             }
@@ -123,8 +131,13 @@ impl Error {
     fn facts(&self) -> (&'static str, Kind) {
         match self {
             Self::Reference(_) => ("bad_reference", Kind::User),
-            Self::Config(ConfigError::Mirror { .. }) => ("bad_registry_config", Kind::Config),
-            Self::Config(_) => ("registry_credentials", Kind::Config),
+            Self::Shared(error) => error.facts(),
+            Self::Config(
+                ConfigError::DockerConfig { .. }
+                | ConfigError::DockerConfigForm { .. }
+                | ConfigError::CredentialHelper { .. },
+            ) => ("registry_credentials", Kind::Config),
+            Self::Config(_) => ("bad_registry_config", Kind::Config),
             Self::Registry(error) => registry_facts(error),
             Self::Pull(PullError::NotLocal { .. }) => ("image_not_found", Kind::NotFound),
             Self::Pull(PullError::Platform(_)) => ("wrong_platform", Kind::User),
@@ -148,17 +161,45 @@ impl Error {
     }
 }
 
+fn registry_hint(error: &RegistryError) -> Option<&'static str> {
+    match error {
+        RegistryError::Unauthorised { user: None, .. } => {
+            Some("give credentials under [registry.auth] in the configuration, or log in with `docker login`")
+        }
+        RegistryError::Unauthorised { .. } | RegistryError::Forbidden { .. } => {
+            Some("the user's rights are the registry's to give; other credentials go under [registry.auth]")
+        }
+        RegistryError::RateLimited { .. } => Some(
+            "registries allow more to users who log in; a mirror under [registry.mirrors] asks only once",
+        ),
+        RegistryError::Tls { .. } => Some(
+            "an authority of your own goes into [registry] ca_bundle; a registry whose certificate is not to be checked \
+             into `unverified`, one on plain HTTP into `insecure`",
+        ),
+        RegistryError::Unreachable { .. } => Some(
+            "a mirror can be set under [registry.mirrors]; without any registry, see `berth image bootstrap`",
+        ),
+        _ => None,
+    }
+}
+
 fn registry_facts(error: &RegistryError) -> (&'static str, Kind) {
     match error {
         RegistryError::NotFound { .. } => ("image_not_found", Kind::NotFound),
         RegistryError::Unauthorised { .. } => ("registry_unauthorised", Kind::User),
+        RegistryError::Forbidden { .. } => ("registry_forbidden", Kind::User),
+        RegistryError::RateLimited { .. } => ("registry_rate_limited", Kind::Unavailable),
+        RegistryError::Tls { .. } => ("registry_tls", Kind::Config),
+        RegistryError::Missing { .. } => ("registry_incomplete", Kind::Unavailable),
+        RegistryError::SizeMismatch { .. } => ("size_mismatch", Kind::Unavailable),
         RegistryError::Unreachable { .. } => ("registry_unreachable", Kind::Unavailable),
         RegistryError::DigestMismatch { .. } => ("digest_mismatch", Kind::Unavailable),
-        RegistryError::MediaType { .. } | RegistryError::Manifest { .. } | RegistryError::TooLarge { .. } => {
-            ("bad_image", Kind::User)
-        }
+        RegistryError::MediaType { .. }
+        | RegistryError::NotAnImage { .. }
+        | RegistryError::Manifest { .. }
+        | RegistryError::Digest { .. }
+        | RegistryError::TooLarge { .. } => ("bad_image", Kind::User),
         RegistryError::Keep { .. } => ("image_store", Kind::Internal),
-        RegistryError::Setup { .. } => ("registry_setup", Kind::Config),
         RegistryError::Push { .. } => ("push_failed", Kind::Unavailable),
     }
 }

@@ -5,19 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_types::image::{BasicAuth, PruneImages, PruneReport, PullPolicy};
+use berth_types::image::{PruneImages, PruneReport};
 use serde_json::{Map, Value, json};
 
-use crate::config::{RegistryConfig, docker_config_path};
+use crate::config::{RegistryConfig, docker};
 use crate::digest::{Digest, Hashing};
 use crate::error::Error;
 use crate::image::{Image, Layer, Platform};
 use crate::ingest::take_stock;
 use crate::layer::pack::{Tidy, pack};
 use crate::original::write_original;
-use crate::progress::Reporter;
-use crate::pull::PullError;
 use crate::reference::Reference;
+use crate::registry::Registries;
 use crate::store::{Hold, Pin, Store, StoreError};
 
 /// What [`Images::open`] needs to know.
@@ -33,8 +32,7 @@ pub struct Options {
 #[derive(Clone)]
 pub struct Images {
     store: Arc<Store>,
-    registry: Arc<RegistryConfig>,
-    docker_config: Option<PathBuf>,
+    registries: Arc<Registries>,
 }
 
 impl std::fmt::Debug for Images {
@@ -48,27 +46,19 @@ impl Images {
     ///
     /// One process at a time: a second one gets [`StoreError::Locked`].
     pub fn open(options: Options) -> Result<Self, Error> {
-        options.registry.check()?;
         // Another part of the process may have installed it already, and that is as good.
         drop(rustls::crypto::ring::default_provider().install_default());
+        let registries = Registries::new(options.registry, docker::config_path(), &options.root)?;
         let store = Store::open(&options.root).map_err(|error| Error::from(error).at(&options.root))?;
-        Ok(Self {
-            store: Arc::new(store),
-            registry: Arc::new(options.registry),
-            docker_config: docker_config_path(),
-        })
+        Ok(Self { store: Arc::new(store), registries: Arc::new(registries) })
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    pub(crate) fn registries(&self) -> &RegistryConfig {
-        &self.registry
-    }
-
-    pub(crate) fn docker_config(&self) -> Option<&Path> {
-        self.docker_config.as_deref()
+    pub(crate) fn registries(&self) -> &Arc<Registries> {
+        &self.registries
     }
 
     /// Runs blocking work on the store off the runtime's own threads.
@@ -88,32 +78,6 @@ impl Images {
     }
 
     // Images.
-
-    /// An image by reference, as `policy` says from the store or from a registry.
-    ///
-    /// `auth` goes to the registry that the reference names and to no mirror; without it the configuration's credentials
-    /// are used, then Docker's.
-    pub async fn pull(
-        &self,
-        reference: &str,
-        policy: PullPolicy,
-        auth: Option<BasicAuth>,
-        reporter: Reporter,
-    ) -> Result<Image, Error> {
-        let reference: Reference = reference.parse()?;
-        let name = reference.to_string();
-        match (policy, self.store.by_reference(&name)) {
-            (PullPolicy::Missing | PullPolicy::Never, Some(image)) => {
-                self.store.used(&image.id);
-                Ok(image)
-            }
-            (PullPolicy::Never, None) => Err(PullError::NotLocal { reference: name }.into()),
-            _ => {
-                let fetched = self.fetch(&reference, auth.as_ref(), &reporter).await;
-                fetched.map_err(|error| error.at(self.store.root()))
-            }
-        }
-    }
 
     /// All images, by id.
     pub fn list(&self) -> Vec<Image> {

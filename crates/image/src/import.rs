@@ -564,7 +564,7 @@ impl Archive {
         name: String,
         references: Vec<String>,
         config: &str,
-        layers: &[oci_client::manifest::OciDescriptor],
+        layers: &[manifest::Descriptor],
     ) -> Result<Planned, Error> {
         let config = self.blob(&digest_in(member, config)?, member)?;
         let mut planned = Planned { name, config, layers: Vec::new(), references };

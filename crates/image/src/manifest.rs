@@ -1,14 +1,26 @@
 //! Manifests and indexes, as registries and archives hold them, and the choice of one for this machine.
 
-use oci_client::manifest::OciDescriptor;
 use serde::Deserialize;
 
 use crate::image::Platform;
+
+/// A part that a manifest names.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default)]
+    pub(crate) media_type: String,
+    pub(crate) digest: String,
+    /// In bytes.
+    pub(crate) size: u64,
+}
 
 /// One image of an index.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) digest: String,
+    #[serde(default)]
+    pub(crate) size: Option<u64>,
     #[serde(default)]
     pub(crate) platform: Option<Platform>,
     #[serde(default)]
@@ -19,8 +31,8 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) enum Manifest {
     Image {
-        config: OciDescriptor,
-        layers: Vec<OciDescriptor>,
+        config: Descriptor,
+        layers: Vec<Descriptor>,
     },
     Index(Vec<Entry>),
     /// Neither, with the type it gives itself.
@@ -32,8 +44,8 @@ pub(crate) enum Manifest {
 struct Any {
     schema_version: Option<u32>,
     media_type: Option<String>,
-    config: Option<OciDescriptor>,
-    layers: Option<Vec<OciDescriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Entry>>,
 }
 
@@ -67,7 +79,8 @@ pub struct NoPlatform {
 /// The entry for `host`: the first of its platform, or the only one when it names no platform.
 pub(crate) fn choose<'a>(name: &str, entries: &'a [Entry], host: &Platform) -> Result<&'a Entry, NoPlatform> {
     let fits = |entry: &&Entry| entry.platform.as_ref().is_some_and(|p| host.runs(p));
-    if let Some(entry) = entries.iter().find(fits) {
+    // The first of the most general ones: a variant may need more than this machine has.
+    if let Some(entry) = entries.iter().filter(fits).min_by_key(|entry| speciality(entry.platform.as_ref())) {
         return Ok(entry);
     }
     if let [entry @ Entry { platform: None, .. }] = entries {
@@ -80,6 +93,38 @@ pub(crate) fn choose<'a>(name: &str, entries: &'a [Entry], host: &Platform) -> R
     available.sort();
     available.dedup();
     Err(NoPlatform { name: name.to_owned(), wanted: host.to_string(), available })
+}
+
+/// How much a variant asks of a machine beyond its architecture.
+fn speciality(platform: Option<&Platform>) -> u32 {
+    let Some(platform) = platform else { return 0 };
+    let variant = platform.variant.as_deref().unwrap_or_default();
+    match (platform.architecture.as_str(), variant) {
+        (_, "") | ("amd64", "v1") | ("arm64", "v8") => 0,
+        // Every 32-bit ARM that runs Berth is of version 7.
+        ("arm", "v7") => 0,
+        ("arm", "v6") => 1,
+        ("arm", "v5") => 2,
+        (_, variant) => 10 + variant.trim_start_matches('v').parse::<u32>().unwrap_or(99).min(99),
+    }
+}
+
+/// Whether a config is one of an image. Some registries give them no type, or a general one.
+pub(crate) fn is_image_config(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "" | "application/vnd.oci.image.config.v1+json"
+            | "application/vnd.docker.container.image.v1+json"
+            | "application/octet-stream"
+            | "application/json"
+            | "text/plain"
+    )
+}
+
+/// Whether a layer is one that registries may not hold, only name.
+pub(crate) fn is_foreign_layer(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
 }
 
 /// Whether a layer's media type is one that can be unpacked. What it says of compression is not relied upon.
@@ -103,7 +148,7 @@ mod tests {
             let (os, architecture) = p.split_once('/').unwrap();
             Platform { os: os.into(), architecture: architecture.into(), variant: None }
         });
-        Entry { digest: format!("{platform:?}"), platform, annotations: None }
+        Entry { digest: format!("{platform:?}"), platform, annotations: None, size: None }
     }
 
     #[test]

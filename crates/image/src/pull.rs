@@ -1,24 +1,33 @@
 //! Pulling: from a reference to an image in the store.
+//!
+//! Pulls of one reference with the same credentials are one pull (`flights.rs`). Layers come in parallel, and each is unpacked
+//! while it is downloaded; a layer that several images have is fetched once. A part that one place turns out to lack is
+//! fetched from the next.
 
 use std::collections::HashSet;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use berth_types::image::BasicAuth;
+use berth_types::image::{BasicAuth, PullPolicy};
 use futures_util::{StreamExt, TryStreamExt};
-use oci_client::RegistryOperation;
-use oci_client::manifest::OciDescriptor;
+use tokio::sync::OwnedMutexGuard;
 
-use crate::digest::{Digest, DigestError};
+use crate::digest::Digest;
 use crate::error::Error;
+use crate::flights::FlightError;
 use crate::image::{Image, ParsedConfig, Platform, parse_config};
 use crate::images::Images;
-use crate::ingest::{Expected, ingest, open};
-use crate::manifest::{Manifest, NoPlatform, choose, is_layer_type, parse};
+use crate::ingest::{Expected, ingest};
+use crate::manifest::{
+    Descriptor, Manifest, NoPlatform, choose, is_foreign_layer, is_image_config, is_layer_type, parse,
+};
 use crate::progress::{Meter, Reporter, say};
 use crate::reference::Reference;
-use crate::registry::{Connection, Failure, Failures, RegistryError};
+use crate::registry::download::{Blob, Download};
+use crate::registry::error::{Failure, Failures};
+use crate::registry::tail::Tail;
+use crate::registry::{Auth, Connection, RegistryError};
 use crate::store::{MAX_CONFIG, StoreError};
-
-const PARALLEL_LAYERS: usize = 3;
 
 /// Why a pull failed, beyond what the registry and the store say.
 #[derive(Debug, thiserror::Error)]
@@ -42,33 +51,65 @@ pub enum PullError {
         /// Layers of the config.
         config: usize,
     },
-    /// A digest in the manifest is none.
-    #[error("the manifest of image {reference} names a bad digest")]
-    Digest {
-        /// The image.
-        reference: String,
-        /// What is wrong.
-        #[source]
-        source: DigestError,
-    },
 }
 
-/// A manifest for this machine, and who had it.
+/// A manifest for this machine, and who has it: the place that gave it, then those that were to be asked after it.
 struct Found {
-    connection: Connection,
-    config: OciDescriptor,
-    layers: Vec<OciDescriptor>,
+    places: Vec<Connection>,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
 }
 
 impl Images {
-    pub(crate) async fn fetch(
+    /// An image by reference, as `policy` says from the store or from a registry.
+    ///
+    /// `auth` goes to the registry that the reference names and to no mirror; without it the configuration's credentials
+    /// are used, then Docker's.
+    pub async fn pull(
         &self,
-        reference: &Reference,
-        auth: Option<&BasicAuth>,
-        reporter: &Reporter,
+        reference: &str,
+        policy: PullPolicy,
+        auth: Option<BasicAuth>,
+        reporter: Reporter,
     ) -> Result<Image, Error> {
+        self.pull_as(reference, policy, auth.into(), reporter).await
+    }
+
+    /// The same with credentials for several registries. Whoever asks while the same pull is under way joins it: all of them
+    /// hear what went on and goes on, and it is cancelled when none of them waits any more.
+    ///
+    /// # Errors
+    /// Those of a pull that was joined are [`Error::Shared`].
+    pub async fn pull_as(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        auth: Auth,
+        reporter: Reporter,
+    ) -> Result<Image, Error> {
+        let reference: Reference = reference.parse()?;
+        let name = reference.to_string();
+        match (policy, self.store().by_reference(&name)) {
+            (PullPolicy::Missing | PullPolicy::Never, Some(image)) => return Ok(image),
+            (PullPolicy::Never, None) => return Err(PullError::NotLocal { reference: name }.into()),
+            _ => {}
+        }
+        let key = format!("{name} {}", auth.key());
+        let images = self.clone();
+        let flying = self.registries().pulls.join(key, reporter, |reporter| async move {
+            let fetched = images.fetch(&reference, &auth, &reporter).await;
+            fetched.map_err(|error| error.at(images.store().root()))
+        });
+        flying.landed().await.map_err(|error| match error {
+            FlightError::Failed(error) => Error::Shared(error),
+            FlightError::Cut => Error::ShuttingDown,
+        })
+    }
+
+    async fn fetch(&self, reference: &Reference, auth: &Auth, reporter: &Reporter) -> Result<Image, Error> {
+        self.sweep().await?;
         let found = self.find(reference, auth, reporter).await?;
-        let raw = found.connection.small_blob(&found.config, MAX_CONFIG).await?;
+        let raw = config_of(&found, reference).await?;
         let id = Digest::of(&raw);
         let config = parse_config(&raw).map_err(|source| StoreError::Config { id, source })?;
         check_config(reference, &found, &config)?;
@@ -80,25 +121,39 @@ impl Images {
         Ok(image)
     }
 
+    /// Clears away broken downloads that nobody will go on with.
+    async fn sweep(&self) -> Result<(), Error> {
+        let registries = Arc::clone(self.registries());
+        self.blocking(move |_| {
+            registries.partials.sweep();
+            Ok(())
+        })
+        .await
+    }
+
     /// Asks every endpoint in turn for a manifest.
-    async fn find(
-        &self,
-        reference: &Reference,
-        auth: Option<&BasicAuth>,
-        reporter: &Reporter,
-    ) -> Result<Found, Error> {
+    async fn find(&self, reference: &Reference, auth: &Auth, reporter: &Reporter) -> Result<Found, Error> {
+        let registries = self.registries();
         let mut failures = Failures::default();
-        for endpoint in self.registries().endpoints(reference)? {
-            let auth = self.registries().credentials(&endpoint, auth, self.docker_config())?;
-            let connection = Connection::new(endpoint, auth, reference)?;
+        let mut endpoints = registries.config.endpoints(reference)?.into_iter();
+        while let Some(endpoint) = endpoints.next() {
+            let connection = registries.connect(endpoint, auth, reference, "pull", reporter).await?;
             say(reporter, format!("looking for {reference} at {}", connection.url()));
-            match manifest_here(&connection, reference).await {
-                Ok(Ok((config, layers))) => return Ok(Found { connection, config, layers }),
-                Ok(Err(failure)) => failures.add(&connection, failure)?,
-                Err(error) => return Err(error),
+            match manifest_here(&connection, reference).await? {
+                Ok((config, layers)) => {
+                    let mut places = vec![connection];
+                    for endpoint in endpoints {
+                        // One that cannot be asked is none to fall back to; it need not be.
+                        places.extend(
+                            registries.connect(endpoint, auth, reference, "pull", reporter).await.ok(),
+                        );
+                    }
+                    return Ok(Found { places, config, layers });
+                }
+                Err(failure) => failures.add(&connection.asked, failure)?,
             }
         }
-        Err(failures.into_error(reference).into())
+        Err(failures.into_error(&reference.to_string()).into())
     }
 
     async fn fetch_layers(
@@ -113,73 +168,141 @@ impl Images {
         // The futures are made here and not in the stream: a closure over borrowed pairs there would keep the whole
         // future from being `Send`.
         let fetches: Vec<_> = wanted
-            .map(|(diff_id, layer)| self.fetch_layer(&found.connection, diff_id, layer, reporter))
+            .map(|(diff_id, layer)| self.fetch_layer(&found.places, diff_id, layer, reporter))
             .collect();
-        futures_util::stream::iter(fetches).buffer_unordered(PARALLEL_LAYERS).try_collect::<()>().await
+        let at_once = self.registries().config.parallel_downloads;
+        futures_util::stream::iter(fetches).buffer_unordered(at_once).try_collect::<()>().await
     }
 
     async fn fetch_layer(
         &self,
-        connection: &Connection,
+        places: &[Connection],
         diff_id: &Digest,
-        layer: &OciDescriptor,
+        layer: &Descriptor,
         reporter: &Reporter,
     ) -> Result<(), Error> {
-        let flight = self.store().flight(diff_id).lock_owned().await;
+        let flight = Arc::new(self.store().flight(diff_id).lock_owned().await);
         if self.store().layer(diff_id).is_some() {
             return Ok(());
         }
-        let reference = connection.target().whole();
-        let blob: Digest = layer.digest.parse().map_err(|source| PullError::Digest { reference, source })?;
-        let total = u64::try_from(layer.size).ok();
-        let scratch = self.blocking(|store| Ok(store.scratch()?)).await?;
-        let file = scratch.path().join("blob");
-        let meter = std::sync::Mutex::new(Meter::start(reporter, blob.short(), "download", total));
-        let progress = |bytes| {
-            if let Ok(mut meter) = meter.lock() {
-                meter.set(bytes);
+        let reference = || places.first().map_or_else(String::new, |place| place.asked.reference.clone());
+        let digest: Digest = layer
+            .digest
+            .parse()
+            .map_err(|source| RegistryError::Digest { reference: reference(), source })?;
+        let _room = self.registries().layers.acquire().await.map_err(|_| Error::ShuttingDown)?;
+        let blob = Blob { digest, size: layer.size };
+        loop {
+            let partial = self.registries().partials.take(&blob.digest).await;
+            let (download, tail) = Download::begin(blob.clone(), partial).await?;
+            let resumed = download.resumed_at > 0;
+            let guard = Arc::clone(&flight);
+            match self.unpack_while_downloading(places, download, tail, diff_id, guard, reporter).await {
+                // The bytes from before may be what is wrong; they are gone now.
+                Err(Error::Registry(RegistryError::DigestMismatch { .. })) if resumed => {
+                    say(
+                        reporter,
+                        format!("layer {} is fetched again from its beginning", blob.digest.short()),
+                    );
+                }
+                other => return other,
             }
-        };
-        connection.blob_to_file(layer, &file, &progress).await?;
-        let meter = Meter::start(reporter, blob.short(), "unpack", total);
-        // The blob's digest was verified while it was downloaded.
+        }
+    }
+
+    async fn unpack_while_downloading(
+        &self,
+        places: &[Connection],
+        download: Download,
+        tail: Tail,
+        diff_id: &Digest,
+        flight: Arc<OwnedMutexGuard<()>>,
+        reporter: &Reporter,
+    ) -> Result<(), Error> {
+        let blob = download.blob().clone();
+        let meter = Mutex::new(Meter::start(reporter, blob.digest.short(), "download", Some(blob.size)));
+        let progress = |bytes| meter.lock().unwrap_or_else(PoisonError::into_inner).set(bytes);
+        let unpacking = Meter::start(reporter, blob.digest.short(), "unpack", Some(blob.size));
+        // The blob's digest is verified by the download, whose end the reader does not see before.
         let expected =
-            Expected { layer: format!("layer {blob}"), blob: None, diff_id: Some(diff_id.clone()) };
-        self.blocking(move |store| {
-            // Both live until the work is done, even when nobody waits for it any longer.
-            let (_scratch, _flight) = (scratch, flight);
-            ingest(store, open(&file)?, &expected, meter)?;
+            Expected { layer: format!("layer {}", blob.digest), blob: None, diff_id: Some(diff_id.clone()) };
+        let mut unpack = pin!(self.blocking(move |store| {
+            // Nobody else may bring the layer in until this is done, even when nobody waits for it any longer.
+            let _flight = flight;
+            ingest(store, tail, &expected, unpacking)?;
             Ok(())
-        })
-        .await
+        }));
+        let mut run = pin!(download.run(places, &progress));
+        tokio::select! {
+            downloaded = &mut run => match downloaded {
+                Ok(()) => unpack.await,
+                Err(error) => {
+                    // It ends at once, and leaves nothing behind.
+                    drop(unpack.await);
+                    Err(error.into())
+                }
+            },
+            unpacked = &mut unpack => match unpacked {
+                // Not the layer's fault, so the rest of it would change nothing.
+                Err(error @ (Error::DiskFull { .. } | Error::ShuttingDown)) => Err(error),
+                // Bytes that cannot be unpacked may be the wrong bytes, which only the digest of all of them tells.
+                unpacked => run.await.map_err(Error::from).and(unpacked),
+            },
+        }
     }
 }
 
-type Descriptors = (OciDescriptor, Vec<OciDescriptor>);
+/// The image's config, from the first place that has it.
+async fn config_of(found: &Found, reference: &Reference) -> Result<Vec<u8>, Error> {
+    let mut failures = Failures::default();
+    for place in &found.places {
+        match place.small_blob(&found.config, "the config", MAX_CONFIG).await {
+            Ok(raw) => return Ok(raw),
+            // Of the last place the whole error is told.
+            Err(Failure::Fatal(error)) if found.places.len() == 1 => return Err(error.into()),
+            Err(failure) => failures.add(&place.asked, failure)?,
+        }
+    }
+    Err(failures.into_error(&reference.to_string()).into())
+}
+
+type Descriptors = (Descriptor, Vec<Descriptor>);
 
 /// The manifest for this machine at one endpoint. The inner error lets the next endpoint be asked.
 async fn manifest_here(
     connection: &Connection,
     reference: &Reference,
 ) -> Result<Result<Descriptors, Failure>, Error> {
-    if let Err(failure) = connection.log_in(RegistryOperation::Pull).await {
-        return Ok(Err(failure));
-    }
-    let mut digest = None;
+    let mut wanted = None;
     // An index may lead to a manifest, but not to another index.
     for _ in 0..2 {
-        let bytes = match connection.manifest(digest.as_ref()).await {
+        let bytes = match connection.manifest(wanted.as_ref()).await {
             Ok(bytes) => bytes,
             Err(failure) => return Ok(Err(failure)),
         };
-        let malformed = |source| RegistryError::Manifest { reference: reference.to_string(), source };
+        let malformed = |source| RegistryError::Manifest { asked: connection.asked.clone(), source };
         match parse(&bytes).map_err(malformed)? {
+            Manifest::Image { config, .. } if !is_image_config(&config.media_type) => {
+                let why = format!(
+                    "it is an artifact of type {:?}, not an image of a file system",
+                    config.media_type
+                );
+                return Err(no_image(reference, &why));
+            }
             Manifest::Image { config, layers } => return Ok(Ok((config, layers))),
             Manifest::Index(entries) => {
                 let name = format!("image {reference}");
                 let entry = choose(&name, &entries, &Platform::host()).map_err(PullError::from)?;
-                let bad = |source| PullError::Digest { reference: reference.to_string(), source };
-                digest = Some(entry.digest.parse().map_err(bad)?);
+                let bad = |source| RegistryError::Digest { reference: reference.to_string(), source };
+                wanted = Some((entry.digest.parse().map_err(bad)?, entry.size));
+            }
+            Manifest::Other(media_type)
+                if media_type.contains("schema version 1") || media_type.contains("manifest.v1+") =>
+            {
+                return Err(no_image(
+                    reference,
+                    "its manifest is of schema version 1, which Docker and the registries have given up; push it again with a current client",
+                ));
             }
             Manifest::Other(media_type) => return Err(unsupported(reference, "a manifest", media_type)),
         }
@@ -188,6 +311,16 @@ async fn manifest_here(
 }
 
 fn check_config(reference: &Reference, found: &Found, config: &ParsedConfig) -> Result<(), Error> {
+    if let Some(layer) = found.layers.iter().find(|l| is_foreign_layer(&l.media_type)) {
+        let digest = &layer.digest;
+        return Err(no_image(
+            reference,
+            &format!(
+                "layer {digest} ({}) may not be distributed by registries, and Berth fetches from nowhere else",
+                layer.media_type
+            ),
+        ));
+    }
     if let Some(layer) = found.layers.iter().find(|l| !is_layer_type(&l.media_type)) {
         return Err(unsupported(reference, "a layer", layer.media_type.clone()));
     }
@@ -210,6 +343,10 @@ pub(crate) fn check_platform(name: &str, config: &ParsedConfig) -> Result<(), No
             available: vec![config.platform.to_string()],
         }),
     }
+}
+
+fn no_image(reference: &Reference, why: &str) -> Error {
+    RegistryError::NotAnImage { reference: reference.to_string(), why: why.to_owned() }.into()
 }
 
 fn unsupported(reference: &Reference, what: &'static str, media_type: String) -> Error {

@@ -1,33 +1,34 @@
 //! Pushing an image to the registry that a reference names.
 //!
-//! Layers are packed anew and gzipped. Where Berth did not make a layer itself, its canonical tar has another digest than the
-//! one it came with; the pushed config then names the new one, and so the pushed image has an id of its own, which
-//! [`Pushed`] says.
+//! A layer goes as the tar that it came as, gzipped, so that digests stay what they were. One that came into the store when
+//! that was not kept yet is packed anew; the pushed config then names its new digest, and so the pushed image has an id of its
+//! own, which [`Pushed`] says. What the registry has already is not sent.
 
 use std::fs::File;
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use berth_types::image::BasicAuth;
-use futures_util::TryStreamExt;
-use oci_client::RegistryOperation;
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::OCI_IMAGE_MEDIA_TYPE;
+use flate2::write::GzEncoder;
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
-use tokio_util::io::ReaderStream;
 
 use crate::digest::{Digest, Hashing};
 use crate::error::Error;
 use crate::image::{Image, Layer};
 use crate::images::Images;
 use crate::layer::pack::{Tidy, pack};
+use crate::original::{OriginalError, write_original};
 use crate::progress::{Meter, Reporter};
 use crate::reference::{Reference, Version};
-use crate::registry::{Connection, RegistryError};
-use crate::store::StoreError;
+use crate::registry::{Auth, Connection};
+use crate::store::{Store, StoreError};
 
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const STREAM_BUFFER: usize = 256 * 1024;
+const WRITE_BUFFER: usize = 256 * 1024;
 
 /// Why an image cannot be pushed, beyond what the registry and the store say.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +67,7 @@ impl Images {
         reporter: Reporter,
     ) -> Result<Pushed, Error> {
         let _pin = self.pin(&image.id)?;
-        let pushed = self.push_inner(image, reference, auth, &reporter).await;
+        let pushed = self.push_inner(image, reference, auth.into(), &reporter).await;
         pushed.map_err(|error| error.at(self.store().root()))
     }
 
@@ -74,82 +75,90 @@ impl Images {
         &self,
         image: &Image,
         reference: &str,
-        auth: Option<BasicAuth>,
+        auth: Auth,
         reporter: &Reporter,
     ) -> Result<Pushed, Error> {
         let reference: Reference = reference.parse()?;
-        if matches!(reference.version(), Version::Digest(_)) {
+        let Version::Tag(tag) = reference.version() else {
             return Err(PushError::ToDigest { reference: reference.to_string() }.into());
-        }
-        let endpoint = self.registries().upstream(reference.registry());
-        let auth = self.registries().credentials(&endpoint, auth.as_ref(), self.docker_config())?;
-        let connection = Connection::new(endpoint, auth, &reference)?;
-        let logged_in = connection.log_in(RegistryOperation::Push).await;
-        logged_in.map_err(|failure| connection.error(failure))?;
-        let mut layers = Vec::new();
-        let mut diff_ids = Vec::new();
-        for layer in &image.layers {
-            let packed = self.push_layer(&connection, &reference, layer, reporter).await?;
-            layers.push(json!({ "mediaType": LAYER_TYPE, "digest": packed.blob, "size": packed.size }));
-            diff_ids.push(packed.diff_id);
-        }
+        };
+        let registries = self.registries();
+        let endpoint = registries.config.upstream(reference.registry());
+        let connection = registries.connect(endpoint, &auth, &reference, "pull,push", reporter).await?;
+        let pushes: Vec<_> =
+            image.layers.iter().map(|layer| self.push_layer(&connection, layer, reporter)).collect();
+        let at_once = registries.config.parallel_downloads;
+        let pushes = futures_util::stream::iter(pushes).buffered(at_once);
+        let layers: Vec<Packed> = pushes.try_collect().await?;
+        let diff_ids: Vec<Digest> = layers.iter().map(|packed| packed.diff_id.clone()).collect();
         let config = config_with(image, &diff_ids);
         let id = Digest::of(&config);
-        let size = config.len();
-        push_bytes(&connection, &reference, "the config", config, &id).await?;
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": OCI_IMAGE_MEDIA_TYPE,
-            "config": { "mediaType": CONFIG_TYPE, "digest": id, "size": size },
-            "layers": layers,
-        });
-        let manifest = manifest.to_string().into_bytes();
-        let digest = Digest::of(&manifest);
-        let content_type = http::HeaderValue::from_static(OCI_IMAGE_MEDIA_TYPE);
-        let put = connection.client().push_manifest_raw(connection.target(), manifest, content_type).await;
-        put.map_err(|source| refused(&connection, &reference, "the manifest", source))?;
-        Ok(Pushed { manifest: digest, id })
+        let manifest = manifest(&id, config.len(), &layers);
+        let put = connection.put_small(&id, config).await;
+        put.map_err(|trouble| connection.refused("the config", trouble))?;
+        let put = connection.put_manifest(manifest, MANIFEST_TYPE, tag).await;
+        let manifest = put.map_err(|trouble| connection.refused("the manifest", trouble))?;
+        Ok(Pushed { manifest, id })
     }
 
     async fn push_layer(
         &self,
         connection: &Connection,
-        reference: &Reference,
         layer: &Layer,
         reporter: &Reporter,
     ) -> Result<Packed, Error> {
         let scratch = self.blocking(|store| Ok(store.scratch()?)).await?;
         let file = scratch.path().join("blob");
         let layer = layer.clone();
-        let packed =
-            self.blocking(move |store| pack_gzip(&store.layers_dir().join(&layer.name), file)).await?;
-        let mut meter = Meter::start(reporter, packed.blob.short(), "upload", Some(packed.size));
-        let refused = |source| refused(connection, reference, "a layer", source);
-        let (client, target) = (connection.client(), connection.target());
-        if client.blob_exists(target, packed.blob.as_str()).await.map_err(refused)? {
-            meter.set(packed.size);
+        let packed = self.blocking(move |store| pack_gzip(store, &layer, file)).await?;
+        let meter = Mutex::new(Meter::start(reporter, packed.blob.short(), "upload", Some(packed.size)));
+        let sent = |bytes| meter.lock().unwrap_or_else(PoisonError::into_inner).set(bytes);
+        let refused = |trouble| connection.refused("a layer", trouble);
+        if connection.has_blob(&packed.blob).await.map_err(refused)? {
+            sent(packed.size);
             return Ok(packed);
         }
-        let failed = |source| StoreError::Read { path: packed.file.clone(), source };
-        let file = tokio::fs::File::open(&packed.file).await.map_err(failed)?;
-        let stream = ReaderStream::with_capacity(file, STREAM_BUFFER)
-            .map_err(OciDistributionError::IoError)
-            .inspect_ok(move |chunk| meter.add(chunk.len() as u64));
-        let pushed = client.push_blob_stream(target, stream, packed.blob.as_str(), Some(packed.size)).await;
-        pushed.map_err(refused)?;
+        let put = connection.put_blob(&packed.blob, &packed.file, packed.size, None, &sent).await;
+        put.map_err(refused)?;
         Ok(packed)
     }
 }
 
-fn pack_gzip(layer: &Path, file: PathBuf) -> Result<Packed, Error> {
+fn manifest(id: &Digest, config_size: usize, layers: &[Packed]) -> Vec<u8> {
+    let layer =
+        |packed: &Packed| json!({ "mediaType": LAYER_TYPE, "digest": packed.blob, "size": packed.size });
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": { "mediaType": CONFIG_TYPE, "digest": id, "size": config_size },
+        "layers": layers.iter().map(layer).collect::<Vec<_>>(),
+    });
+    manifest.to_string().into_bytes()
+}
+
+/// The layer as it came, or packed anew where that is no longer known.
+fn pack_gzip(store: &Store, layer: &Layer, file: PathBuf) -> Result<Packed, Error> {
+    let gzip = gzip(&file)?;
+    let (gzip, diff_id) = match write_original(store, layer, gzip) {
+        Ok(gzip) => (gzip, layer.diff_id.clone()),
+        Err(OriginalError::NotKept { .. }) => {
+            let anew = self::gzip(&file)?;
+            let dir = store.layers_dir().join(&layer.name);
+            let (anew, diff_id, _) = pack(&dir, Tidy::No, Hashing::new(anew))?.finish();
+            (anew, diff_id)
+        }
+        Err(error) => return Err(error.into()),
+    };
     let failed = |source| StoreError::Write { path: file.clone(), source };
-    let out =
-        Hashing::new(std::io::BufWriter::with_capacity(STREAM_BUFFER, File::create(&file).map_err(failed)?));
-    let gzip = flate2::write::GzEncoder::new(out, flate2::Compression::fast());
-    let (gzip, diff_id, _) = pack(layer, Tidy::No, Hashing::new(gzip))?.finish();
     let (out, blob, size) = gzip.finish().map_err(failed)?.finish();
     out.into_inner().map_err(|e| failed(e.into_error()))?;
     Ok(Packed { file, diff_id, blob, size })
+}
+
+fn gzip(file: &Path) -> Result<GzEncoder<Hashing<BufWriter<File>>>, StoreError> {
+    let made = File::create(file).map_err(|source| StoreError::Write { path: file.to_owned(), source })?;
+    let out = Hashing::new(BufWriter::with_capacity(WRITE_BUFFER, made));
+    Ok(GzEncoder::new(out, flate2::Compression::fast()))
 }
 
 fn config_with(image: &Image, diff_ids: &[Digest]) -> Vec<u8> {
@@ -161,29 +170,4 @@ fn config_with(image: &Image, diff_ids: &[Digest]) -> Vec<u8> {
         fields.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diff_ids }));
     }
     config.to_string().into_bytes()
-}
-
-async fn push_bytes(
-    connection: &Connection,
-    reference: &Reference,
-    what: &'static str,
-    bytes: Vec<u8>,
-    digest: &Digest,
-) -> Result<(), RegistryError> {
-    let pushed = connection.client().push_blob(connection.target(), bytes, digest.as_str()).await;
-    pushed.map(drop).map_err(|source| refused(connection, reference, what, source))
-}
-
-fn refused(
-    connection: &Connection,
-    reference: &Reference,
-    what: &'static str,
-    source: OciDistributionError,
-) -> RegistryError {
-    RegistryError::Push {
-        url: connection.url(),
-        what,
-        reference: reference.to_string(),
-        source: source.into(),
-    }
 }

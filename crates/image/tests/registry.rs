@@ -89,7 +89,7 @@ async fn what_is_pushed_can_be_pulled() {
     let images = open_with(prefixed.path(), mirrors(&[format!("http://{}/team", registry.host)]));
     let error = images.pull("me/app:1", PullPolicy::Always, None, silent()).await.unwrap_err();
     assert!(
-        matches!(&error, Error::Registry(RegistryError::NotFound { tried, .. }) if tried[0].ends_with("/team")),
+        matches!(error.root(), Error::Registry(RegistryError::NotFound { tried, .. }) if tried[0].contains("/team (MANIFEST_UNKNOWN")),
         "{error}"
     );
 }
@@ -106,7 +106,11 @@ async fn basic_auth_is_asked_for_and_given() {
     for (auth, as_whom) in [(None, "an anonymous user"), (user("wrong"), "user")] {
         let error = images.pull(&name, PullPolicy::Always, auth, silent()).await.unwrap_err();
         let text = error.to_string();
-        assert!(matches!(&error, Error::Registry(RegistryError::Unauthorised { .. })), "{}", chain(&error));
+        assert!(
+            matches!(error.root(), Error::Registry(RegistryError::Unauthorised { .. })),
+            "{}",
+            chain(&error)
+        );
         assert!(text.contains(&registry.host) && text.contains(as_whom), "{text}");
         assert!(!chain(&error).contains("wrong"), "a password in an error");
     }
@@ -245,9 +249,9 @@ async fn wrong_content_is_refused() {
     let (layer, evil) = (tar(&[("a", b"1")]), tar(&[("a", b"2")]));
     let tmp = tempfile::tempdir().unwrap();
     // The blob is not the one of the manifest.
-    let served = Served::new(&layer, &gzip(&layer));
-    let blob = format!("/v2/x/blobs/{}", Digest::of(&gzip(&layer)));
-    let other = gzip(&evil);
+    let served = Served::new(&layer, &layer);
+    let blob = format!("/v2/x/blobs/{}", Digest::of(&layer));
+    let other = evil.clone();
     let registry =
         FakeRegistry::start(
             move |r| if r.path == blob { Response::ok(other.clone()) } else { served.answer(r) },
@@ -255,7 +259,7 @@ async fn wrong_content_is_refused() {
         .await;
     let error = pull_x(&open(tmp.path()), &registry).await.unwrap_err();
     assert!(
-        matches!(error, Error::Registry(RegistryError::DigestMismatch { what: "a layer", .. })),
+        matches!(error.root(), Error::Registry(RegistryError::DigestMismatch { what: "a layer", .. })),
         "{}",
         chain(&error)
     );
@@ -264,7 +268,11 @@ async fn wrong_content_is_refused() {
     let served = Served::new(&layer, &gzip(&evil));
     let registry = FakeRegistry::start(move |r| served.answer(r)).await;
     let error = pull_x(&open(tmp.path()), &registry).await.unwrap_err();
-    assert!(matches!(error, Error::Ingest(berth_image::IngestError::DiffId { .. })), "{}", chain(&error));
+    assert!(
+        matches!(error.root(), Error::Ingest(berth_image::IngestError::DiffId { .. })),
+        "{}",
+        chain(&error)
+    );
     assert_empty(tmp.path());
     // A manifest asked for by digest, and another one given.
     let served = Served::new(&layer, &gzip(&layer));
@@ -276,7 +284,7 @@ async fn wrong_content_is_refused() {
     let name = format!("{}/x@{}", registry.host, Digest::of(b"another"));
     let error = open(tmp.path()).pull(&name, PullPolicy::Always, None, silent()).await.unwrap_err();
     assert!(
-        matches!(error, Error::Registry(RegistryError::DigestMismatch { what: "a manifest", .. })),
+        matches!(error.root(), Error::Registry(RegistryError::DigestMismatch { what: "a manifest", .. })),
         "{}",
         chain(&error)
     );
@@ -304,7 +312,7 @@ async fn an_index_leads_to_this_machine_or_says_what_there_is() {
     let images = open(tmp.path());
     pull_x(&images, &serve(&host_arch()).await).await.unwrap();
     let error = pull_x(&images, &serve("s390x").await).await.unwrap_err();
-    assert!(matches!(error, Error::Pull(PullError::Platform(_))), "{error}");
+    assert!(matches!(error.root(), Error::Pull(PullError::Platform(_))), "{error}");
     assert!(error.to_string().ends_with("there is linux/mips/v9, linux/s390x/v9"), "{error}");
 }
 
@@ -336,7 +344,7 @@ async fn tokens_are_fetched_with_and_without_a_user() {
     let images = open(tmp.path());
     let error = pull_x(&images, &registry).await.unwrap_err();
     assert!(
-        matches!(error, Error::Registry(RegistryError::Unauthorised { user: None, .. })),
+        matches!(error.root(), Error::Registry(RegistryError::Unauthorised { user: None, .. })),
         "{}",
         chain(&error)
     );

@@ -1,21 +1,22 @@
 //! Which registries to ask, how, and as whom.
 //!
-//! The `[registry]` table of the configuration, and Docker's own `config.json` for credentials that are not in it.
+//! The `[registry]` table of the configuration, and Docker's own `config.json` for credentials that are not in it
+//! (`docker.rs`).
+
+pub(crate) mod docker;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
 use berth_types::image::BasicAuth;
 use serde::Deserialize;
 
 use crate::reference::Reference;
 
-/// Docker's key for the credentials of docker.io.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-/// Most of a `config.json` that is read, in bytes.
-const MAX_DOCKER_CONFIG: u64 = 1 << 20;
+/// Layers of one pull or push that are moved at once, unless the configuration says otherwise.
+const PARALLEL_DOWNLOADS: usize = 4;
+/// Most that it may say.
+const MAX_PARALLEL_DOWNLOADS: usize = 32;
 
 /// The `[registry]` table.
 ///
@@ -23,6 +24,11 @@ const MAX_DOCKER_CONFIG: u64 = 1 << 20;
 /// [registry]
 /// upstream = true                       # ask the registry itself when no mirror has the image
 /// insecure = ["registry.lan:5000"]      # plain HTTP; loopback hosts need no mention
+/// unverified = ["old.lan"]              # TLS whose certificate nobody checks
+/// ca_bundle = "/etc/ssl/corporate.pem"  # certificates in PEM that count besides the machine's own
+/// proxy = "http://proxy.lan:3128"       # instead of what the environment says
+/// no_proxy = ["registry.lan", ".corp"]  # hosts that are reached without it
+/// parallel_downloads = 4                # layers of one pull or push at once
 /// [registry.mirrors]
 /// "docker.io" = ["http://127.0.0.1:5000", "https://mirror.lan/proxy"]
 /// [registry.auth."mirror.lan"]
@@ -38,13 +44,35 @@ pub struct RegistryConfig {
     pub auth: BTreeMap<String, BasicAuth>,
     /// Hosts (and ports) that speak plain HTTP.
     pub insecure: Vec<String>,
+    /// Hosts (and ports) on TLS whose certificate is not checked: whoever stands between can read and change what goes over
+    /// the wire, credentials included.
+    pub unverified: Vec<String>,
+    /// File of certificates in PEM that are trusted besides the machine's own.
+    pub ca_bundle: Option<PathBuf>,
+    /// Proxy for all registries, `http://[USER:PASSWORD@]HOST:PORT`. When absent the environment decides: `HTTPS_PROXY`,
+    /// `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`. Hosts of loopback are never reached through one.
+    pub proxy: Option<String>,
+    /// Hosts, domains (`.corp`) and networks (`10.0.0.0/8`) that are reached without `proxy`.
+    pub no_proxy: Vec<String>,
+    /// Layers of one pull or push that are moved at once, from 1 to 32.
+    pub parallel_downloads: usize,
     /// Whether to ask the registry itself after its mirrors. A registry without mirrors is always asked.
     pub upstream: bool,
 }
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self { mirrors: BTreeMap::new(), auth: BTreeMap::new(), insecure: Vec::new(), upstream: true }
+        Self {
+            mirrors: BTreeMap::new(),
+            auth: BTreeMap::new(),
+            insecure: Vec::new(),
+            unverified: Vec::new(),
+            ca_bundle: None,
+            proxy: None,
+            no_proxy: Vec::new(),
+            parallel_downloads: PARALLEL_DOWNLOADS,
+            upstream: true,
+        }
     }
 }
 
@@ -78,10 +106,8 @@ pub enum ConfigError {
         /// What is wrong.
         what: String,
     },
-    /// The credentials are in a program that Berth does not run yet.
-    #[error(
-        "the credentials of {host} are kept by the credential helper {helper:?} ({path}), which is not supported yet"
-    )]
+    /// The program that keeps the credentials did not give them.
+    #[error("the credential helper {helper:?}, which {path} names for {host}, gave no credentials: {what}")]
     CredentialHelper {
         /// The registry.
         host: String,
@@ -89,7 +115,59 @@ pub enum ConfigError {
         helper: String,
         /// The file that says so.
         path: PathBuf,
+        /// What went wrong.
+        what: String,
     },
+    /// The extra certificates cannot be read.
+    #[error("cannot read the certificates of [registry] ca_bundle in {path}")]
+    CaBundle {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The extra certificates are none.
+    #[error("[registry] ca_bundle {path} cannot be used: {what}")]
+    CaBundleForm {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The proxy is no URL; it is not repeated, since it may hold a password.
+    #[error("[registry] proxy is not http://[USER:PASSWORD@]HOST[:PORT]")]
+    Proxy,
+    /// A number of layers at once that makes no sense.
+    #[error("[registry] parallel_downloads is {given}; it can be from 1 to {MAX_PARALLEL_DOWNLOADS}")]
+    Parallel {
+        /// The number.
+        given: usize,
+    },
+}
+
+/// What is shown to a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Credentials {
+    /// User and password.
+    Basic(BasicAuth),
+    /// A token that is exchanged for tokens of the registry.
+    Identity { user: String, token: String },
+}
+
+impl Credentials {
+    pub(crate) fn user(&self) -> &str {
+        match self {
+            Self::Basic(auth) => &auth.username,
+            Self::Identity { user, .. } => user,
+        }
+    }
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user()).finish_non_exhaustive()
+    }
 }
 
 /// One place to ask for an image.
@@ -115,6 +193,9 @@ impl Endpoint {
 impl RegistryConfig {
     /// Checks what serde cannot.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_PARALLEL_DOWNLOADS).contains(&self.parallel_downloads) {
+            return Err(ConfigError::Parallel { given: self.parallel_downloads });
+        }
         for (registry, urls) in &self.mirrors {
             urls.iter().try_for_each(|url| parse_mirror(registry, url).map(drop))?;
         }
@@ -135,37 +216,25 @@ impl RegistryConfig {
 
     /// The registry itself.
     pub(crate) fn upstream(&self, registry: &str) -> Endpoint {
-        let plain = is_loopback(registry) || self.insecure.iter().any(|host| host == registry);
+        let named = |hosts: &[String]| hosts.iter().any(|host| host == registry);
+        let plain = named(&self.insecure) || is_loopback(registry) && !named(&self.unverified);
         Endpoint { https: !plain, host: registry.to_owned(), prefix: String::new(), upstream: true }
     }
 
-    /// Credentials for an endpoint: the caller's (only ever for the registry that the reference names), the
-    /// configuration's, Docker's.
-    pub(crate) fn credentials(
+    /// Credentials for an endpoint: the configuration's, then Docker's.
+    pub(crate) async fn credentials(
         &self,
         endpoint: &Endpoint,
-        caller: Option<&BasicAuth>,
         docker_config: Option<&Path>,
-    ) -> Result<Option<BasicAuth>, ConfigError> {
-        if endpoint.upstream
-            && let Some(auth) = caller
-        {
-            return Ok(Some(auth.clone()));
-        }
+    ) -> Result<Option<Credentials>, ConfigError> {
         if let Some(auth) = self.auth.get(&endpoint.host) {
-            return Ok(Some(auth.clone()));
+            return Ok(Some(Credentials::Basic(auth.clone())));
         }
-        docker_config.map_or(Ok(None), |path| docker_credentials(path, &endpoint.host))
+        match docker_config {
+            Some(path) => docker::credentials(path, &endpoint.host).await,
+            None => Ok(None),
+        }
     }
-}
-
-/// Where Docker keeps its configuration for the user that Berth runs as.
-pub(crate) fn docker_config_path() -> Option<PathBuf> {
-    if let Some(dir) = std::env::var_os("DOCKER_CONFIG") {
-        return Some(PathBuf::from(dir).join("config.json"));
-    }
-    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
-    Some(home.join(".docker/config.json"))
 }
 
 fn parse_mirror(registry: &str, url: &str) -> Result<Endpoint, ConfigError> {
@@ -181,90 +250,13 @@ fn parse_mirror(registry: &str, url: &str) -> Result<Endpoint, ConfigError> {
     Ok(Endpoint { https: scheme == "https", host: host.to_owned(), prefix, upstream: false })
 }
 
-fn is_loopback(registry: &str) -> bool {
+/// Whether a host, with or without its port, is this machine.
+pub(crate) fn is_loopback(registry: &str) -> bool {
     let host = match registry.strip_prefix('[').and_then(|r| r.split_once(']')) {
         Some((host, _)) => host,
         None => registry.split_once(':').map_or(registry, |(host, _)| host),
     };
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct DockerConfig {
-    auths: BTreeMap<String, DockerAuth>,
-    cred_helpers: BTreeMap<String, String>,
-    creds_store: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct DockerAuth {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
-}
-
-fn docker_credentials(path: &Path, host: &str) -> Result<Option<BasicAuth>, ConfigError> {
-    let Some(bytes) = read_docker_config(path)? else { return Ok(None) };
-    let form = |what: String| ConfigError::DockerConfigForm { path: path.to_owned(), what };
-    let config: DockerConfig = serde_json::from_slice(&bytes).map_err(|e| form(e.to_string()))?;
-    let names: Vec<String> = match host {
-        "docker.io" => vec![DOCKER_HUB_KEY.into(), "index.docker.io".into(), "docker.io".into()],
-        _ => {
-            vec![host.into(), format!("https://{host}"), format!("http://{host}"), format!("https://{host}/")]
-        }
-    };
-    let helper = |helper: &String| ConfigError::CredentialHelper {
-        host: host.to_owned(),
-        helper: helper.clone(),
-        path: path.to_owned(),
-    };
-    if let Some(name) = names.iter().find_map(|n| config.cred_helpers.get(n)) {
-        return Err(helper(name));
-    }
-    let Some(auth) = names.iter().find_map(|n| config.auths.get(n)) else { return Ok(None) };
-    if let (Some(username), Some(password)) = (&auth.username, &auth.password) {
-        return Ok(Some(BasicAuth { username: username.clone(), password: password.clone() }));
-    }
-    if auth.identitytoken.is_some() {
-        return Err(form(format!("the entry of {host} is an identity token, which is not supported yet")));
-    }
-    match (&auth.auth, &config.creds_store) {
-        (Some(encoded), _) if !encoded.is_empty() => decode(encoded)
-            .map(Some)
-            .ok_or_else(|| form(format!("\"auth\" of {host} is not base64 of USER:PASSWORD"))),
-        // Logged in, with the secret elsewhere.
-        (_, Some(store)) => Err(helper(store)),
-        _ => Ok(None),
-    }
-}
-
-fn read_docker_config(path: &Path) -> Result<Option<Vec<u8>>, ConfigError> {
-    let failed = |source| ConfigError::DockerConfig { path: path.to_owned(), source };
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(e) => return Err(failed(e)),
-    };
-    let mut bytes = Vec::new();
-    file.take(MAX_DOCKER_CONFIG + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_DOCKER_CONFIG {
-        let what = format!("it is longer than {MAX_DOCKER_CONFIG} bytes");
-        return Err(ConfigError::DockerConfigForm { path: path.to_owned(), what });
-    }
-    Ok(Some(bytes))
-}
-
-fn decode(encoded: &str) -> Option<BasicAuth> {
-    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
-    let text = String::from_utf8(bytes).ok()?;
-    let (username, password) = text.split_once(':')?;
-    // Docker pads passwords with zero bytes in some versions.
-    Some(BasicAuth { username: username.into(), password: password.trim_end_matches('\0').into() })
 }
 
 #[cfg(test)]
@@ -309,31 +301,22 @@ mod tests {
             let config = RegistryConfig { mirrors, ..RegistryConfig::default() };
             assert!(config.check().unwrap_err().to_string().contains(url));
         }
+        for parallel_downloads in [0, 33] {
+            assert!(RegistryConfig { parallel_downloads, ..RegistryConfig::default() }.check().is_err());
+        }
     }
 
-    #[test]
-    fn credentials_in_order_and_only_where_they_belong() {
+    #[tokio::test]
+    async fn credentials_in_order_and_only_where_they_belong() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
-        let encoded = base64::engine::general_purpose::STANDARD.encode("hub:pw:with:colons");
-        let json = format!(
-            r#"{{"auths":{{"https://index.docker.io/v1/":{{"auth":"{encoded}"}},"stored.example":{{}}}},
-                "credHelpers":{{"helped.example":"pass"}},"credsStore":"desktop"}}"#
-        );
+        let json = r#"{"auths":{"https://index.docker.io/v1/":{"username":"hub","password":"p"}}}"#;
         std::fs::write(&path, json).unwrap();
         let config = config("[auth.\"m.example\"]\nusername = \"m\"\npassword = \"n\"\n");
-        let user = |host: &str, upstream: bool, caller: Option<&BasicAuth>| {
-            let endpoint = Endpoint { https: true, host: host.into(), prefix: String::new(), upstream };
-            config.credentials(&endpoint, caller, Some(&path)).map(|a| a.map(|a| a.username))
-        };
-        let caller = BasicAuth { username: "caller".into(), password: String::new() };
-        assert_eq!(user("docker.io", true, Some(&caller)).unwrap().as_deref(), Some("caller"));
-        assert_eq!(user("m.example", false, Some(&caller)).unwrap().as_deref(), Some("m"));
-        assert_eq!(user("docker.io", true, None).unwrap().as_deref(), Some("hub"));
-        assert_eq!(user("other.example", true, None).unwrap(), None);
-        for (host, helper) in [("stored.example", "desktop"), ("helped.example", "pass")] {
-            assert!(user(host, true, None).unwrap_err().to_string().contains(helper));
+        for (host, user) in [("docker.io", Some("hub")), ("m.example", Some("m")), ("other.example", None)] {
+            let endpoint = Endpoint { https: true, host: host.into(), prefix: String::new(), upstream: true };
+            let found = config.credentials(&endpoint, Some(&path)).await.unwrap();
+            assert_eq!(found.as_ref().map(Credentials::user), user);
         }
-        assert_eq!(decode(&encoded).unwrap().password, "pw:with:colons");
     }
 }
