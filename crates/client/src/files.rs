@@ -52,6 +52,18 @@ impl ReportOnceRead {
 }
 
 impl ArchiveStream {
+    /// What an answer holds, whose end must be told from a broken connection.
+    pub(crate) fn of(answer: Answer) -> Result<ArchiveStream, Error> {
+        let headers = answer.response.headers();
+        if !headers.contains_key(TRANSFER_ENCODING) && !headers.contains_key(CONTENT_LENGTH) {
+            return Err(Error::Unframed { operation: answer.operation().to_owned() });
+        }
+        let (operation, report) = (answer.operation().to_owned(), ReportOnceRead::default());
+        let connection = answer.connection;
+        let data = contents(answer.response.into_body(), operation, report.clone());
+        Ok(ArchiveStream { reader: StreamReader::new(Box::pin(data)), report, _connection: connection })
+    }
+
     /// Where the report will be.
     pub fn report(&self) -> ReportOnceRead {
         self.report.clone()
@@ -190,14 +202,7 @@ impl Client {
         let operation = format!("copy {} out of sandbox {sandbox}", source.path);
         let call = Call::new(Method::GET, sandbox_path(sandbox, &query), operation).with_trailers();
         let answer = self.send(call).await?;
-        let headers = answer.response.headers();
-        if !headers.contains_key(TRANSFER_ENCODING) && !headers.contains_key(CONTENT_LENGTH) {
-            return Err(Error::Unframed { operation: answer.operation().to_owned() });
-        }
-        let (operation, report) = (answer.operation().to_owned(), ReportOnceRead::default());
-        let connection = answer.connection;
-        let data = contents(answer.response.into_body(), operation, report.clone());
-        Ok(ArchiveStream { reader: StreamReader::new(Box::pin(data)), report, _connection: connection })
+        ArchiveStream::of(answer)
     }
 
     /// Bytes of one file of a sandbox, to be read to their end.

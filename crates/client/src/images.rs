@@ -1,12 +1,15 @@
-//! Images: list, look at, remove, and the four ways to get one.
+//! Images: list, look at, remove, the ways to get one, and what is done with the store as a whole.
 
-use berth_types::files::TAR_TYPE;
-use berth_types::image::{BootstrapImage, BuildImage, BuildResult, Image, ImportImage, PullImage, PushImage};
+use berth_types::image::{
+    BootstrapImage, ExportImages, Image, ImportImage, ImportResult, PruneImages, PruneReport, PullImage,
+    PushImage, TagImage, VerifyImages, VerifyReport,
+};
 use berth_types::progress::Progress;
 use berth_types::sandbox::Page;
 use http::Method;
 use tokio::io::AsyncRead;
 
+use crate::files::ArchiveStream;
 use crate::transport::{Call, encode};
 use crate::{Client, Error};
 
@@ -56,13 +59,23 @@ impl Client {
         self.follow(Call::new(Method::POST, "/v1/images/push", operation).json(request)?, on_progress).await
     }
 
-    /// Makes an image of an archive.
+    /// Makes images of an archive, and gives the first of them.
     pub async fn import_image(
         &self,
         request: &ImportImage,
         archive: impl AsyncRead + Send + 'static,
         on_progress: impl FnMut(Progress),
     ) -> Result<Image, Error> {
+        Ok(self.import_images(request, archive, on_progress).await?.image)
+    }
+
+    /// Makes images of an archive.
+    pub async fn import_images(
+        &self,
+        request: &ImportImage,
+        archive: impl AsyncRead + Send + 'static,
+        on_progress: impl FnMut(Progress),
+    ) -> Result<ImportResult, Error> {
         let operation = match &request.reference {
             Some(reference) => format!("import {reference}"),
             None => "import an image".to_owned(),
@@ -82,21 +95,38 @@ impl Client {
             .await
     }
 
-    /// Builds an image; `context` is a tar of the build context ([`crate::archive::pack_dir`]).
-    pub async fn build_image(
+    /// Points another reference at an image of the store.
+    pub async fn tag_image(&self, request: &TagImage) -> Result<Image, Error> {
+        let operation = format!("tag {} as {}", request.image, request.reference);
+        self.call(Call::new(Method::POST, "/v1/images/tag", operation).json(request)?).await
+    }
+
+    /// Removes what nobody uses, as `request` says.
+    pub async fn prune_images(
         &self,
-        request: &BuildImage,
-        context: impl AsyncRead + Send + 'static,
+        request: &PruneImages,
         on_progress: impl FnMut(Progress),
-    ) -> Result<BuildResult, Error> {
-        let operation = match request.tags.first() {
-            Some(tag) => format!("build {tag}"),
-            None => "build an image".to_owned(),
-        };
-        let options = serde_json::to_string(request)
-            .map_err(|source| Error::Encode { operation: operation.clone(), source })?;
-        let path = format!("/v1/images/build?options={}", encode(&options));
-        self.follow(Call::new(Method::POST, path, operation).upload(TAR_TYPE, context), on_progress).await
+    ) -> Result<PruneReport, Error> {
+        self.follow(Call::new(Method::POST, "/v1/images/prune", "prune images").json(request)?, on_progress)
+            .await
+    }
+
+    /// Compares the store with what it should hold; what is wrong is in the report.
+    pub async fn verify_images(
+        &self,
+        request: &VerifyImages,
+        on_progress: impl FnMut(Progress),
+    ) -> Result<VerifyReport, Error> {
+        self.follow(Call::new(Method::POST, "/v1/images/verify", "verify images").json(request)?, on_progress)
+            .await
+    }
+
+    /// An archive of images, to be read to its end. Reading fails where it breaks off, so what was read without an error is
+    /// whole.
+    pub async fn export_images(&self, request: &ExportImages) -> Result<ArchiveStream, Error> {
+        let operation = format!("export {}", request.images.join(", "));
+        let call = Call::new(Method::POST, "/v1/images/export", operation).json(request)?.with_trailers();
+        ArchiveStream::of(self.send(call).await?)
     }
 }
 

@@ -20,6 +20,7 @@
 //! Start reading at [`Client`], then `transport.rs`; [`ExecStream`] is the most involved call.
 
 pub mod archive;
+mod builds;
 mod error;
 mod exec;
 mod files;
@@ -38,6 +39,7 @@ mod websocket;
 use std::time::Duration;
 
 pub use berth_types as types;
+pub use builds::secret;
 pub use error::Error;
 pub use exec::{ExecOutcome, ExecOutput, ExecStream};
 pub use files::{ArchiveStream, Changes};

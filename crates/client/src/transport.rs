@@ -57,6 +57,7 @@ pub(crate) struct Call {
     body: Body,
     upload: UploadFault,
     trailers: bool,
+    headers: Vec<(&'static str, HeaderValue)>,
 }
 
 /// What went wrong with the reader of a body: hyper only tells that something did.
@@ -86,12 +87,19 @@ impl Call {
             body: Empty::new().map_err(|never| match never {}).boxed_unsync(),
             upload: UploadFault::default(),
             trailers: false,
+            headers: Vec::new(),
         }
     }
 
     /// The same request, whose answer may end in trailers.
     pub(crate) fn with_trailers(mut self) -> Self {
         self.trailers = true;
+        self
+    }
+
+    /// The same request with one header more.
+    pub(crate) fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
         self
     }
 
@@ -130,6 +138,9 @@ impl Call {
         }
         if self.trailers {
             request = request.header(TE, HeaderValue::from_static("trailers"));
+        }
+        for (name, value) in self.headers {
+            request = request.header(name, value);
         }
         request.body(self.body)
     }

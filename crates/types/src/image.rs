@@ -120,6 +120,17 @@ pub struct ImportImage {
     pub format: Option<ArchiveFormat>,
 }
 
+/// Result of `POST /v1/images/import`: the first image of the archive, as an [`Image`], and all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImportResult {
+    /// The first image.
+    #[serde(flatten)]
+    pub image: Image,
+    /// All images of the archive.
+    #[serde(default)]
+    pub images: Vec<Image>,
+}
+
 /// Kinds of archives that can be imported; each may be plain, gzip or zstd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -241,7 +252,6 @@ pub struct ContextManifest {
 
 /// One file of a build context.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct ContextEntry {
     /// Path in the context, parts joined by `/`.
     pub path: String,
@@ -254,7 +264,7 @@ pub struct ContextEntry {
 
 /// What a file of a build context is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case", tag = "kind")]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
 pub enum ContextKind {
     /// A regular file.
     File {
@@ -414,4 +424,37 @@ pub struct BuildFailure {
     pub exit_code: Option<i32>,
     /// The last lines of the step's output, at most 50.
     pub output_tail: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_s_entries_are_read_as_they_are_written_and_nothing_else() {
+        let digest = "0".repeat(64);
+        let kinds = [
+            ContextKind::File { size: 3, digest },
+            ContextKind::Dir,
+            ContextKind::Link { target: "a".into() },
+            ContextKind::Special,
+        ];
+        for kind in kinds {
+            let entry = ContextEntry { path: "x/y".into(), mode: 0o644, kind };
+            let json = serde_json::to_string(&entry).unwrap();
+            assert_eq!(serde_json::from_str::<ContextEntry>(&json).unwrap(), entry, "{json}");
+        }
+        let unknown = r#"{"path": "a", "mode": 1, "kind": "link", "target": "b", "uid": 1}"#;
+        assert!(serde_json::from_str::<ContextEntry>(unknown).unwrap_err().to_string().contains("uid"));
+    }
+
+    #[test]
+    fn an_import_s_result_is_an_image_too() {
+        let image = r#"{"id": "i", "references": [], "size_bytes": 1, "layers": 1, "platform": "p", "config": {}}"#;
+        let one: Image = serde_json::from_str(image).unwrap();
+        let all = ImportResult { image: one.clone(), images: vec![one.clone()] };
+        let json = serde_json::to_string(&all).unwrap();
+        assert_eq!(serde_json::from_str::<Image>(&json).unwrap(), one);
+        assert_eq!(serde_json::from_str::<ImportResult>(&json).unwrap(), all);
+    }
 }

@@ -15,10 +15,12 @@ use std::path::PathBuf;
 
 use berth_types::error::Kind;
 
+mod manifest;
 mod pack;
 mod pipe;
 mod unpack;
 
+pub use manifest::manifest_of;
 pub use pack::{pack_dir, pack_file};
 pub use pipe::PackedTar;
 pub use unpack::{unpack_file, unpack_into};
@@ -31,6 +33,12 @@ pub enum Error {
     Read {
         /// Why not.
         #[source]
+        source: io::Error,
+    },
+    /// A build context could not be read.
+    #[error("the build context cannot be read")]
+    ReadContext {
+        /// Why not, with the file.
         source: io::Error,
     },
     /// The target directory could not be made or opened.
@@ -66,7 +74,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The blocking thread went away with the runtime.
-    #[error("unpacking was cut off")]
+    #[error("the work on files was cut off")]
     CutOff {
         /// How.
         #[source]
@@ -82,7 +90,10 @@ impl Error {
                 let told = source.get_ref().and_then(|error| error.downcast_ref::<crate::Error>());
                 told.map_or(Kind::Unavailable, crate::Error::kind)
             }
-            Error::OpenTarget { .. } | Error::NotOneFile { .. } | Error::NotAFile { .. } => Kind::User,
+            Error::ReadContext { .. }
+            | Error::OpenTarget { .. }
+            | Error::NotOneFile { .. }
+            | Error::NotAFile { .. } => Kind::User,
             Error::Write { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Capacity,
                 _ => Kind::User,

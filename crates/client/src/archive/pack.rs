@@ -152,7 +152,7 @@ fn fill(field: &mut [u8], value: &[u8]) -> bool {
 }
 
 /// The same error, naming its file: from here on it travels as an `io::Error` through the reader of the tar.
-fn at(path: &Path, error: io::Error) -> io::Error {
+pub(super) fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), PathError { path: path.to_owned(), source: error })
 }
 
