@@ -101,6 +101,19 @@ pub enum Error {
         #[source]
         source: RunnerError,
     },
+    /// What `ADD` names elsewhere cannot be had.
+    #[error("{file}:{line}: cannot fetch `{url}`")]
+    Remote {
+        /// The Dockerfile.
+        file: String,
+        /// The line that names it.
+        line: u32,
+        /// Its URL, without user and password.
+        url: String,
+        /// Why.
+        #[source]
+        source: RunnerError,
+    },
     /// A command of the build ended with another exit code than 0.
     #[error(
         "{}:{}: step {} of {} failed with exit code {}: {}",
@@ -164,12 +177,13 @@ impl Error {
             Self::Needs(_) => Kind::Internal,
             Self::Context(context) if context.is_content() => Kind::User,
             Self::Context(_) | Self::Reader(_) => Kind::Internal,
-            Self::BaseImage { source, .. } | Self::Step { source, .. } | Self::Store { source, .. } => {
-                match source {
-                    RunnerError::User { .. } => Kind::User,
-                    RunnerError::Infrastructure { .. } => Kind::Unavailable,
-                }
-            }
+            Self::BaseImage { source, .. }
+            | Self::Remote { source, .. }
+            | Self::Step { source, .. }
+            | Self::Store { source, .. } => match source {
+                RunnerError::User { .. } => Kind::User,
+                RunnerError::Infrastructure { .. } => Kind::Unavailable,
+            },
         }
     }
 
@@ -183,6 +197,7 @@ impl Error {
             Self::ContextNeeded { .. } => "context_needed",
             Self::Needs(_) => "build_plan_incomplete",
             Self::BaseImage { .. } => "base_image_unusable",
+            Self::Remote { .. } => "remote_source_unusable",
             Self::StepFailed(_) => "build_failed",
             Self::Step { .. } => "build_step_impossible",
             Self::Store { .. } => "build_store_failed",

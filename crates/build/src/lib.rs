@@ -40,5 +40,8 @@ mod variables;
 
 pub use error::{Error, Needed, Needs};
 pub use key::Digest;
-pub use solve::{DockerfileSource, Outcome, Request, build, content_key};
+pub use solve::{
+    ContextSource, DockerfileSource, Outcome, ReplayOutcome, Request, base, build, content_key,
+    default_parallel, replay,
+};
 pub use variables::Environment;

@@ -177,6 +177,19 @@ pub enum Remote {
     },
 }
 
+impl Remote {
+    /// The URL as messages show it: without user and password.
+    pub fn shown(&self) -> String {
+        let (Self::Url { url, .. } | Self::Git { url, .. }) = self;
+        let Some((scheme, rest)) = url.split_once("://") else { return url.clone() };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        match rest[..end].rfind('@') {
+            Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
+            None => url.clone(),
+        }
+    }
+}
+
 /// What came from elsewhere; its files are there as long as it lives.
 pub struct Fetched {
     /// The file, or the directory that holds the tree.
@@ -279,6 +292,20 @@ pub enum Stat {
 /// `/dev`, `/proc` and `/sys` are mounts of their own: what is written there never becomes part of the layer.
 /// Dropping a step without [`Step::commit`] throws it away.
 pub trait Step: Send {
+    /// Changes what the sandbox has beside its root, from now until the next call; an empty setting takes all of it away.
+    /// For sandboxes that are there already; [`Runner::open`] sets up those that it makes.
+    fn set<'a>(&'a mut self, setting: Setting) -> Answer<'a, ()> {
+        Box::pin(async move {
+            if setting == Setting::default() {
+                return Ok(());
+            }
+            let what = if setting.mounts.is_empty() { "lose its network" } else { "be given mounts" };
+            let message =
+                format!("a running sandbox cannot {what} for one command (build the image instead)");
+            Err(RunnerError::User { message, source: None })
+        })
+    }
+
     /// Runs a command to its end and gives its exit code; 127 or 126 when it could not be started, with the reason
     /// as output. `output` gets stdout and stderr as they come.
     fn run<'a>(&'a mut self, spec: RunSpec, output: &'a mut (dyn FnMut(&[u8]) + Send)) -> Answer<'a, i32>;

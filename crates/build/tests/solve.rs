@@ -4,125 +4,15 @@
 
 mod fake;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
-use std::sync::Mutex;
+use std::os::unix::fs::symlink;
 
-use berth_build::{DockerfileSource, Error, Outcome, Request, build, content_key};
+use berth_build::{Outcome, content_key};
 use berth_types::error::Kind;
 use berth_types::progress::Progress;
-use fake::{Machine, Tree};
+use fake::world::World;
 use serde_json::json;
-
-/// A context on disk, a machine, and the options of the next build.
-struct World {
-    dir: tempfile::TempDir,
-    machine: Machine,
-    args: BTreeMap<String, String>,
-    target: Option<String>,
-    no_cache: bool,
-    progress: Mutex<Vec<Progress>>,
-}
-
-impl World {
-    fn new(dockerfile: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let world = Self {
-            dir,
-            machine: Machine::new(),
-            args: BTreeMap::new(),
-            target: None,
-            no_cache: false,
-            progress: Mutex::default(),
-        };
-        world.write("Dockerfile", dockerfile);
-        world
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
-        let path = self.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, content).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    }
-
-    fn chmod(&self, name: &str, mode: u32) {
-        fs::set_permissions(self.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    async fn try_build(&self) -> Result<Outcome, Error> {
-        let tell = |progress| self.progress.lock().unwrap().push(progress);
-        build(self.request(&tell), &self.machine).await
-    }
-
-    fn request<'a>(&'a self, progress: &'a (dyn Fn(Progress) + Send + Sync)) -> Request<'a> {
-        Request {
-            context: self.path(),
-            dockerfile: DockerfileSource::InContext("Dockerfile".to_owned()),
-            target: self.target.clone(),
-            build_args: self.args.clone(),
-            no_cache: self.no_cache,
-            tags: vec!["t:1".to_owned()],
-            platform: "linux/amd64".to_owned(),
-            progress,
-        }
-    }
-
-    async fn build(&self) -> Outcome {
-        self.try_build().await.unwrap_or_else(|error| panic!("{}", error.to_api()))
-    }
-
-    /// The tree of the built image, without the base's own files.
-    async fn tree(&self) -> Tree {
-        let outcome = self.build().await;
-        let mut tree = self.machine.tree(&outcome.image);
-        tree.retain(|path, _| !path.starts_with("/bin"));
-        tree
-    }
-
-    /// The tree as lines: type, mode, owner, path, content.
-    async fn listing(&self) -> String {
-        let lines: Vec<String> = self
-            .tree()
-            .await
-            .into_iter()
-            .map(|(path, node)| {
-                format!("{} {:04o} {} {path} {}", node.kind, node.mode, node.owner, node.content)
-                    .trim_end()
-                    .to_owned()
-            })
-            .collect();
-        lines.join("\n")
-    }
-
-    async fn failure(&self) -> String {
-        match self.try_build().await {
-            Ok(_) => panic!("the build succeeded"),
-            Err(error) => {
-                let api = error.to_api();
-                api.hint.map_or(api.message.clone(), |hint| format!("{} [{hint}]", api.message))
-            }
-        }
-    }
-
-    fn output(&self) -> String {
-        let progress = self.progress.lock().unwrap();
-        progress
-            .iter()
-            .filter_map(|line| match line {
-                Progress::Output { text, .. } => Some(text.as_str()),
-                _ => None,
-            })
-            .collect()
-    }
-}
 
 async fn failure(dockerfile: &str) -> String {
     World::new(dockerfile).failure().await
@@ -556,8 +446,21 @@ async fn steps_are_told_as_they_come() {
         cached: false,
     };
     let output = Progress::Output { step: 2, text: "one\n".into() };
-    let wanted = [step(1, "FROM debian"), step(2, "RUN echo one"), output, step(3, "ENV a=b")];
-    assert_eq!(*world.progress.lock().unwrap(), wanted);
+    let done = |step| Progress::StepDone { step, elapsed_ms: 0 };
+    let steps = [step(1, "FROM debian"), done(1), step(2, "RUN echo one"), output, done(2)];
+    let wanted = [steps.to_vec(), vec![step(3, "ENV a=b"), done(3)]].concat();
+    let told: Vec<Progress> = world
+        .progress
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|line| match line {
+            // How long it took is its own affair.
+            Progress::StepDone { step, .. } => done(*step),
+            line => line.clone(),
+        })
+        .collect();
+    assert_eq!(told, wanted);
 }
 
 #[tokio::test]

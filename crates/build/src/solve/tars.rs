@@ -1,6 +1,10 @@
 //! Streams of tar for [`Step::unpack`], written by a thread of their own while the other end reads.
 
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
@@ -8,7 +12,10 @@ use tokio_util::io::SyncIoBridge;
 
 use crate::archive::Compression;
 use crate::context::{Context, Entry, EntryKind};
+use crate::ignore::Ignore;
 use crate::runner::{Owner, RunnerError, Step, Tar};
+
+use super::chmod::Modes;
 
 /// Bytes between the two ends.
 const PIPE: usize = 256 << 10;
@@ -21,7 +28,7 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Starts writing.
-    fn start(write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static) -> Self {
+    pub(super) fn start(write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static) -> Self {
         let (reader, pipe) = tokio::io::duplex(PIPE);
         let writer = tokio::task::spawn_blocking(move || {
             let mut pipe = SyncIoBridge::new(pipe);
@@ -59,7 +66,7 @@ fn is_content(error: &io::Error) -> bool {
     matches!(error.kind(), InvalidData | InvalidInput | Unsupported | UnexpectedEof)
 }
 
-/// A file with the text of a heredoc.
+/// A file with a text.
 pub(super) fn inline(name: String, content: String, mode: u32) -> Stream {
     Stream::start(move |out| {
         let entry = Entry { kind: EntryKind::File(content.len() as u64), mode, mtime: 0 };
@@ -69,26 +76,27 @@ pub(super) fn inline(name: String, content: String, mode: u32) -> Stream {
     })
 }
 
-/// One file of the context under another name.
-pub(super) fn file(context: Arc<Context>, path: String, name: String) -> Stream {
-    Stream::start(move |out| {
-        let mut builder = tar::Builder::new(out);
-        if let Some(entry) = context.entry(&path) {
-            append_from(&mut builder, &context, &path, &name, entry)?;
-        }
-        builder.finish()
-    })
+/// What a stream has, by the names that it gets.
+#[derive(Clone, Debug)]
+pub(super) enum Item {
+    /// A directory on the way to others.
+    Dir { name: String, mode: u32 },
+    /// The contents of a directory of the context, below a name.
+    Tree { path: String, below: String, without: Vec<String> },
+    /// A file of the context.
+    File { path: String, name: String },
+    /// A text.
+    Text { name: String, content: String },
 }
 
-/// The contents of a directory of the context.
-pub(super) fn dir(context: Arc<Context>, path: String) -> Stream {
+/// Files of the context, in order.
+pub(super) fn context(context: Arc<Context>, items: Vec<Item>, modes: Option<Modes>) -> Stream {
     Stream::start(move |out| {
-        let mut builder = tar::Builder::new(out);
-        for (name, entry) in context.below(&path) {
-            let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-            append_from(&mut builder, &context, &whole, &name, entry)?;
+        let mut writer = Writer { builder: tar::Builder::new(out), modes, links: Links::default() };
+        for item in items {
+            writer.item(&context, item)?;
         }
-        builder.finish()
+        writer.builder.finish()
     })
 }
 
@@ -100,44 +108,197 @@ pub(super) fn archive(context: Arc<Context>, path: String, compression: Compress
     })
 }
 
-/// The one file of a tar under another name.
-pub(super) fn renamed(tar: Tar, name: String) -> Stream {
-    let handle = tokio::runtime::Handle::current();
+/// A file of this machine that was brought from elsewhere.
+pub(super) fn brought(file: File, name: String, mode: u32, mtime: i64, modes: Option<Modes>) -> Stream {
     Stream::start(move |out| {
-        let mut archive = tar::Archive::new(SyncIoBridge::new_with_handle(tar, handle));
-        let mut builder = tar::Builder::new(out);
-        for entry in archive.entries()? {
-            let mut entry = entry?;
-            if let Some(extensions) = entry.pax_extensions()? {
-                let kept: Vec<(String, Vec<u8>)> = extensions
-                    .filter_map(Result::ok)
-                    .filter_map(|extension| {
-                        Some((extension.key().ok()?.to_owned(), extension.value_bytes().to_vec()))
-                    })
-                    .filter(|(key, _)| key != "path" && key != "linkpath" && key != "size")
-                    .collect();
-                builder.append_pax_extensions(
-                    kept.iter().map(|(key, value)| (key.as_str(), value.as_slice())),
-                )?;
-            }
-            let mut header = entry.header().clone();
-            header.set_size(entry.size());
-            builder.append_data(&mut header, &name, &mut entry)?;
-        }
-        builder.finish()
+        let mut writer = Writer { builder: tar::Builder::new(out), modes, links: Links::default() };
+        let entry = Entry { kind: EntryKind::File(file.metadata()?.len()), mode, mtime };
+        writer.file(&name, &entry, file)?;
+        writer.builder.finish()
     })
 }
 
-fn append_from(
-    builder: &mut tar::Builder<&mut dyn Write>,
-    context: &Context,
-    path: &str,
-    name: &str,
-    entry: &Entry,
-) -> io::Result<()> {
-    match &entry.kind {
-        EntryKind::File(size) => append(builder, name, entry, context.open_file(path)?.take(*size)),
-        _ => append(builder, name, entry, io::empty()),
+/// An archive that was brought from elsewhere, decompressed.
+pub(super) fn brought_archive(file: File, compression: Compression) -> Stream {
+    Stream::start(move |out| io::copy(&mut compression.reader(file)?, out).map(drop))
+}
+
+/// The contents of a directory of this machine that nobody else writes, every file as of one time.
+pub(super) fn directory(root: PathBuf, mtime: i64, excludes: Option<Ignore>, modes: Option<Modes>) -> Stream {
+    Stream::start(move |out| {
+        let mut writer = Writer { builder: tar::Builder::new(out), modes, links: Links::default() };
+        let mut found = list(&root)?;
+        found.retain(|name, _| !excludes.as_ref().is_some_and(|excludes| excludes.excludes(name)));
+        for (name, mut entry) in with_parents(found, &root)? {
+            entry.mtime = mtime;
+            match entry.kind {
+                EntryKind::File(_) => writer.file(&name, &entry, File::open(root.join(&name))?)?,
+                _ => writer.other(&name, &entry)?,
+            }
+        }
+        writer.builder.finish()
+    })
+}
+
+/// Everything below a directory, by name.
+fn list(root: &Path) -> io::Result<BTreeMap<String, Entry>> {
+    let (mut found, mut queue) = (BTreeMap::new(), vec![String::new()]);
+    while let Some(dir) = queue.pop() {
+        for item in std::fs::read_dir(root.join(&dir))? {
+            let Ok(name) = item?.file_name().into_string() else {
+                let message = format!("a file in `/{dir}` has a name that is not UTF-8");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            };
+            let path = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+            let entry = entry_of(&root.join(&path))?;
+            if entry.kind == EntryKind::Dir {
+                queue.push(path.clone());
+            }
+            found.insert(path, entry);
+        }
+    }
+    Ok(found)
+}
+
+fn entry_of(path: &Path) -> io::Result<Entry> {
+    let metadata = path.symlink_metadata()?;
+    let kind = match metadata.file_type() {
+        kind if kind.is_file() => EntryKind::File(metadata.len()),
+        kind if kind.is_dir() => EntryKind::Dir,
+        kind if kind.is_symlink() => match std::fs::read_link(path)?.into_os_string().into_string() {
+            Ok(target) => EntryKind::Link(target),
+            Err(_) => EntryKind::Special("a symbolic link whose target is not UTF-8"),
+        },
+        _ => EntryKind::Special("a special file"),
+    };
+    Ok(Entry { kind, mode: metadata.mode() & 0o7777, mtime: metadata.mtime() })
+}
+
+/// Brings directories back that files which are kept stand in.
+fn with_parents(kept: BTreeMap<String, Entry>, root: &Path) -> io::Result<BTreeMap<String, Entry>> {
+    let mut all = kept.clone();
+    for name in kept.keys() {
+        for (at, _) in name.match_indices('/') {
+            if !all.contains_key(&name[..at]) {
+                all.insert(name[..at].to_owned(), entry_of(&root.join(&name[..at]))?);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// A tar that is being written.
+struct Writer<'a> {
+    builder: tar::Builder<&'a mut dyn Write>,
+    modes: Option<Modes>,
+    links: Links,
+}
+
+impl Writer<'_> {
+    fn item(&mut self, context: &Context, item: Item) -> io::Result<()> {
+        match item {
+            Item::Dir { name, mode } => {
+                self.other(&name, &Entry { kind: EntryKind::Dir, mode, mtime: 0 })?;
+            }
+            Item::Text { name, content } => {
+                let entry = Entry { kind: EntryKind::File(content.len() as u64), mode: 0o644, mtime: 0 };
+                self.links.replaced(&name);
+                let entry = self.changed(&entry);
+                append(&mut self.builder, &name, &entry, content.as_bytes())?;
+            }
+            Item::File { path, name } => match context.entry(&path) {
+                Some(entry) => self.entry(context, &path, &name, entry)?,
+                None => {
+                    let message = format!("`{path}` is not in the build context");
+                    return Err(io::Error::new(io::ErrorKind::NotFound, message));
+                }
+            },
+            Item::Tree { path, below, without } => {
+                for (name, entry) in context.below(&path) {
+                    if without.binary_search(&name).is_ok() {
+                        continue;
+                    }
+                    self.entry(context, &joined(&path, &name), &joined(&below, &name), entry)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, context: &Context, path: &str, name: &str, entry: &Entry) -> io::Result<()> {
+        match &entry.kind {
+            EntryKind::File(_) => self.file(name, entry, context.open_file(path)?),
+            _ => self.other(name, entry),
+        }
+    }
+
+    /// A regular file; one that stands here by another name already becomes a hard link to that.
+    fn file(&mut self, name: &str, entry: &Entry, file: File) -> io::Result<()> {
+        let EntryKind::File(size) = entry.kind else { return self.other(name, entry) };
+        let earlier = self.links.earlier(name, &file.metadata()?);
+        let entry = self.changed(entry);
+        match earlier {
+            None => append(&mut self.builder, name, &entry, file.take(size)),
+            Some(earlier) => {
+                let mut header = header(&entry);
+                header.set_entry_type(tar::EntryType::Link);
+                self.builder.append_link(&mut header, name, earlier)
+            }
+        }
+    }
+
+    fn other(&mut self, name: &str, entry: &Entry) -> io::Result<()> {
+        if entry.kind != EntryKind::Dir {
+            self.links.replaced(name);
+        }
+        let entry = self.changed(entry);
+        append(&mut self.builder, name, &entry, io::empty())
+    }
+
+    /// As `--chmod` wants it.
+    fn changed(&self, entry: &Entry) -> Entry {
+        let mode = match &self.modes {
+            Some(modes) => modes.apply(entry.mode, entry.kind == EntryKind::Dir),
+            None => entry.mode,
+        };
+        Entry { mode, ..entry.clone() }
+    }
+}
+
+/// Files with several names, by the name that each was written under.
+#[derive(Default)]
+struct Links {
+    names: HashMap<(u64, u64), String>,
+}
+
+impl Links {
+    /// The name that a file was written under before this one.
+    fn earlier(&mut self, name: &str, metadata: &Metadata) -> Option<String> {
+        self.replaced(name);
+        if metadata.nlink() < 2 {
+            return None;
+        }
+        let file = (metadata.dev(), metadata.ino());
+        let earlier = self.names.get(&file).cloned();
+        self.names.entry(file).or_insert_with(|| name.to_owned());
+        earlier
+    }
+
+    /// What was written under a name, or below it, is something else from here on.
+    fn replaced(&mut self, name: &str) {
+        let below = |known: &str| {
+            known.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.names.retain(|_, known| !below(known));
+    }
+}
+
+/// `name` below a directory; `""` is no directory.
+pub(super) fn joined(dir: &str, name: &str) -> String {
+    match (dir, name) {
+        ("", name) => name.to_owned(),
+        (dir, "") => dir.to_owned(),
+        (dir, name) => format!("{dir}/{name}"),
     }
 }
 
@@ -147,12 +308,7 @@ fn append(
     entry: &Entry,
     content: impl Read,
 ) -> io::Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(entry.mode);
-    header.set_mtime(u64::try_from(entry.mtime).unwrap_or(0));
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_size(0);
+    let mut header = header(entry);
     match &entry.kind {
         EntryKind::File(size) => {
             header.set_entry_type(tar::EntryType::Regular);
@@ -196,4 +352,14 @@ impl<R: Read> Read for Counted<R> {
         self.left = self.left.saturating_sub(read as u64);
         Ok(read)
     }
+}
+
+fn header(entry: &Entry) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(entry.mode);
+    header.set_mtime(u64::try_from(entry.mtime).unwrap_or(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(0);
+    header
 }

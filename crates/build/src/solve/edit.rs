@@ -1,0 +1,190 @@
+//! A tar from a stage or image, on its way to where it is copied: names changed, files left out, modes changed.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use tokio::runtime::Handle;
+use tokio_util::io::SyncIoBridge;
+
+use super::chmod::Modes;
+use super::tars::Stream;
+use crate::ignore::Ignore;
+use crate::runner::Tar;
+
+/// Extended headers that say again what a changed header says.
+const OWN: [&str; 3] = ["path", "linkpath", "size"];
+
+/// What is to be changed.
+#[derive(Debug, Default)]
+pub(super) struct Edit {
+    /// Directory that all names are put below, each of its parts 0755; `""` for none.
+    pub(super) below: String,
+    /// For a tar of one file: its new name, below `below`.
+    pub(super) rename: Option<String>,
+    /// What is left out, by names before they are changed.
+    pub(super) excludes: Option<Ignore>,
+    /// `--chmod`.
+    pub(super) modes: Option<Modes>,
+    /// Files that are left out but have other names that are not: the first of those, by the one that is left out.
+    pub(super) promoted: Promoted,
+}
+
+/// See [`Edit::promoted`].
+pub(super) type Promoted = HashMap<PathBuf, PathBuf>;
+
+impl Edit {
+    /// Whether it changes nothing.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.below.is_empty() && self.rename.is_none() && self.modes.is_none() && self.excludes.is_none()
+    }
+}
+
+/// Reads a tar for files that excludes leave out, but not all of their names.
+pub(super) async fn promoted(tar: Tar, excludes: &Ignore) -> io::Result<Promoted> {
+    let (excludes, handle) = (excludes.clone(), Handle::current());
+    let read = move || {
+        let mut archive = tar::Archive::new(SyncIoBridge::new_with_handle(tar, handle));
+        let mut found = Promoted::new();
+        for entry in archive.entries()? {
+            let entry = entry?;
+            if entry.header().entry_type() != tar::EntryType::Link {
+                continue;
+            }
+            let (name, target) = (name_of(&entry), link_of(&entry)?);
+            if leaves_out(&excludes, &target) && !leaves_out(&excludes, &name) {
+                found.entry(target).or_insert(name);
+            }
+        }
+        Ok(found)
+    };
+    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+}
+
+/// The tar as it is to be unpacked.
+pub(super) fn edited(tar: Tar, edit: Edit) -> Stream {
+    let handle = Handle::current();
+    Stream::start(move |out| {
+        let mut archive = tar::Archive::new(SyncIoBridge::new_with_handle(tar, handle));
+        let mut builder = tar::Builder::new(out);
+        edit.parents(&mut builder)?;
+        for entry in archive.entries()? {
+            edit.entry(&mut builder, entry?)?;
+        }
+        builder.finish()
+    })
+}
+
+impl Edit {
+    fn parents(&self, builder: &mut tar::Builder<&mut dyn Write>) -> io::Result<()> {
+        let parts = self.below.split('/').filter(|part| !part.is_empty()).count();
+        let ends = self.below.match_indices('/').map(|(at, _)| at).chain([self.below.len()]);
+        for end in ends.take(parts) {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(self.mode(0o755, true));
+            header.set_mtime(0);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_size(0);
+            builder.append_data(&mut header, format!("{}/", &self.below[..end]), io::empty())?;
+        }
+        Ok(())
+    }
+
+    fn entry<R: io::Read>(
+        &self,
+        builder: &mut tar::Builder<&mut dyn Write>,
+        mut entry: tar::Entry<'_, R>,
+    ) -> io::Result<()> {
+        let mut name = name_of(&entry);
+        if name.as_os_str().is_empty() {
+            return Ok(());
+        }
+        if self.excludes.as_ref().is_some_and(|excludes| leaves_out(excludes, &name)) {
+            match self.promoted.get(&name) {
+                Some(kept) => name = kept.clone(),
+                None => return Ok(()),
+            }
+        }
+        let mut header = entry.header().clone();
+        let kind = header.entry_type();
+        let mut link = None;
+        if kind == tar::EntryType::Link {
+            let target = link_of(&entry)?;
+            let target = self.promoted.get(&target).cloned().unwrap_or(target);
+            if target == name {
+                // The file itself has this name now.
+                return Ok(());
+            }
+            link = Some(self.placed(&target));
+        } else if kind == tar::EntryType::Symlink {
+            link = entry.link_name()?.map(|target| target.into_owned());
+        }
+        if kind != tar::EntryType::Symlink {
+            header.set_mode(self.mode(header.mode()?, kind == tar::EntryType::Directory));
+        }
+        extensions(builder, &mut entry)?;
+        let name = match &self.rename {
+            Some(rename) => self.placed(Path::new(rename)),
+            None => self.placed(&name),
+        };
+        header.set_size(entry.size());
+        match link {
+            Some(link) => builder.append_link(&mut header, name, link),
+            None => builder.append_data(&mut header, name, &mut entry),
+        }
+    }
+
+    fn placed(&self, name: &Path) -> PathBuf {
+        Path::new(&self.below).join(name)
+    }
+
+    fn mode(&self, mode: u32, is_dir: bool) -> u32 {
+        self.modes.as_ref().map_or(mode, |modes| modes.apply(mode, is_dir))
+    }
+}
+
+/// Extended headers, but for those that the changed header says again.
+fn extensions<R: io::Read>(
+    builder: &mut tar::Builder<&mut dyn Write>,
+    entry: &mut tar::Entry<'_, R>,
+) -> io::Result<()> {
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(()) };
+    let mut kept = Vec::new();
+    for extension in extensions {
+        let extension = extension?;
+        let key = extension.key().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if !OWN.contains(&key) {
+            kept.push((key.to_owned(), extension.value_bytes().to_vec()));
+        }
+    }
+    if kept.is_empty() {
+        return Ok(());
+    }
+    builder.append_pax_extensions(kept.iter().map(|(key, value)| (key.as_str(), value.as_slice())))
+}
+
+/// Its name, without `./` before and `/` after it.
+fn name_of<R: io::Read>(entry: &tar::Entry<'_, R>) -> PathBuf {
+    plain(&entry.path_bytes())
+}
+
+fn link_of<R: io::Read>(entry: &tar::Entry<'_, R>) -> io::Result<PathBuf> {
+    let target = entry.link_name_bytes();
+    let target =
+        target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a hard link to nothing"))?;
+    Ok(plain(&target))
+}
+
+fn plain(bytes: &[u8]) -> PathBuf {
+    let path = Path::new(OsStr::from_bytes(bytes));
+    path.components().filter(|part| matches!(part, std::path::Component::Normal(_))).collect()
+}
+
+/// Names that are not UTF-8 match no pattern of a Dockerfile literally; their readable parts may.
+fn leaves_out(excludes: &Ignore, name: &Path) -> bool {
+    excludes.excludes(&name.to_string_lossy())
+}
