@@ -94,6 +94,10 @@ impl BuildCache {
         &self.rows
     }
 
+    pub(crate) fn into_rows(self) -> Vec<CacheRow> {
+        self.rows
+    }
+
     /// The config blob.
     pub fn to_config(&self) -> Vec<u8> {
         // Strings and numbers only: there is nothing that JSON could not hold.

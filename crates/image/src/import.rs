@@ -15,6 +15,7 @@ use berth_types::image::ArchiveFormat;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
+use crate::cache::{BuildCache, CACHE_TYPE, CacheRow, MAX_CACHE_CONFIG};
 use crate::digest::{Digest, DigestError};
 use crate::error::Error;
 use crate::image::{Image, Platform, parse_config};
@@ -25,7 +26,7 @@ use crate::manifest::{self, Entry, Manifest, NoPlatform, choose, is_layer_type};
 use crate::progress::{Meter, Reporter};
 use crate::pull::check_platform;
 use crate::reference::{Reference, ReferenceError};
-use crate::store::{MAX_CONFIG, Store, StoreError};
+use crate::store::{Hold, MAX_CONFIG, Store, StoreError};
 
 const SPOOL_BUFFER: usize = 256 * 1024;
 /// Longest chain of links between members of an archive.
@@ -186,15 +187,38 @@ impl ImportError {
     }
 }
 
+/// What was in an archive, and is in the store now.
+#[derive(Debug)]
+pub struct Imported {
+    /// One, except for an archive of Docker's or OCI's with several, or with nothing but a build cache.
+    pub images: Vec<Image>,
+    /// The rows of the archive's build cache whose layers and images are here. See [`crate::CacheRow`] for what taking them
+    /// means.
+    pub cache: Vec<CacheRow>,
+    /// Keeps the build cache's layers until the rows are taken.
+    pub hold: Hold,
+}
+
 impl Images {
-    /// Imports an archive. Returns its images: one, except for an archive of Docker's or OCI's with several.
+    /// Imports the images of an archive; a build cache in it is left out.
     pub async fn import(
         &self,
         reader: impl AsyncRead + Send,
         options: ImportOptions,
         reporter: Reporter,
     ) -> Result<Vec<Image>, Error> {
-        let result = self.receive_and_import(reader, options, reporter).await;
+        let imported = self.receive_and_import(reader, options, false, reporter).await;
+        Ok(imported.map_err(|error| error.at(self.store().root()))?.images)
+    }
+
+    /// Imports all of an archive: its images, and the layers of its build cache.
+    pub async fn import_all(
+        &self,
+        reader: impl AsyncRead + Send,
+        options: ImportOptions,
+        reporter: Reporter,
+    ) -> Result<Imported, Error> {
+        let result = self.receive_and_import(reader, options, true, reporter).await;
         result.map_err(|error| error.at(self.store().root()))
     }
 
@@ -202,17 +226,23 @@ impl Images {
         &self,
         reader: impl AsyncRead + Send,
         options: ImportOptions,
+        with_cache: bool,
         reporter: Reporter,
-    ) -> Result<Vec<Image>, Error> {
+    ) -> Result<Imported, Error> {
         let reference = options.reference.as_deref().map(str::parse::<Reference>).transpose()?;
         let scratch = self.blocking(|store| Ok(store.scratch()?)).await?;
         let spool = scratch.path().join("archive");
         receive(reader, &spool, &reporter).await?;
-        self.blocking(move |store| {
-            let work = Import { store, scratch: scratch.path(), reference, reporter: &reporter };
-            work.run(spool, options.format)
-        })
-        .await
+        let (images, cache, hold) = self
+            .blocking(move |store| {
+                let work =
+                    Import { store, scratch: scratch.path(), reference, with_cache, reporter: &reporter };
+                work.run(spool, options.format)
+            })
+            .await?;
+        // Only now are all images here that rows may speak of.
+        let cache = self.usable(cache.map(BuildCache::into_rows).unwrap_or_default());
+        Ok(Imported { images, cache, hold })
     }
 }
 
@@ -238,6 +268,7 @@ struct Import<'a> {
     store: &'a Arc<Store>,
     scratch: &'a Path,
     reference: Option<Reference>,
+    with_cache: bool,
     reporter: &'a Reporter,
 }
 
@@ -247,26 +278,60 @@ struct Planned {
     name: String,
     config: Vec<u8>,
     /// Member of each layer, and its digest where the archive says it.
-    layers: Vec<(String, Option<Digest>)>,
+    layers: Vec<LayerMember>,
     references: Vec<String>,
 }
 
 impl Import<'_> {
-    fn run(self, spool: PathBuf, format: Option<ArchiveFormat>) -> Result<Vec<Image>, Error> {
+    fn run(
+        self,
+        spool: PathBuf,
+        format: Option<ArchiveFormat>,
+    ) -> Result<(Vec<Image>, Option<BuildCache>, Hold), Error> {
         let format = match format {
             Some(format) => format,
             None => detect(&spool)?,
         };
         if format == ArchiveFormat::Rootfs {
-            return self.rootfs(&spool).map(|image| vec![image]);
+            return self.rootfs(&spool).map(|image| (vec![image], None, Hold::default()));
         }
         let archive = Archive::open(self.uncompressed(spool)?)?;
-        let planned = match format {
-            ArchiveFormat::DockerArchive => archive.plan_docker()?,
+        let (planned, cache) = match format {
+            ArchiveFormat::DockerArchive => (archive.plan_docker()?, None),
             _ => archive.plan_oci()?,
         };
         let planned = self.named(planned)?;
-        planned.iter().map(|image| self.perform(&archive, image)).collect()
+        let images =
+            planned.iter().map(|image| self.perform(&archive, image)).collect::<Result<Vec<_>, _>>()?;
+        let Some((cache, layers)) = cache.filter(|_| self.with_cache) else {
+            return Ok((images, None, Hold::default()));
+        };
+        let hold = self.store.hold(cache.diff_ids());
+        for (diff_id, layer) in cache.diff_ids().iter().zip(&layers) {
+            self.layer(&archive, diff_id, layer, "the build cache")?;
+        }
+        Ok((images, Some(cache), hold))
+    }
+
+    fn layer(
+        &self,
+        archive: &Archive,
+        diff_id: &Digest,
+        (member, blob): &LayerMember,
+        named_by: &str,
+    ) -> Result<(), Error> {
+        if self.store.layer(diff_id).is_some() {
+            return Ok(());
+        }
+        let reader = archive.reader(member, named_by)?;
+        let meter = Meter::start(self.reporter, diff_id.short(), "unpack", Some(reader.limit()));
+        let expected = Expected {
+            layer: format!("member {member:?}"),
+            blob: blob.clone(),
+            diff_id: Some(diff_id.clone()),
+        };
+        ingest(self.store, reader, &expected, meter)?;
+        Ok(())
     }
 
     fn rootfs(&self, spool: &Path) -> Result<Image, Error> {
@@ -299,7 +364,7 @@ impl Import<'_> {
 
     /// Gives the images the caller's reference, or makes sure that each has one of its own.
     fn named(&self, mut planned: Vec<Planned>) -> Result<Vec<Planned>, ImportError> {
-        if let Some(reference) = &self.reference {
+        if let Some(reference) = self.reference.as_ref().filter(|_| !planned.is_empty()) {
             let names: Vec<String> = planned.iter().map(|p| p.name.clone()).collect();
             let [one] = planned.as_mut_slice() else {
                 let (reference, count) = (reference.to_string(), names.len());
@@ -318,18 +383,8 @@ impl Import<'_> {
         let config = parse_config(&image.config).map_err(|source| StoreError::Config { id, source })?;
         check_platform(&image.name, &config).map_err(ImportError::from)?;
         let _hold = self.store.hold(&config.diff_ids);
-        for (diff_id, (member, blob)) in config.diff_ids.iter().zip(&image.layers) {
-            if self.store.layer(diff_id).is_some() {
-                continue;
-            }
-            let reader = archive.reader(member, &image.name)?;
-            let meter = Meter::start(self.reporter, diff_id.short(), "unpack", Some(reader.limit()));
-            let expected = Expected {
-                layer: format!("member {member:?}"),
-                blob: blob.clone(),
-                diff_id: Some(diff_id.clone()),
-            };
-            ingest(self.store, reader, &expected, meter)?;
+        for (diff_id, layer) in config.diff_ids.iter().zip(&image.layers) {
+            self.layer(archive, diff_id, layer, &image.name)?;
         }
         Ok(self.store.put_image(image.config.clone(), &image.references)?)
     }
@@ -427,8 +482,19 @@ struct DockerImage {
 
 #[derive(Deserialize)]
 struct OciIndex {
-    manifests: Vec<Entry>,
+    manifests: Vec<IndexEntry>,
 }
+
+#[derive(Deserialize)]
+struct IndexEntry {
+    #[serde(default, rename = "artifactType")]
+    artifact_type: Option<String>,
+    #[serde(flatten)]
+    entry: Entry,
+}
+
+/// A layer's member, and its digest where the archive says it.
+type LayerMember = (String, Option<Digest>);
 
 impl Archive {
     fn open(path: PathBuf) -> Result<Self, Error> {
@@ -466,8 +532,12 @@ impl Archive {
     }
 
     fn small(&self, name: &str, named_by: &str) -> Result<Vec<u8>, Error> {
+        self.small_up_to(name, named_by, MAX_CONFIG)
+    }
+
+    fn small_up_to(&self, name: &str, named_by: &str, limit: u64) -> Result<Vec<u8>, Error> {
         let reader = self.reader(name, named_by)?;
-        let (member, size, limit) = (name.to_owned(), reader.limit(), MAX_CONFIG);
+        let (member, size) = (name.to_owned(), reader.limit());
         if size > limit {
             return Err(ImportError::TooLong { member, size, limit }.into());
         }
@@ -508,15 +578,19 @@ impl Archive {
         Ok(planned)
     }
 
-    fn plan_oci(&self) -> Result<Vec<Planned>, Error> {
+    fn plan_oci(&self) -> Result<(Vec<Planned>, Option<(BuildCache, Vec<LayerMember>)>), Error> {
         const TABLE: &str = "index.json";
         let index: OciIndex = self.json(TABLE)?;
+        let (caches, images): (Vec<IndexEntry>, Vec<IndexEntry>) =
+            index.manifests.into_iter().partition(|e| e.artifact_type.as_deref() == Some(CACHE_TYPE));
+        let cache = caches.first().map(|cache| self.plan_cache(TABLE, &cache.entry)).transpose()?;
+        let images: Vec<Entry> = images.into_iter().map(|image| image.entry).collect();
         let host = Platform::host();
         let for_us: Vec<&Entry> =
-            index.manifests.iter().filter(|e| e.platform.as_ref().is_none_or(|p| host.runs(p))).collect();
-        if for_us.is_empty() {
+            images.iter().filter(|e| e.platform.as_ref().is_none_or(|p| host.runs(p))).collect();
+        if for_us.is_empty() && (cache.is_none() || !images.is_empty()) {
             // Fails, and lists what there is.
-            choose("the archive", &index.manifests, &host).map_err(ImportError::from)?;
+            choose("the archive", &images, &host).map_err(ImportError::from)?;
         }
         let mut seen = HashSet::new();
         let mut planned = Vec::new();
@@ -526,7 +600,27 @@ impl Archive {
                 planned.push(image);
             }
         }
-        Ok(planned)
+        Ok((planned, cache))
+    }
+
+    fn plan_cache(&self, table: &str, entry: &Entry) -> Result<(BuildCache, Vec<LayerMember>), Error> {
+        let digest = digest_in(table, &entry.digest)?;
+        let member = blob_member(&digest);
+        let bytes = self.blob(&digest, table)?;
+        let malformed = |source| ImportError::Malformed { member: member.clone(), source };
+        let Manifest::Image { config, layers } = manifest::parse(&bytes).map_err(malformed)? else {
+            return Err(ImportError::MediaType { member, media_type: "an index".to_owned() }.into());
+        };
+        let config_digest = digest_in(&member, &config.digest.to_string())?;
+        let config_member = blob_member(&config_digest);
+        let config = self.small_up_to(&config_member, &member, MAX_CACHE_CONFIG)?;
+        check_digest(&config_member, &config_digest, &config)?;
+        let cache = BuildCache::from_config(&config, layers.len())?;
+        let layers = layers.iter().map(|layer| {
+            let digest = digest_in(&member, &layer.digest.to_string())?;
+            Ok((blob_member(&digest), Some(digest)))
+        });
+        Ok((cache, layers.collect::<Result<_, ImportError>>()?))
     }
 
     fn plan_oci_image(&self, table: &str, entry: &Entry) -> Result<Planned, Error> {

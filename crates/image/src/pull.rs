@@ -90,7 +90,10 @@ impl Images {
         let reference: Reference = reference.parse()?;
         let name = reference.to_string();
         match (policy, self.store().by_reference(&name)) {
-            (PullPolicy::Missing | PullPolicy::Never, Some(image)) => return Ok(image),
+            (PullPolicy::Missing | PullPolicy::Never, Some(image)) => {
+                self.store().used(&image.id);
+                return Ok(image);
+            }
             (PullPolicy::Never, None) => return Err(PullError::NotLocal { reference: name }.into()),
             _ => {}
         }

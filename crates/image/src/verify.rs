@@ -5,7 +5,6 @@
 //! layers be what their facts say, and, deep, their original tar have their digest.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -173,7 +172,11 @@ impl Verify<'_> {
             return Err(format!("its config has digest {actual}"));
         }
         let config = parse_config(&bytes).map_err(|error| format!("its config is malformed: {error}"))?;
-        let missing = |diff_id: &&Digest| !picture.layers.contains_key(diff_id) && self.store.has_image(id);
+        if picture.known.contains(id) && !self.store.has_image(id) {
+            // Removed meanwhile, perhaps with its layers.
+            return Ok(false);
+        }
+        let missing = |diff_id: &&Digest| !picture.layers.contains_key(diff_id);
         if let Some(missing) = config.diff_ids.iter().find(missing) {
             return Err(format!("its layer {missing} is not there"));
         }

@@ -41,7 +41,7 @@ async fn a_root_file_system_plain_gzip_and_zstd() {
     }
     ids.dedup();
     assert_eq!(ids.len(), 1, "the same content is the same image");
-    assert_eq!(names(&tmp.path().join("layers")).len(), 2, "one layer and its facts");
+    assert_eq!(names(&tmp.path().join("layers")).len(), 3, "one layer, its facts and its tar's headers");
     assert_eq!(names(&tmp.path().join("tmp")), [""; 0]);
 }
 

@@ -150,7 +150,7 @@ async fn everything_is_there_after_a_restart_and_leftovers_are_not() {
     let images = open(root);
     assert_eq!(names(&root.join("tmp")), ["somebody-elses"]);
     let name = &image.layers[0].name;
-    assert_eq!(names(&root.join("layers")), [name.clone(), format!("{name}.json")]);
+    assert_eq!(names(&root.join("layers")), [name.clone(), format!("{name}.json"), format!("{name}.split")]);
     let found = images.resolve("x").unwrap().unwrap();
     assert_eq!((found.layers, found.references), (image.layers, image.references));
 }

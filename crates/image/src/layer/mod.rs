@@ -61,4 +61,6 @@ pub(crate) fn survey(root: &Path) -> Result<Facts, WalkError> {
 }
 
 #[cfg(test)]
+mod split_tests;
+#[cfg(test)]
 mod tests;
