@@ -302,6 +302,23 @@ pub enum Error {
     /// The driver could not be set up.
     #[error("sandboxes cannot be driven on this machine")]
     Driver(#[source] Box<berth_sandbox::Error>),
+    /// Something goes on in a sandbox that this would get in the way of.
+    #[error("sandbox {id} is in use: {what}")]
+    SandboxInUse {
+        /// Its id.
+        id: String,
+        /// What goes on in it.
+        what: String,
+    },
+    /// A Dockerfile could not be replayed in a sandbox, which runs on.
+    #[error("cannot replay the Dockerfile in sandbox {id}")]
+    Replay {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        source: Box<berth_build::Error>,
+    },
     /// The certificates that the configuration names cannot be offered to builds or sandboxes.
     #[error("cannot offer the certificates of ca_bundle")]
     CaBundle(#[from] crate::trust::BundleError),
@@ -366,6 +383,8 @@ impl Error {
             Error::Stop(_) => ("sandbox_stop_failed", Kind::Internal),
             Error::Guest { .. } => ("sandbox_lost", Kind::Unavailable),
             Error::Network(_) | Error::Disk(_) | Error::Driver(_) => ("machine_unfit", Kind::Config),
+            Error::SandboxInUse { .. } => ("sandbox_in_use", Kind::Conflict),
+            Error::Replay { source, .. } => (source.code(), source.kind()),
             Error::CaBundle(_) => ("bad_ca_bundle", Kind::Config),
             Error::Caches(_) => ("build_caches_failed", Kind::Internal),
             Error::Ending => ("shutting_down", Kind::Unavailable),
@@ -440,6 +459,11 @@ impl From<&Error> for ApiError {
         }
         if let Error::Build(build) = error {
             return build.to_api();
+        }
+        if let Error::Replay { id, source } = error {
+            let mut api = source.to_api();
+            api.message = format!("{}; sandbox {id} runs on with what was done in it", api.message);
+            return api;
         }
         let (code, kind) = error.facts();
         let mut api = ApiError::new(kind, code, chain(error));

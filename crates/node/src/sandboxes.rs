@@ -72,6 +72,10 @@ impl Node {
         let layers = layer_names(&image);
         let mut spec = start_spec(&sandbox, &request, layers, settled.limits, no_new_privileges);
         spec.orphan = self.0.orphan;
+        let trust = &self.0.trust.sandboxes;
+        spec.binds.extend(trust.bind());
+        let mut env = environment(&config.env, &request.env);
+        trust.add_to(&mut env);
         let machine = match self.0.driver.start(spec).await {
             Ok(machine) => machine,
             Err(source) => {
@@ -83,7 +87,7 @@ impl Node {
         permit.succeeded();
         let live = Live {
             machine: machine.clone(),
-            env: Arc::new(environment(&config.env, &request.env)),
+            env: Arc::new(env),
             _image: Arc::new(pin),
             grant: Arc::new(grant),
             no_new_privileges,

@@ -107,7 +107,10 @@ impl Trust {
         check(bundle, &extra)?;
         let roots = machine_roots();
         if roots.is_none() {
-            tracing::warn!("this machine has no certificates of public authorities: {} is all there is", bundle.display());
+            tracing::warn!(
+                "this machine has no certificates of public authorities: {} is all there is",
+                bundle.display()
+            );
         }
         let path = dir.join(format!("{name}.pem"));
         write(dir, &path, &merged(roots, &extra))
@@ -119,6 +122,13 @@ impl Trust {
     pub(crate) fn bind(&self) -> Option<Bind> {
         let source = self.0.as_ref()?.as_path().to_owned();
         Some(Bind { source, target: PATH.into(), read_only: true })
+    }
+
+    /// An environment without what [`Trust::add_to`] added.
+    pub(crate) fn without(&self, env: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let is_ours = |name: &str, value: &str| VARIABLES.contains(&name) && value == PATH;
+        let others = env.iter().filter(|(name, value)| !is_ours(name, value));
+        others.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
     /// Tells tools of it, where they are not told something else.
@@ -168,9 +178,11 @@ fn check(path: &Path, pem: &[u8]) -> Result<(), BundleError> {
     for found in CertificateDer::pem_slice_iter(pem) {
         let found = found.map_err(|source| BundleError::Pem { path: path.to_owned(), source })?;
         number += 1;
-        store
-            .add(found)
-            .map_err(|source| BundleError::Certificate { path: path.to_owned(), number, source })?;
+        store.add(found).map_err(|source| BundleError::Certificate {
+            path: path.to_owned(),
+            number,
+            source,
+        })?;
     }
     if number == 0 { Err(BundleError::Empty { path: path.to_owned() }) } else { Ok(()) }
 }
@@ -229,6 +241,7 @@ mod tests {
         trust.add_to(&mut env);
         assert_eq!((env["PIP_CERT"].as_str(), env["SSL_CERT_FILE"].as_str()), ("/own", PATH));
         assert_eq!(env.len(), VARIABLES.len());
+        assert_eq!(trust.without(&env), BTreeMap::from([("PIP_CERT".to_owned(), "/own".to_owned())]));
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub(super) struct Want {
 }
 
 /// A cache as it is shown.
+#[cfg(test)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CacheInfo {
     /// Its id. One that several steps had alone at a time is there as often.
@@ -208,6 +209,7 @@ impl Caches {
     }
 
     /// All of them, by id.
+    #[cfg(test)]
     pub(crate) fn list(&self) -> Vec<CacheInfo> {
         let state = self.lock();
         let made = state.known.values().filter(|cache| cache.is_made);

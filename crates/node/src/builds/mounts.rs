@@ -1,9 +1,12 @@
 //! A step's mounts: from what the build asks for to what the driver makes, and what is held meanwhile.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use berth_build::runner::{LayerId, Mount, MountSource, RunnerError, Sharing, Stat};
+use berth_build::runner::{LayerId, Mount, MountSource, RunnerError, Stat};
 use berth_sandbox::Machine;
 use berth_sandbox::guest::{Owner, PackSpec, UnpackSpec};
 use berth_types::progress::Progress;
@@ -47,7 +50,10 @@ impl Drop for InUse {
         runtime.spawn(async move {
             if let Err(error) = machine.stop().await {
                 let error = crate::error::chain(&error);
-                tracing::warn!(error, "a build step's sandbox could not be ended, its caches are free all the same");
+                tracing::warn!(
+                    error,
+                    "a build step's sandbox could not be ended, its caches are free all the same"
+                );
             }
             drop(leases);
         });
@@ -126,7 +132,8 @@ impl Builder {
 async fn copy(machine: &dyn Machine, from: &str, to: &str, id: &str) -> Result<(), RunnerError> {
     let guest = machine.guest();
     if stat(&guest, from).await? != Some(Stat::Dir) {
-        let message = format!("the cache mount `{id}` is to begin with `{from}`, and there is no such directory");
+        let message =
+            format!("the cache mount `{id}` is to begin with `{from}`, and there is no such directory");
         return Err(RunnerError::User { message, source: None });
     }
     let pack = PackSpec {
@@ -156,9 +163,7 @@ fn want(mount: &Mount) -> Option<Want> {
     match &mount.source {
         MountSource::Cache { id, sharing, uid, gid, mode, .. } => {
             let new = Attributes { uid: *uid, gid: *gid, mode: *mode };
-            // Nobody changes one that is only read: no reason to wait.
-            let sharing = if mount.read_only { Sharing::Shared } else { *sharing };
-            Some(Want { id: id.clone(), sharing, new })
+            Some(Want { id: id.clone(), sharing: *sharing, new })
         }
         _ => None,
     }

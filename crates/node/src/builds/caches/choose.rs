@@ -64,7 +64,9 @@ pub(super) fn choose(
                 _ => Choice::Wait,
             }
         }
-        Sharing::Private => all.iter().find(free).map_or(Choice::New(next), |found| Choice::Old(found.number)),
+        Sharing::Private => {
+            all.iter().find(free).map_or(Choice::New(next), |found| Choice::Old(found.number))
+        }
         Sharing::Shared => {
             let open = |instance: &&Instance| instance.is_made && (instance.users == 0 || !instance.alone);
             match all.iter().find(open) {
