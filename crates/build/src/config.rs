@@ -95,6 +95,11 @@ impl Config {
         if shell.is_empty() { vec!["/bin/sh".to_owned(), "-c".to_owned()] } else { shell }
     }
 
+    /// Whether a `SHELL` was chosen.
+    pub(crate) fn has_shell(&self) -> bool {
+        !self.strings("Shell").is_empty()
+    }
+
     /// The program and arguments that a command stands for.
     pub(crate) fn argv(&self, command: &CommandLine) -> Vec<String> {
         match command {

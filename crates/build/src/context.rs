@@ -3,14 +3,18 @@
 //! The context comes from a client and may hold anything. Everything but file bytes is decided on the listing made by
 //! [`Context::open`]; bytes are read by `openat2` beneath the directory, never through a symbolic link, so no file of
 //! the host can slip in.
+//!
+//! [`Context::of_manifest`] makes the same from what a client says that its directory holds. The same content has the
+//! same keys both ways; whoever asks such a context for a file's bytes gets [`ContextError::NoBytes`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use berth_types::image::{ContextEntry, ContextKind, ContextManifest};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, readlinkat, statat};
 
 use crate::ignore::{Ignore, IgnoreError};
@@ -25,7 +29,8 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGIC
 /// The files that a build may copy.
 #[derive(Debug)]
 pub struct Context {
-    root: OwnedFd,
+    /// `None` when only a manifest is known.
+    root: Option<OwnedFd>,
     path: PathBuf,
     ignore: Ignore,
     entries: BTreeMap<String, Entry>,
@@ -87,6 +92,14 @@ pub enum ContextError {
         /// The limit.
         limit: u64,
     },
+    /// A manifest contradicts itself.
+    #[error("the build context's manifest is wrong about `{path}`: {reason}")]
+    Manifest {
+        /// The entry.
+        path: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A file is known by its digest only: the context is a manifest.
     #[error("the bytes of `{name}` are not there, only what the build context's manifest says of it")]
     NoBytes {
@@ -103,7 +116,7 @@ impl ContextError {
     pub fn is_content(&self) -> bool {
         match self {
             Self::Open { .. } | Self::NoBytes { .. } => false,
-            Self::TooLong { .. } | Self::Ignore(_) => true,
+            Self::TooLong { .. } | Self::Ignore(_) | Self::Manifest { .. } => true,
             // Links that lead out of the context or in circles, and texts that are not UTF-8.
             Self::Read { source, .. } => {
                 let code = source.raw_os_error();
@@ -114,6 +127,11 @@ impl ContextError {
         }
     }
 }
+
+/// Why a file of a manifest cannot be opened, as the cause of an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("only the manifest of the build context is there")]
+struct NoBytes;
 
 /// A path that leads nowhere in the context.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,10 +154,58 @@ impl Context {
                 break;
             }
         }
-        let entries =
-            Scan { root: &root, path, ignore: &ignore, dirs: HashMap::new(), found: BTreeMap::new() };
-        let entries = entries.run()?;
-        Ok(Self { root, path: path.to_owned(), ignore, entries, digests: Mutex::default() })
+        let entries = Scan { root: &root, path, listing: Listing::new(&ignore) }.run()?;
+        Ok(Self { root: Some(root), path: path.to_owned(), ignore, entries, digests: Mutex::default() })
+    }
+
+    /// What a manifest lists. The ignore file is found among its texts as [`Context::open`] finds it in a directory.
+    ///
+    /// # Errors
+    ///
+    /// An entry that no directory can have, and one whose directory is not an entry itself: a directory with files that
+    /// are not excluded must be in the manifest, whether it is excluded or not.
+    pub fn of_manifest(manifest: &ContextManifest, dockerfile: &str) -> Result<Self, ContextError> {
+        let mut ignore = Ignore::default();
+        for name in [format!("{dockerfile}.dockerignore"), ".dockerignore".to_owned()] {
+            if let Some(text) = manifest.texts.get(&name) {
+                ignore = Ignore::parse(&name, text)?;
+                break;
+            }
+        }
+        // In this order every directory comes before what is in it.
+        let mut sorted: Vec<&ContextEntry> = manifest.entries.iter().collect();
+        sorted.sort_by(|a, b| a.path.cmp(&b.path));
+        let (mut digests, mut dirs) = (HashMap::new(), HashSet::new());
+        let mut listing = Listing::new(&ignore);
+        let mut last = None;
+        for entry in sorted {
+            let path = entry.path.as_str();
+            let wrong = |reason| ContextError::Manifest { path: path.to_owned(), reason };
+            if last.replace(path) == Some(path) {
+                return Err(wrong("it is listed twice"));
+            }
+            check_path(path).map_err(wrong)?;
+            let parent = path.rsplit_once('/').map(|(parent, _)| parent);
+            if parent.is_some_and(|parent| !dirs.contains(parent)) {
+                return Err(wrong("the directory that it is in is not listed before it"));
+            }
+            let kind = match &entry.kind {
+                ContextKind::File { size, digest } => {
+                    let digest = Digest::read(digest).ok_or_else(|| wrong("its digest is no SHA-256"))?;
+                    digests.insert(path.to_owned(), digest);
+                    EntryKind::File(*size)
+                }
+                ContextKind::Dir => {
+                    dirs.insert(path);
+                    EntryKind::Dir
+                }
+                ContextKind::Link { target } => EntryKind::Link(target.clone()),
+                ContextKind::Special => EntryKind::Special("no file, directory or link"),
+            };
+            listing.keep(path.to_owned(), Entry { kind, mode: entry.mode & 0o7777, mtime: 0 });
+        }
+        let entries = listing.found;
+        Ok(Self { root: None, path: PathBuf::new(), ignore, entries, digests: Mutex::new(digests) })
     }
 
     /// A text file of a context that has not been listed yet; `None` when it is not there.
@@ -209,7 +275,10 @@ impl Context {
     /// The rule of the ignore file that excludes a path which is there otherwise.
     pub(crate) fn excluded_by(&self, path: &str) -> Option<String> {
         let path = path.trim_start_matches("./").trim_matches('/');
-        statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        // A manifest may leave out what is excluded, so only the rules can be asked.
+        if let Some(root) = &self.root {
+            statat(root, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        }
         self.ignore.excluded_by(path)
     }
 
@@ -217,7 +286,8 @@ impl Context {
     pub(crate) fn open_file(&self, name: &str) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let resolve = BENEATH | ResolveFlags::NO_SYMLINKS;
-        Ok(File::from(openat2(&self.root, name, flags, Mode::empty(), resolve)?))
+        let root = self.root.as_ref().ok_or_else(|| io::Error::other(NoBytes))?;
+        Ok(File::from(openat2(root, name, flags, Mode::empty(), resolve)?))
     }
 
     /// Hash of a file's bytes. Each file is read once.
@@ -234,6 +304,9 @@ impl Context {
     }
 
     pub(crate) fn unreadable(&self, name: &str, source: io::Error) -> ContextError {
+        if source.get_ref().is_some_and(|inner| inner.is::<NoBytes>()) {
+            return ContextError::NoBytes { name: name.to_owned() };
+        }
         ContextError::Read { path: self.path.clone(), name: name.to_owned(), source }
     }
 
@@ -283,10 +356,7 @@ fn read_text(root: &OwnedFd, path: &Path, name: &str) -> Result<Option<String>, 
 struct Scan<'a> {
     root: &'a OwnedFd,
     path: &'a Path,
-    ignore: &'a Ignore,
-    /// Directories that are excluded but may hold files that are not.
-    dirs: HashMap<String, Entry>,
-    found: BTreeMap<String, Entry>,
+    listing: Listing<'a>,
 }
 
 impl Scan<'_> {
@@ -295,7 +365,7 @@ impl Scan<'_> {
         while let Some(dir) = queue.pop() {
             self.dir(&dir, &mut queue)?;
         }
-        Ok(self.found)
+        Ok(self.listing.found)
     }
 
     fn dir(&mut self, dir: &str, queue: &mut Vec<String>) -> Result<(), ContextError> {
@@ -317,22 +387,41 @@ impl Scan<'_> {
             if raw.to_str().is_err() {
                 entry.kind = EntryKind::Special("a file whose name is not UTF-8");
             }
-            self.keep(path, entry, queue);
+            if self.listing.keep(path.clone(), entry) {
+                queue.push(path);
+            }
         }
         Ok(())
     }
 
-    fn keep(&mut self, path: String, entry: Entry, queue: &mut Vec<String>) {
+    fn unreadable(&self, name: &str, source: rustix::io::Errno) -> ContextError {
+        ContextError::Read { path: self.path.to_owned(), name: name.to_owned(), source: source.into() }
+    }
+}
+
+/// What of a directory is part of the context.
+struct Listing<'a> {
+    ignore: &'a Ignore,
+    /// Directories that are excluded but may hold files that are not.
+    dirs: HashMap<String, Entry>,
+    found: BTreeMap<String, Entry>,
+}
+
+impl<'a> Listing<'a> {
+    fn new(ignore: &'a Ignore) -> Self {
+        Self { ignore, dirs: HashMap::new(), found: BTreeMap::new() }
+    }
+
+    /// Adds what is part of the context. Directories come before what is in them. Says whether that has to be looked at.
+    fn keep(&mut self, path: String, entry: Entry) -> bool {
         let excluded = self.ignore.excludes(&path);
         let is_dir = entry.kind == EntryKind::Dir;
-        if is_dir && (!excluded || self.ignore.keeps_any()) {
-            queue.push(path.clone());
-        }
+        let descend = is_dir && (!excluded || self.ignore.keeps_any());
         if excluded {
             if is_dir {
                 self.dirs.insert(path, entry);
             }
-            return;
+            return descend;
         }
         // A file that is kept brings the directories above it along.
         for (at, _) in path.match_indices('/') {
@@ -341,10 +430,15 @@ impl Scan<'_> {
             }
         }
         self.found.insert(path, entry);
+        descend
     }
+}
 
-    fn unreadable(&self, name: &str, source: rustix::io::Errno) -> ContextError {
-        ContextError::Read { path: self.path.to_owned(), name: name.to_owned(), source: source.into() }
+/// Whether a path can be that of a file in a directory: parts joined by one `/` each, none of them `.` or `..`.
+fn check_path(path: &str) -> Result<(), &'static str> {
+    match path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.contains('\0') {
+        true => Err("it is not the path of a file in a directory"),
+        false => Ok(()),
     }
 }
 

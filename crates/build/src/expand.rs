@@ -54,13 +54,25 @@ pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// A word with its variables replaced and its quotes removed.
 pub fn expand(word: &str, rules: Rules, lookup: Lookup<'_>) -> Result<String, ExpandError> {
-    let mut expander = Expander { chars: word.chars().peekable(), rules, lookup };
-    Ok(expander.until(None, false)?.text)
+    expand_noting(word, rules, lookup, &mut Vec::new())
+}
+
+/// The same, noting the variables whose value is used although they are not set.
+pub fn expand_noting(
+    word: &str,
+    rules: Rules,
+    lookup: Lookup<'_>,
+    unset: &mut Vec<String>,
+) -> Result<String, ExpandError> {
+    let mut expander = Expander { chars: word.chars().peekable(), rules, lookup, unset: Vec::new() };
+    let text = expander.until(None, false)?.text;
+    unset.append(&mut expander.unset);
+    Ok(text)
 }
 
 /// The same, cut into words at blanks that are not quoted, also at those that came from a variable.
 pub fn expand_words(word: &str, rules: Rules, lookup: Lookup<'_>) -> Result<Vec<String>, ExpandError> {
-    let mut expander = Expander { chars: word.chars().peekable(), rules, lookup };
+    let mut expander = Expander { chars: word.chars().peekable(), rules, lookup, unset: Vec::new() };
     Ok(expander.until(None, false)?.into_words())
 }
 
@@ -103,6 +115,7 @@ struct Expander<'a> {
     chars: Peekable<Chars<'a>>,
     rules: Rules,
     lookup: Lookup<'a>,
+    unset: Vec<String>,
 }
 
 impl Expander<'_> {
@@ -182,11 +195,7 @@ impl Expander<'_> {
         self.chars.next();
         if self.chars.peek() != Some(&'{') {
             let name = self.name();
-            return Ok(if name.is_empty() {
-                "$".to_owned()
-            } else {
-                (self.lookup)(&name).unwrap_or_default()
-            });
+            return Ok(if name.is_empty() { "$".to_owned() } else { self.value(&name) });
         }
         self.chars.next();
         let name = self.name();
@@ -195,7 +204,7 @@ impl Expander<'_> {
         }
         match self.chars.next() {
             None => Err(ExpandError::Brace { missing: '}' }),
-            Some('}') => Ok((self.lookup)(&name).unwrap_or_default()),
+            Some('}') => Ok(self.value(&name)),
             Some(':') => {
                 let modifier = self.chars.next();
                 match modifier {
@@ -209,6 +218,17 @@ impl Expander<'_> {
             Some('/') => self.replace(&name),
             Some(other) => Err(ExpandError::Modifier { name, modifier: other.to_string() }),
         }
+    }
+
+    /// A variable's value, empty when it is not set.
+    fn value(&mut self, name: &str) -> String {
+        (self.lookup)(name).unwrap_or_else(|| {
+            // The shell's special parameters are never set, and nobody means them as variables.
+            if name.starts_with(|c: char| c.is_alphabetic() || c == '_') {
+                self.unset.push(name.to_owned());
+            }
+            String::new()
+        })
     }
 
     /// `${x-w}`, `${x+w}`, `${x?w}`, and the same with a colon, for which an empty value counts as none.
@@ -238,7 +258,7 @@ impl Expander<'_> {
     fn trim(&mut self, name: &str, side: char) -> Result<String, ExpandError> {
         let longest = self.chars.next_if_eq(&side).is_some();
         let pattern = shell_pattern(&self.until(Some('}'), true)?.text);
-        let value: Vec<char> = (self.lookup)(name).unwrap_or_default().chars().collect();
+        let value: Vec<char> = self.value(name).chars().collect();
         let mut cuts: Vec<usize> = (0..=value.len()).collect();
         if (side == '#') == longest {
             cuts.reverse();
@@ -255,7 +275,7 @@ impl Expander<'_> {
         let all = self.chars.next_if_eq(&'/').is_some();
         let pattern = shell_pattern(&self.until(Some('/'), true)?.text);
         let replacement = self.until(Some('}'), true)?.text;
-        let value: Vec<char> = (self.lookup)(name).unwrap_or_default().chars().collect();
+        let value: Vec<char> = self.value(name).chars().collect();
         let (mut out, mut at, mut replaced) = (String::new(), 0, false);
         while at < value.len() {
             let end = (at + 1..=value.len()).rev().find(|end| matches(&pattern, &value[at..*end]));

@@ -133,6 +133,46 @@ pub enum Problem {
         /// The thing, in the user's words.
         what: String,
     },
+    /// Valid Dockerfile syntax that asks for what no build gets.
+    #[error("{what} is refused")]
+    Refused {
+        /// The thing, in the user's words.
+        what: String,
+        /// Why, and what to do instead.
+        instead: &'static str,
+    },
+    /// A key of `RUN --mount` that there is not.
+    #[error("`--mount` has no option `{key}`")]
+    UnknownMountKey {
+        /// The key.
+        key: String,
+        /// The key that looks most like it.
+        nearest: Option<String>,
+    },
+    /// An option of `RUN --mount` that does not go with its type.
+    #[error("`{key}` does not go with `--mount=type={kind}`")]
+    MountKey {
+        /// The key.
+        key: &'static str,
+        /// The type.
+        kind: &'static str,
+    },
+    /// Stages that need each other.
+    #[error("stages need each other: {stages}")]
+    Circular {
+        /// The stages, with arrows between them.
+        stages: String,
+    },
+    /// A check of BuildKit's that found something, where `# check=error=true` makes that fail.
+    #[error("{check}: {message}{}", more_checks(*.more))]
+    Check {
+        /// The check.
+        check: &'static str,
+        /// What it says.
+        message: String,
+        /// How many others there are.
+        more: usize,
+    },
     /// Something else stands where something was expected.
     #[error("`{instruction}`: expected {expected}, found {found}")]
     Expected {
@@ -150,7 +190,7 @@ pub enum Problem {
         instruction: &'static str,
     },
     /// A stage is referred to that does not stand earlier in the file.
-    #[error("no earlier stage is called `{name}`")]
+    #[error("no stage is called `{name}`")]
     UnknownStage {
         /// The name or number.
         name: String,
@@ -216,6 +256,15 @@ impl Problem {
             Self::UnknownInstruction { nearest: Some(name), .. } => Some(format!("did you mean `{name}`?")),
             Self::UnknownFlag { nearest: Some(name), .. } => Some(format!("did you mean `--{name}`?")),
             Self::UnknownStage { nearest: Some(name), .. } => Some(format!("did you mean `{name}`?")),
+            Self::UnknownMountKey { nearest: Some(name), .. } => Some(format!("did you mean `{name}`?")),
+            Self::Refused { instead, .. } => Some((*instead).to_owned()),
+            Self::MountKey { key, kind } => mount_key_hint(key, kind),
+            Self::Check { check, .. } => Some(format!(
+                "mend it, or leave the check out with `# check=skip={check}` at the top of the file"
+            )),
+            Self::Circular { .. } => {
+                Some("a stage can take files only from stages that need nothing of it".to_owned())
+            }
             Self::SourceMissing { excluded_by: Some(by), .. } => Some(format!("it is excluded by {by}")),
             _ => None,
         }
@@ -225,9 +274,33 @@ impl Problem {
         match self {
             Self::Expected { expected, .. } => format!("expected {expected}"),
             Self::Unsupported { .. } => "not supported yet".to_owned(),
+            Self::Refused { .. } => "refused".to_owned(),
+            Self::UnknownMountKey { key, .. } => format!("`{key}` is no option of a mount"),
+            Self::MountKey { key, .. } => format!("`{key}` has no meaning here"),
+            Self::Circular { .. } => "this stage needs itself".to_owned(),
+            Self::SourceMissing { .. } => "not there".to_owned(),
             _ => "here".to_owned(),
         }
     }
+}
+
+fn more_checks(more: usize) -> String {
+    if more == 0 { String::new() } else { format!(" (and {more} more warnings)") }
+}
+
+/// Which types a key goes with.
+fn mount_key_hint(key: &str, kind: &str) -> Option<String> {
+    let types = match key {
+        "from" => "`bind` and `cache`",
+        "sharing" => "`cache`",
+        "size" => "`tmpfs`",
+        "env" | "required" => "`secret`",
+        "mode" | "uid" | "gid" => "`cache` and `secret`",
+        "source" if kind == "secret" => return Some("name the secret by `id` or by `source`".to_owned()),
+        "source" => "`bind` and `cache`",
+        _ => return None,
+    };
+    Some(format!("it is for mounts of type {types}"))
 }
 
 /// The name of `names` that looks most like `name`, if any is close enough to be meant.

@@ -43,27 +43,31 @@ impl Ignore {
             if line.starts_with('#') || written.is_empty() {
                 continue;
             }
-            let (keeps, body) =
-                written.strip_prefix('!').map_or((false, written), |body| (true, body.trim()));
-            let alone = body.is_empty();
-            let body = clean(body);
             let malformed = |source| IgnoreError {
                 file: file.to_owned(),
                 line: index + 1,
                 pattern: written.to_owned(),
                 source,
             };
-            if alone {
-                return Err(malformed(BadPattern::Negation));
-            }
-            if body == "." {
-                // `/` and `.` would be everything; in Docker they match nothing.
-                continue;
-            }
-            let pattern = Pattern::ignore(&body).map_err(malformed)?;
-            rules.push(Rule { text: written.to_owned(), line: index + 1, keeps, pattern });
+            rules.extend(Rule::read(written, index + 1).map_err(malformed)?);
         }
         Ok(Self { file: file.to_owned(), rules })
+    }
+
+    /// The patterns of `--exclude`, which have no comments. The error is the number of the malformed one, from 0, and what
+    /// is wrong with it.
+    pub fn of(patterns: &[String]) -> Result<Self, (usize, BadPattern)> {
+        let mut rules = Vec::new();
+        for (at, written) in patterns.iter().enumerate() {
+            let rule = Rule::read(written.trim(), at + 1).map_err(|source| (at, source))?;
+            rules.extend(rule);
+        }
+        Ok(Self { file: "--exclude".to_owned(), rules })
+    }
+
+    /// Whether there is no rule at all.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
     }
 
     /// Whether any rule can bring files back from an excluded directory.
@@ -92,6 +96,22 @@ impl Ignore {
             }
         }
         excluding
+    }
+}
+
+impl Rule {
+    /// Reads one pattern; `None` for one that would be everything, and in Docker is nothing.
+    fn read(written: &str, line: usize) -> Result<Option<Self>, BadPattern> {
+        let (keeps, body) = written.strip_prefix('!').map_or((false, written), |body| (true, body.trim()));
+        if body.is_empty() && keeps {
+            return Err(BadPattern::Negation);
+        }
+        let body = clean(body);
+        if body == "." {
+            return Ok(None);
+        }
+        let pattern = Pattern::ignore(&body)?;
+        Ok(Some(Self { text: written.to_owned(), line, keeps, pattern }))
     }
 }
 

@@ -11,9 +11,9 @@
 //! [`build`] acts, and only through the [`runner::Runner`] that the node fills. The crate knows neither sandboxes nor
 //! stores.
 //!
-//! It builds Docker's Dockerfile syntax. What it does not build yet (`RUN --mount`, `ADD` of URLs, …) it refuses,
-//! naming file and line; nothing is ever skipped. It refuses sources outside of the build context and never follows a
-//! symbolic link out of it.
+//! It builds Docker's Dockerfile syntax, the current one. What no build gets (the machine's network, its devices, an SSH
+//! agent) it refuses, naming file and line and what to do instead; nothing is ever skipped. It never follows a symbolic
+//! link out of the build context.
 //!
 //! It fails with an [`Error`]: what the author of the Dockerfile can mend ([`fault::Fault`], with its place and an
 //! excerpt), a command that failed ([`Error::StepFailed`]), or the machine's failure; [`Error::kind`] tells which.
@@ -30,6 +30,7 @@ pub mod graph;
 pub mod ignore;
 pub mod instruction;
 mod key;
+mod lint;
 pub mod pattern;
 pub mod plan;
 pub mod runner;

@@ -16,6 +16,9 @@ const PROXIES: [&str; 10] = [
     "all_proxy",
 ];
 
+/// Build arguments that are for the builder itself, whatever the Dockerfile declares.
+const BUILDERS: [&str; 1] = ["SOURCE_DATE_EPOCH"];
+
 /// `KEY=value` pairs in the order in which they were first set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Environment(Vec<(String, String)>);
@@ -81,22 +84,37 @@ pub(crate) fn normal_platform(platform: &str) -> String {
 }
 
 /// The platform arguments, as every stage can declare them. A build argument of the same name wins.
-pub(crate) fn platform_args(platform: &str, build_args: &BTreeMap<String, String>) -> Environment {
+pub(crate) fn platform_args(
+    platform: &str,
+    build_args: &BTreeMap<String, String>,
+    target: Option<&str>,
+) -> Environment {
     let platform = normal_platform(platform);
     let mut parts = platform.split('/');
     let (os, arch) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let variant = parts.next().unwrap_or_default();
     let mut environment = Environment::default();
     for prefix in ["TARGET", "BUILD"] {
-        for (name, value) in
-            [("PLATFORM", platform.as_str()), ("OS", os), ("ARCH", arch), ("VARIANT", variant)]
-        {
+        for (name, value) in [
+            ("PLATFORM", platform.as_str()),
+            ("OS", os),
+            ("OSVERSION", ""),
+            ("ARCH", arch),
+            ("VARIANT", variant),
+        ] {
             let name = format!("{prefix}{name}");
             let value = build_args.get(&name).map_or(value, String::as_str);
             environment.set(&name, value);
         }
     }
+    let target = target.filter(|target| !target.is_empty()).unwrap_or("default");
+    environment.set("TARGETSTAGE", build_args.get("TARGETSTAGE").map_or(target, String::as_str));
     environment
+}
+
+/// Whether a build argument means something without an `ARG`.
+pub(crate) fn is_predefined(name: &str) -> bool {
+    PROXIES.contains(&name) || BUILDERS.contains(&name) || name.starts_with("BUILDKIT_")
 }
 
 /// The proxy settings among the build arguments.

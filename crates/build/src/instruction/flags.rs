@@ -1,16 +1,22 @@
-//! The `--flags` of an instruction: which there are, which are known but not built yet.
+//! The `--flags` of an instruction.
 
 use crate::fault::{Fault, Problem, nearest};
 use crate::syntax::words::split_flags;
 use crate::syntax::{Statement, Word};
 
-/// The flags that an instruction may carry.
-pub(super) struct Known {
-    /// Taken, each with a value.
-    pub(super) valued: &'static [&'static str],
-    /// Part of the Dockerfile syntax, not built yet. `--x=false` is the same as not giving it.
-    pub(super) unsupported: &'static [&'static str],
+/// What a flag takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// A value, once.
+    Value,
+    /// `true` or `false`; alone it is `true`.
+    Bool,
+    /// A value, as often as it is given.
+    Values,
 }
+
+/// A flag's name, and what it takes.
+pub(super) type Known = (&'static str, Takes);
 
 /// Flags as given, and the rest of the arguments.
 pub(super) struct Flags<'a> {
@@ -26,7 +32,7 @@ impl<'a> Flags<'a> {
     pub(super) fn take(
         statement: &'a Statement,
         instruction: &'static str,
-        known: &Known,
+        known: &'static [Known],
     ) -> Result<Self, Box<Fault>> {
         let (arguments, begin) = statement.arguments();
         let (raw, rest_at) = split_flags(arguments);
@@ -34,30 +40,46 @@ impl<'a> Flags<'a> {
         for flag in raw {
             let span = statement.span(flag.range.start + begin..flag.range.end + begin);
             let fault = |problem| Err(statement.fault(span, problem));
-            if let Some(name) = known.unsupported.iter().find(|name| **name == flag.name) {
-                if flag.value.as_deref() == Some("false") {
-                    continue;
-                }
-                return fault(Problem::Unsupported { what: format!("`{instruction} --{name}`") });
-            }
-            let Some(name) = known.valued.iter().find(|name| **name == flag.name) else {
-                let nearest = nearest(&flag.name, known.valued.iter().copied());
+            let Some((name, takes)) = known.iter().find(|(name, _)| *name == flag.name) else {
+                let nearest = nearest(&flag.name, known.iter().map(|(name, _)| *name));
                 return fault(Problem::UnknownFlag { instruction, flag: flag.name, nearest });
             };
-            let Some(value) = flag.value.filter(|value| !value.is_empty()) else {
-                let found = format!("`--{name}` without one");
-                return fault(Problem::Expected { instruction, expected: "`--flag=value`", found });
-            };
-            if given.iter().any(|(earlier, _)| earlier == name) {
+            if *takes != Takes::Values && given.iter().any(|(earlier, _)| earlier == name) {
                 return fault(Problem::FlagRepeated { instruction, flag: flag.name });
             }
-            given.push((name, Word { text: value, span }));
+            let text = match (flag.value, takes) {
+                (Some(value), Takes::Bool) => match value.to_lowercase().as_str() {
+                    "true" | "" => "true".to_owned(),
+                    "false" => "false".to_owned(),
+                    _ => {
+                        let (expected, found) = ("`true` or `false`", format!("`--{name}={value}`"));
+                        return fault(Problem::Expected { instruction, expected, found });
+                    }
+                },
+                (Some(value), _) => value,
+                (None, Takes::Bool) => "true".to_owned(),
+                (None, _) => {
+                    let (expected, found) = ("`--flag=value`", format!("`--{name}` without one"));
+                    return fault(Problem::Expected { instruction, expected, found });
+                }
+            };
+            given.push((name, Word { text, span }));
         }
         Ok(Self { given, rest: &arguments[rest_at..], at: begin + rest_at })
     }
 
-    /// The value of a flag.
+    /// The value of a flag; `None` also for an empty one, which is the same as not giving it.
     pub(super) fn get(&self, name: &str) -> Option<Word> {
-        self.given.iter().find(|(given, _)| *given == name).map(|(_, word)| word.clone())
+        self.all(name).into_iter().next().filter(|word| !word.text.is_empty())
+    }
+
+    /// Every value of a flag.
+    pub(super) fn all(&self, name: &str) -> Vec<Word> {
+        self.given.iter().filter(|(given, _)| *given == name).map(|(_, word)| word.clone()).collect()
+    }
+
+    /// The value of a flag that takes `true` or `false`.
+    pub(super) fn bool(&self, name: &str) -> Option<bool> {
+        self.get(name).map(|word| word.text == "true")
     }
 }

@@ -1,10 +1,12 @@
 //! Typed instructions: what each statement means, before any variable is expanded.
 
 mod flags;
+mod mount;
 mod parse;
 
 use crate::syntax::{Heredoc, Statement, Word};
 
+pub use mount::Mount;
 pub use parse::instruction;
 
 /// Every instruction's name.
@@ -54,7 +56,7 @@ pub enum Instruction {
     /// `USER`.
     User(Word),
     /// `RUN`.
-    Run(CommandLine, Vec<Heredoc>),
+    Run(Run),
     /// `CMD`.
     Cmd(CommandLine),
     /// `ENTRYPOINT`.
@@ -84,6 +86,8 @@ pub struct From {
     pub image: Word,
     /// The stage's name, in lower case.
     pub name: Option<Word>,
+    /// `AS`, as written.
+    pub keyword: Option<Word>,
     /// `--platform`.
     pub platform: Option<Word>,
 }
@@ -115,6 +119,19 @@ pub enum CommandLine {
     Exec(Vec<String>),
 }
 
+/// `RUN`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The command.
+    pub command: CommandLine,
+    /// Its heredocs.
+    pub heredocs: Vec<Heredoc>,
+    /// `--mount`, in order.
+    pub mounts: Vec<Mount>,
+    /// `--network=none`.
+    pub no_network: bool,
+}
+
 /// `COPY` or `ADD`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copy {
@@ -126,6 +143,18 @@ pub struct Copy {
     pub chown: Option<Word>,
     /// `--chmod`.
     pub chmod: Option<Word>,
+    /// `--link`.
+    pub link: bool,
+    /// `--parents`.
+    pub parents: bool,
+    /// `--exclude`, in order.
+    pub excludes: Vec<Word>,
+    /// `--checksum`.
+    pub checksum: Option<Word>,
+    /// `--keep-git-dir`.
+    pub keep_git_dir: Option<bool>,
+    /// `--unpack`.
+    pub unpack: Option<bool>,
     /// What to copy, in order.
     pub sources: Vec<CopySource>,
     /// Where to.

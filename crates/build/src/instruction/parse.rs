@@ -2,25 +2,42 @@
 
 use std::ops::Range;
 
+use super::flags::Takes::{Bool, Value, Values};
 use super::flags::{Flags, Known};
-use super::{Arg, CommandLine, Copy, CopySource, From, Healthcheck, Instruction, Located, NAMES, Pair};
+use super::mount::mounts;
+use super::{Arg, CommandLine, Copy, CopySource, From, Healthcheck, Instruction, Located, NAMES, Pair, Run};
 use crate::fault::{Fault, Problem, nearest};
 use crate::syntax::words::{json_of_other_things, json_strings, split_blanks, split_quoted};
 use crate::syntax::{Heredoc, Statement, Word};
 
 type Parsed<T> = Result<T, Box<Fault>>;
 
-const NO_FLAGS: Known = Known { valued: &[], unsupported: &[] };
-const FROM_FLAGS: Known = Known { valued: &["platform"], unsupported: &[] };
-const RUN_FLAGS: Known = Known { valued: &[], unsupported: &["mount", "network", "security", "device"] };
-const COPY_FLAGS: Known =
-    Known { valued: &["from", "chown", "chmod"], unsupported: &["link", "parents", "exclude"] };
-const ADD_FLAGS: Known = Known {
-    valued: &["chown", "chmod"],
-    unsupported: &["link", "exclude", "checksum", "keep-git-dir", "unpack"],
-};
-const HEALTH_FLAGS: Known =
-    Known { valued: &["interval", "timeout", "start-period", "start-interval", "retries"], unsupported: &[] };
+const FROM_FLAGS: &[Known] = &[("platform", Value)];
+const RUN_FLAGS: &[Known] = &[("mount", Values), ("network", Value), ("security", Value), ("device", Values)];
+const COPY_FLAGS: &[Known] = &[
+    ("from", Value),
+    ("chown", Value),
+    ("chmod", Value),
+    ("link", Bool),
+    ("parents", Bool),
+    ("exclude", Values),
+];
+const ADD_FLAGS: &[Known] = &[
+    ("chown", Value),
+    ("chmod", Value),
+    ("link", Bool),
+    ("exclude", Values),
+    ("checksum", Value),
+    ("keep-git-dir", Bool),
+    ("unpack", Bool),
+];
+const HEALTH_FLAGS: &[Known] = &[
+    ("interval", Value),
+    ("timeout", Value),
+    ("start-period", Value),
+    ("start-interval", Value),
+    ("retries", Value),
+];
 
 /// Reads one statement.
 pub fn instruction(statement: Statement) -> Parsed<Located> {
@@ -36,10 +53,10 @@ pub fn instruction(statement: Statement) -> Parsed<Located> {
         "COPY" => COPY_FLAGS,
         "ADD" => ADD_FLAGS,
         "HEALTHCHECK" => HEALTH_FLAGS,
-        _ => NO_FLAGS,
+        _ => &[],
     };
     // ONBUILD's flags are those of its trigger, which begins with a word of its own.
-    let flags = Flags::take(&statement, name, &known)?;
+    let flags = Flags::take(&statement, name, known)?;
     let instruction = Reader { statement: &statement, name, flags }.read()?;
     Ok(Located { instruction, statement })
 }
@@ -117,15 +134,17 @@ impl Reader<'_> {
 
     fn from(&self) -> Parsed<From> {
         let words = self.words();
-        let name = match words.as_slice() {
-            [_] => None,
-            [_, middle, name] if middle.text.eq_ignore_ascii_case("as") => Some(self.stage_name(name)?),
+        let (name, keyword) = match words.as_slice() {
+            [_] => (None, None),
+            [_, middle, name] if middle.text.eq_ignore_ascii_case("as") => {
+                (Some(self.stage_name(name)?), Some(middle.clone()))
+            }
             _ => {
                 let found = format!("`{}`", self.flags.rest);
                 return self.expected("`FROM image` or `FROM image AS name`", found, None);
             }
         };
-        Ok(From { image: words[0].clone(), name, platform: self.flags.get("platform") })
+        Ok(From { image: words[0].clone(), name, keyword, platform: self.flags.get("platform") })
     }
 
     fn stage_name(&self, name: &Word) -> Parsed<Word> {
@@ -206,7 +225,48 @@ impl Reader<'_> {
         if command == CommandLine::Exec(Vec::new()) {
             return self.expected("a command", "an empty array".to_owned(), None);
         }
-        Ok(Instruction::Run(command, self.statement.heredocs.clone()))
+        let no_network = self.network()?;
+        self.refuse_privileges()?;
+        let (mounts, heredocs) = (mounts(self.statement, &self.flags)?, self.statement.heredocs.clone());
+        Ok(Instruction::Run(Run { command, heredocs, mounts, no_network }))
+    }
+
+    /// Whether `--network` asks for none.
+    fn network(&self) -> Parsed<bool> {
+        let Some(word) = self.flags.get("network") else { return Ok(false) };
+        match word.text.as_str() {
+            "default" => Ok(false),
+            "none" => Ok(true),
+            "host" => self.refused(&word, "a build never shares the machine's network; without the flag it has the one that the build's policy gives"),
+            other => {
+                let found = format!("`--network={other}`");
+                self.expected("`default` or `none` after `--network=`", found, Some(word.span))
+            }
+        }
+    }
+
+    fn refuse_privileges(&self) -> Parsed<()> {
+        if let Some(word) = self.flags.all("device").first() {
+            return self.refused(word, "steps of a build get no devices; use them in a sandbox of the image");
+        }
+        let Some(word) = self.flags.get("security") else { return Ok(()) };
+        match word.text.as_str() {
+            "sandbox" => Ok(()),
+            "insecure" => self.refused(
+                &word,
+                "every step runs in a sandbox, where it is root without the machine's privileges; leave the flag out",
+            ),
+            other => {
+                let found = format!("`--security={other}`");
+                self.expected("`sandbox` after `--security=`", found, Some(word.span))
+            }
+        }
+    }
+
+    fn refused<T>(&self, word: &Word, instead: &'static str) -> Parsed<T> {
+        let flag = &self.statement.source.text[word.span.start..word.span.end];
+        let what = format!("`{} {flag}`", self.name);
+        Err(self.statement.fault(word.span, Problem::Refused { what, instead }))
     }
 
     fn shell(&self) -> Parsed<Vec<String>> {
@@ -234,7 +294,20 @@ impl Reader<'_> {
         let sources =
             words.into_iter().map(|word| self.copy_source(word, &mut heredocs)).collect::<Parsed<_>>()?;
         let flag = |name| self.flags.get(name);
-        Ok(Copy { add, from: flag("from"), chown: flag("chown"), chmod: flag("chmod"), sources, dest })
+        Ok(Copy {
+            add,
+            from: flag("from"),
+            chown: flag("chown"),
+            chmod: flag("chmod"),
+            link: self.flags.bool("link").unwrap_or(false),
+            parents: self.flags.bool("parents").unwrap_or(false),
+            excludes: self.flags.all("exclude"),
+            checksum: flag("checksum"),
+            keep_git_dir: self.flags.bool("keep-git-dir"),
+            unpack: self.flags.bool("unpack"),
+            sources,
+            dest,
+        })
     }
 
     fn copy_source<'h>(

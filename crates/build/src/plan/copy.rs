@@ -1,15 +1,16 @@
 //! `COPY` and `ADD`: which files they mean, and the key of their content.
 
+use super::find::Finder;
 use super::stage::{Current, absolute, owner};
-use super::{Action, Planner};
-use crate::archive::{self, Compression};
-use crate::context::{Context, EntryKind, Unresolved};
+use super::{Action, Planner, remote};
+use crate::archive::Compression;
+use crate::context::EntryKind;
 use crate::error::Error;
 use crate::fault::{Fault, Problem};
 use crate::graph::Root;
-use crate::instruction::{Copy, CopySource};
+use crate::ignore::Ignore;
+use crate::instruction::{Copy, CopySource, Instruction};
 use crate::key::{Digest, Hasher};
-use crate::pattern::{Pattern, has_wildcards};
 use crate::runner::Remote;
 use crate::source::Span;
 use crate::syntax::{Statement, Word};
@@ -72,8 +73,8 @@ pub enum PlannedSource {
     Dir {
         /// Its path in the context.
         path: String,
-        /// Directory below the destination that it goes to, for `--parents`; else empty. The directories on the way
-        /// have the modes that those at the end of `path` have in the context.
+        /// Directory below the destination that it goes to. The planner leaves it empty: what `--parents` keeps is the
+        /// contents of the directory where that begins, without all else.
         below: String,
         /// Paths below it, relative to it and sorted, that are left out; a directory without all that is below it.
         without: Vec<String>,
@@ -84,7 +85,7 @@ pub enum PlannedSource {
         path: String,
         /// The name it was asked for by.
         name: String,
-        /// Directory below the destination that it goes to, for `--parents`; else empty.
+        /// Directory below the destination that it goes to; empty as above.
         below: String,
         /// For `ADD`: the archive that it is.
         archive: Option<Compression>,
@@ -107,7 +108,8 @@ pub enum PlannedSource {
     },
     /// A path or pattern in a stage or image, to be looked up when that is there.
     Elsewhere {
-        /// Absolute path. With `--parents` a `/./` in it marks where the directories to keep begin.
+        /// Absolute path. With `--parents` there is exactly one `/./` in it, or it begins so: the directories after it
+        /// are kept, and what follows is a pattern that may have `**`.
         path: String,
         /// Where it stands in the Dockerfile.
         span: Span,
@@ -119,14 +121,26 @@ impl Planner<'_> {
     pub(super) fn copy(
         &mut self,
         current: &Current<'_>,
+        instruction: &Instruction,
         copy: &Copy,
         statement: &Statement,
     ) -> Result<(Action, Option<Digest>, String), Error> {
-        let name = if copy.add { "ADD" } else { "COPY" };
-        let root = self.root(current, copy, statement)?;
-        let chown = copy.chown.as_ref().map(|word| current.expand(word, statement)).transpose()?.map(owner);
-        let chmod = copy.chmod.as_ref().map(|word| chmod(current, word, statement, name)).transpose()?;
-        let mut finder = Finder { context: self.inputs.context, statement, add: copy.add, found: Vec::new() };
+        let root = self.copy_root(current, instruction, copy, statement)?;
+        let chown = current.expand_flag(copy.chown.as_ref(), statement)?.map(owner);
+        check_linked_owner(copy, chown.as_deref(), statement)?;
+        let chmod = chmod(current, copy, statement)?;
+        let excludes: Vec<String> =
+            copy.excludes.iter().map(|word| current.expand(word, statement)).collect::<Result<_, _>>()?;
+        let written = current.expand(&copy.dest, statement)?;
+        let into = copy.sources.len() > 1
+            || matches!(written.as_str(), "" | ".")
+            || written.ends_with('/')
+            || written.ends_with("/.");
+        let finder = Finder::new(self.inputs.context, statement);
+        let mut finder = finder.of_copy(copy, ignore(copy, &excludes, statement)?);
+        if let Some(word) = &copy.checksum {
+            self.check_checksum(current, copy, word, statement)?;
+        }
         for source in &copy.sources {
             match source {
                 CopySource::Inline(heredoc, word) => {
@@ -135,75 +149,142 @@ impl Planner<'_> {
                 }
                 CopySource::Path(word) => {
                     let path = current.expand(word, statement)?;
-                    if !finder.add_path(&root, &path, word.span)? {
-                        self.warnings.push(berth_types::image::BuildWarning {
-                            check: "CopyNothing".to_owned(),
-                            message: format!("{name}: `{path}` matches nothing"),
-                            file: statement.source.name.clone(),
-                            line: statement.line,
-                        });
+                    if let Some(found) = self.remote(current, copy, &path, word.span, into, statement)? {
+                        finder.found.push(found);
+                    } else if matches!(root, CopyRoot::Root(_)) {
+                        let path = elsewhere(&path, copy.parents);
+                        finder.found.push(PlannedSource::Elsewhere { path, span: word.span });
+                    } else {
+                        self.local(&mut finder, copy, &path, word.span, statement)?;
                     }
                 }
             }
         }
-        let written = current.expand(&copy.dest, statement)?;
         let sources = finder.found;
-        let several = sources.len() > 1 || copy.sources.len() > 1;
-        let into = several
-            || matches!(written.as_str(), "" | ".")
-            || written.ends_with('/')
-            || written.ends_with("/.");
+        let into = into || sources.len() > 1;
         let dest = absolute(&current.config.workdir(), &written);
         let history = statement.one_line();
         if sources.is_empty() {
             return Ok((Action::Config, None, history));
         }
-        let chmod = chmod.map(Chmod::Bits);
-        let (link, parents, excludes) = (false, false, Vec::new());
+        let (link, parents) = (copy.link, copy.parents);
         let plan = CopyPlan { root, sources, dest, into, chown, chmod, link, parents, excludes };
         let key = self.copy_key(current.key, &plan)?;
         Ok((Action::Copy(plan), Some(key), history))
     }
 
-    fn root(
-        &self,
+    fn copy_root(
+        &mut self,
         current: &Current<'_>,
+        instruction: &Instruction,
         copy: &Copy,
         statement: &Statement,
     ) -> Result<CopyRoot, Box<Fault>> {
-        let Some(from) = &copy.from else { return Ok(CopyRoot::Context) };
-        let root = self.inputs.graph.copy_root(from, current.stage.index);
-        root.map(CopyRoot::Root).map_err(|problem| statement.fault(from.span, problem))
+        let Some(word) = &copy.from else { return Ok(CopyRoot::Context) };
+        let name = current.expand_some(word, statement, "COPY", "a stage or an image after `--from=`")?;
+        let root = self.taken_from(current.stage.index, instruction, &name, statement, word.span)?;
+        Ok(CopyRoot::Root(root))
+    }
+
+    /// What stands in the context by a path.
+    fn local(
+        &mut self,
+        finder: &mut Finder<'_>,
+        copy: &Copy,
+        path: &str,
+        span: Span,
+        statement: &Statement,
+    ) -> Result<(), Error> {
+        let name = if copy.add { "ADD" } else { "COPY" };
+        if !finder.add_path(path, span)? {
+            self.warn("CopyNothing", statement, span, format!("{name}: `{path}` matches nothing"));
+        }
+        let plain = &absolute("/", path)[1..];
+        if !plain.is_empty() && self.inputs.context.excluded_by(plain).is_some() {
+            let verb = if copy.add { "Add" } else { "Copy" };
+            let message = format!("Attempting to {verb} file \"{path}\" that is excluded by .dockerignore");
+            self.warn("CopyIgnoredFile", statement, span, message);
+        }
+        Ok(())
+    }
+
+    /// What a source means that is not in the context; `None` for a path.
+    fn remote(
+        &mut self,
+        current: &Current<'_>,
+        copy: &Copy,
+        path: &str,
+        span: Span,
+        into: bool,
+        statement: &Statement,
+    ) -> Result<Option<PlannedSource>, Box<Fault>> {
+        if !remote::is_remote(path) {
+            return Ok(None);
+        }
+        let expected = |instruction, expected, found| {
+            statement.fault(span, Problem::Expected { instruction, expected, found })
+        };
+        if !copy.add {
+            let wanted = "a path in the build context (`ADD` takes URLs and git repositories)";
+            return Err(expected("COPY", wanted, format!("`{path}`")));
+        }
+        let checksum = current.expand_flag(copy.checksum.as_ref(), statement)?;
+        let remote = remote::parse(path, checksum.as_deref(), copy.keep_git_dir)
+            .map_err(|problem| statement.fault(span, problem))?;
+        let nameless = matches!(&remote, Remote::Url { url, .. } if remote::file_name(url).is_none());
+        let unpack = copy.unpack.unwrap_or(false) && matches!(remote, Remote::Url { .. });
+        if nameless && into && !unpack {
+            let wanted = "a URL whose path ends in a file's name, as the destination is a directory";
+            return Err(expected("ADD", wanted, format!("`{path}`")));
+        }
+        self.need_remote(&remote, statement, span);
+        Ok(Some(PlannedSource::Fetched { remote, span, unpack }))
+    }
+
+    /// A checksum is of one thing from elsewhere.
+    fn check_checksum(
+        &self,
+        current: &Current<'_>,
+        copy: &Copy,
+        word: &Word,
+        statement: &Statement,
+    ) -> Result<(), Box<Fault>> {
+        let only = match copy.sources.as_slice() {
+            [CopySource::Path(source)] => Some(current.expand(source, statement)?),
+            _ => None,
+        };
+        if only.as_deref().is_some_and(remote::is_remote) {
+            return Ok(());
+        }
+        let expected = "one URL or git repository as the only source with `--checksum`";
+        let found = only.map_or_else(|| "something else".to_owned(), |path| format!("`{path}`"));
+        Err(statement.fault(word.span, Problem::Expected { instruction: "ADD", expected, found }))
     }
 
     fn copy_key(&self, parent: Digest, plan: &CopyPlan) -> Result<Digest, Error> {
-        let mut key = Hasher::new("berth copy 1");
-        key.field(parent.to_string()).field(&plan.dest).field([u8::from(plan.into)]);
+        let mut key = Hasher::new("berth copy 2");
+        // What is linked is the same layer on whatever it stands.
+        key.field(if plan.link { "linked".to_owned() } else { parent.to_string() });
+        key.field(&plan.dest).field([u8::from(plan.into)]);
         key.field(plan.chown.as_deref().unwrap_or("")).field(format!("{:?}", plan.chmod));
         key.field(match &plan.root {
             CopyRoot::Context => "context".to_owned(),
             CopyRoot::Root(root) => self.root_key(root),
         });
+        let later = |source: &PlannedSource| {
+            matches!(source, PlannedSource::Elsewhere { .. } | PlannedSource::Fetched { .. })
+        };
+        if plan.sources.iter().any(later) {
+            // What these leave out is not known yet.
+            key.field([u8::from(plan.parents)]).fields(&plan.excludes);
+        }
         for source in &plan.sources {
             self.source_key(&mut key, source)?;
         }
         Ok(key.finish())
     }
 
-    fn root_key(&self, root: &Root) -> String {
-        match root {
-            Root::Scratch => "scratch".to_owned(),
-            Root::Stage(index) => {
-                self.done.get(index).map_or_else(String::new, |stage| stage.key.to_string())
-            }
-            Root::Image(reference) => {
-                self.inputs.bases.get(reference).map_or_else(|| reference.clone(), |base| base.id.clone())
-            }
-        }
-    }
-
     fn source_key(&self, key: &mut Hasher, source: &PlannedSource) -> Result<(), Error> {
-        let context = self.inputs.context;
         match source {
             PlannedSource::Inline { name, content } => drop(key.field("inline").field(name).field(content)),
             PlannedSource::Elsewhere { path, .. } => drop(key.field("remote").field(path)),
@@ -211,177 +292,145 @@ impl Planner<'_> {
                 let digest = self.inputs.remotes.get(remote).map_or("", String::as_str);
                 key.field("fetched").field(format!("{remote:?} {unpack}")).field(digest);
             }
-            PlannedSource::File { path, name, below, archive } => {
-                let mode = context.entry(path).map_or(0, |entry| entry.mode);
-                key.field("file").field(name).field(below).field(format!("{mode:o} {archive:?}"));
-                key.field(context.digest(path)?.to_string());
+            PlannedSource::File { path, name, archive, .. } => {
+                key.field(name).field(format!("{archive:?}"));
+                self.file_key(key, path)?;
             }
-            PlannedSource::Dir { path, below, without } => {
-                key.field("dir").field(below).fields(without);
-                for (name, entry) in context.below(path) {
-                    let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-                    let (kind, content) = match &entry.kind {
-                        EntryKind::File(_) => ("file", context.digest(&whole)?.to_string()),
-                        EntryKind::Dir => ("dir", String::new()),
-                        EntryKind::Link(target) => ("link", target.clone()),
-                        EntryKind::Special(kind) => (*kind, String::new()),
-                    };
-                    // Links have no permission bits of their own.
-                    let mode = if kind == "link" { 0 } else { entry.mode };
-                    key.field(kind).field(&name).field(format!("{mode:o}")).field(content);
-                }
-            }
+            PlannedSource::Dir { path, without, .. } => self.dir_key(key, path, without)?,
         }
+        Ok(())
+    }
+
+    /// What a key says of a file of the context.
+    pub(super) fn file_key(&self, key: &mut Hasher, path: &str) -> Result<(), Error> {
+        let context = self.inputs.context;
+        let mode = context.entry(path).map_or(0, |entry| entry.mode);
+        key.field("file").field(format!("{mode:o}")).field(context.digest(path)?.to_string());
+        Ok(())
+    }
+
+    /// What a key says of the contents of a directory of the context.
+    pub(super) fn dir_key(&self, key: &mut Hasher, path: &str, without: &[String]) -> Result<(), Error> {
+        let context = self.inputs.context;
+        key.field("dir");
+        for (name, entry) in context.below(path) {
+            if is_left_out(&name, without) {
+                continue;
+            }
+            let whole = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+            let (kind, content) = match &entry.kind {
+                EntryKind::File(_) => ("file", context.digest(&whole)?.to_string()),
+                EntryKind::Dir => ("dir", String::new()),
+                EntryKind::Link(target) => ("link", target.clone()),
+                EntryKind::Special(kind) => (*kind, String::new()),
+            };
+            // Links have no permission bits of their own.
+            let mode = if kind == "link" { 0 } else { entry.mode };
+            key.field(kind).field(&name).field(format!("{mode:o}")).field(content);
+        }
+        key.field("end");
         Ok(())
     }
 }
 
-fn chmod(
-    current: &Current<'_>,
-    word: &Word,
-    statement: &Statement,
-    instruction: &'static str,
-) -> Result<u32, Box<Fault>> {
-    let value = current.expand(word, statement)?;
-    match u32::from_str_radix(&value, 8) {
-        Ok(mode) if mode <= 0o7777 => Ok(mode),
-        Err(_) if value.contains(['+', '-', '=']) => {
-            let what = format!("the symbolic mode in `--chmod={value}`");
-            Err(statement.fault(word.span, Problem::Unsupported { what }))
-        }
-        _ => {
-            let (expected, found) = ("an octal mode up to 7777 after `--chmod=`", format!("`{value}`"));
-            Err(statement.fault(word.span, Problem::Expected { instruction, expected, found }))
-        }
-    }
+/// Whether a path, or a directory above it, is one of those that are left out.
+pub(super) fn is_left_out(path: &str, without: &[String]) -> bool {
+    let known = |part: &str| without.binary_search_by(|left| left.as_str().cmp(part)).is_ok();
+    !without.is_empty() && (known(path) || path.match_indices('/').any(|(at, _)| known(&path[..at])))
 }
 
-/// Looks sources up.
-struct Finder<'a> {
-    context: &'a Context,
-    statement: &'a Statement,
-    add: bool,
-    found: Vec<PlannedSource>,
+/// A path of a stage or image; with `--parents`, `/./` before the directories that are kept.
+fn elsewhere(path: &str, parents: bool) -> String {
+    if !parents {
+        return absolute("/", path);
+    }
+    let (pivot, rest) = path.split_once("/./").unwrap_or(("", path));
+    let pivot = absolute("/", pivot);
+    format!("{}/.{}", pivot.trim_end_matches('/'), absolute("/", rest))
 }
 
-impl Finder<'_> {
-    fn fault(&self, span: Span, problem: Problem) -> Error {
-        self.statement.fault(span, problem).into()
-    }
+/// `--exclude`, compiled.
+fn ignore(copy: &Copy, excludes: &[String], statement: &Statement) -> Result<Ignore, Box<Fault>> {
+    Ignore::of(excludes).map_err(|(at, source)| {
+        let pattern = excludes[at].clone();
+        statement.fault(copy.excludes[at].span, Problem::Pattern { pattern, source })
+    })
+}
 
-    /// Adds what a path means. False when it is a pattern that matches nothing.
-    fn add_path(&mut self, root: &CopyRoot, path: &str, span: Span) -> Result<bool, Error> {
-        self.refuse_remote(path, span)?;
-        if matches!(root, CopyRoot::Root(_)) {
-            self.found.push(PlannedSource::Elsewhere { path: absolute("/", path), span });
-            return Ok(true);
-        }
-        let relative = self.inside(path, span)?;
-        if has_wildcards(&relative) {
-            return self.add_matches(path, &relative, span);
-        }
-        self.add_found(path, &relative, span)?;
-        Ok(true)
+/// A linked layer has no lists of users to look names up in.
+fn check_linked_owner(copy: &Copy, chown: Option<&str>, statement: &Statement) -> Result<(), Box<Fault>> {
+    let (Some(word), Some(chown)) = (copy.chown.as_ref().filter(|_| copy.link), chown) else { return Ok(()) };
+    if chown.split(':').all(|part| part.parse::<u32>().is_ok()) {
+        return Ok(());
     }
+    let instruction = if copy.add { "ADD" } else { "COPY" };
+    let expected = "numbers after `--chown=`, as `--link` has no lists of users";
+    let problem = Problem::Expected { instruction, expected, found: format!("`{chown}`") };
+    Err(statement.fault(word.span, problem))
+}
 
-    fn refuse_remote(&self, path: &str, span: Span) -> Result<(), Error> {
-        let remote =
-            ["http://", "https://", "git://", "ssh://", "git@"].iter().any(|scheme| path.starts_with(scheme));
-        match (remote, self.add) {
-            (false, _) => Ok(()),
-            (true, true) => {
-                Err(self.fault(span, Problem::Unsupported { what: format!("`ADD` of `{path}`") }))
-            }
-            (true, false) => {
-                let expected = "a path in the build context";
-                let problem = Problem::Expected { instruction: "COPY", expected, found: format!("`{path}`") };
-                Err(self.fault(span, problem))
-            }
-        }
+fn chmod(current: &Current<'_>, copy: &Copy, statement: &Statement) -> Result<Option<Chmod>, Box<Fault>> {
+    let Some(word) = &copy.chmod else { return Ok(None) };
+    let Some(value) = current.expand_flag(Some(word), statement)? else { return Ok(None) };
+    if let Ok(bits @ 0..=0o7777) = u32::from_str_radix(&value, 8)
+        && value.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return Ok(Some(Chmod::Bits(bits)));
     }
-
-    /// A path within the context, without `.` and `..`.
-    fn inside(&self, path: &str, span: Span) -> Result<String, Error> {
-        let mut parts: Vec<&str> = Vec::new();
-        for part in path.split('/') {
-            match part {
-                "" | "." => {}
-                ".." if parts.pop().is_none() => {
-                    return Err(self.fault(span, Problem::SourceEscapes { path: path.to_owned() }));
-                }
-                ".." => {}
-                part => parts.push(part),
-            }
-        }
-        Ok(parts.join("/"))
+    if is_symbolic(&value) {
+        return Ok(Some(Chmod::Symbolic(value)));
     }
+    let instruction = if copy.add { "ADD" } else { "COPY" };
+    let expected = "an octal mode up to 7777, or a symbolic one like `u=rwX,go=rX`, after `--chmod=`";
+    let problem = Problem::Expected { instruction, expected, found: format!("`{value}`") };
+    Err(statement.fault(word.span, problem))
+}
 
-    /// The parts before the first wildcard are a path, the rest is matched against everything below it.
-    fn add_matches(&mut self, written: &str, relative: &str, span: Span) -> Result<bool, Error> {
-        let parts: Vec<&str> = relative.split('/').collect();
-        let first = parts.iter().position(|part| has_wildcards(part)).unwrap_or(0);
-        let pattern = parts[first..].join("/");
-        let compiled = Pattern::go(&pattern)
-            .map_err(|source| self.fault(span, Problem::Pattern { pattern: written.to_owned(), source }))?;
-        let dir = match self.context.resolve(&parts[..first].join("/")) {
-            Ok(dir) => dir,
-            Err(Unresolved::Missing) => return Ok(false),
-            Err(Unresolved::Escapes(path)) => return Err(self.fault(span, Problem::SourceEscapes { path })),
-        };
-        let matches: Vec<String> = self
-            .context
-            .below(&dir)
-            .into_iter()
-            .filter(|(name, _)| compiled.matches(name))
-            .map(|(name, _)| if dir.is_empty() { name } else { format!("{dir}/{name}") })
-            .collect();
-        for path in &matches {
-            self.add_found(path, path, span)?;
+/// Whether a text is a mode as chmod(1) takes it: `[ugoa]*([-+=]([rwxXst]*|[ugo]))+`, joined by commas.
+fn is_symbolic(text: &str) -> bool {
+    text.split(',').all(|clause| {
+        let mut actions = clause.trim_start_matches(['u', 'g', 'o', 'a']);
+        if actions.is_empty() {
+            return false;
         }
-        Ok(!matches.is_empty())
-    }
+        while let Some(rest) = actions.strip_prefix(['+', '-', '=']) {
+            let end = rest.find(['+', '-', '=']).unwrap_or(rest.len());
+            let what = &rest[..end];
+            if !matches!(what, "u" | "g" | "o") && !what.chars().all(|c| "rwxXst".contains(c)) {
+                return false;
+            }
+            actions = &rest[end..];
+        }
+        actions.is_empty()
+    })
+}
 
-    fn add_found(&mut self, written: &str, relative: &str, span: Span) -> Result<(), Error> {
-        let path = match self.context.resolve(relative) {
-            Ok(path) => path,
-            Err(Unresolved::Escapes(path)) => return Err(self.fault(span, Problem::SourceEscapes { path })),
-            Err(Unresolved::Missing) => {
-                let excluded_by = self.context.excluded_by(relative);
-                let place = "the build context".to_owned();
-                let problem = Problem::SourceMissing { path: written.to_owned(), place, excluded_by };
-                return Err(self.fault(span, problem));
-            }
-        };
-        let name = relative.rsplit('/').next().unwrap_or_default().to_owned();
-        let kind = self.context.entry(&path).map_or(&EntryKind::Dir, |entry| &entry.kind);
-        match kind {
-            EntryKind::Special(kind) => Err(self.fault(span, Problem::SpecialFile { path, kind })),
-            EntryKind::Dir => {
-                let special =
-                    self.context.below(&path).into_iter().find_map(|(name, entry)| match entry.kind {
-                        EntryKind::Special(kind) => Some((name, kind)),
-                        _ => None,
-                    });
-                if let Some((path, kind)) = special {
-                    return Err(self.fault(span, Problem::SpecialFile { path, kind }));
-                }
-                let (below, without) = (String::new(), Vec::new());
-                self.found.push(PlannedSource::Dir { path, below, without });
-                Ok(())
-            }
-            _ => {
-                let archive = self.archive(&path)?;
-                self.found.push(PlannedSource::File { path, name, below: String::new(), archive });
-                Ok(())
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbolic_modes_are_told_from_other_texts() {
+        for mode in ["+x", "u=rwX,go=rX", "g=u", "a-w+r", "u+s,+t", "=", "ug=rw"] {
+            assert!(is_symbolic(mode), "{mode}");
+        }
+        for text in ["", "x", "u", "+z", "u=rw,", "g=uo", "u+r w", "755"] {
+            assert!(!is_symbolic(text), "{text}");
         }
     }
 
-    fn archive(&self, path: &str) -> Result<Option<Compression>, Error> {
-        if !self.add {
-            return Ok(None);
+    #[test]
+    fn paths_elsewhere_say_where_parents_begin() {
+        let table = [
+            ("a/b", false, "/a/b"),
+            ("/a/./b/", false, "/a/b"),
+            ("/a/b/*.txt", true, "/./a/b/*.txt"),
+            ("/a/./b/c", true, "/a/./b/c"),
+            ("./a/./b", true, "/a/./b"),
+            ("./a", true, "/./a"),
+        ];
+        for (path, parents, wanted) in table {
+            assert_eq!(elsewhere(path, parents), wanted, "{path}");
         }
-        let sniffed = self.context.open_file(path).and_then(archive::sniff);
-        Ok(sniffed.map_err(|source| self.context.unreadable(path, source))?)
     }
 }

@@ -5,7 +5,13 @@
 //! changed `LABEL` runs nothing again. The content key of the whole covers the last file system and the config.
 
 mod copy;
+mod find;
+mod mount;
+mod ports;
+mod remote;
+mod run;
 mod stage;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,13 +20,19 @@ use berth_types::image::BuildWarning;
 
 use crate::config::{Config, canonical};
 use crate::context::Context;
-use crate::error::Error;
-use crate::graph::{Graph, Root};
+use crate::error::{Error, Needed, Needs};
+use crate::fault::{Fault, Problem};
+use crate::graph::{Edges, Graph, Root};
 use crate::instruction::Instruction;
 use crate::key::{Digest, Hasher};
+use crate::lint::Finding;
 use crate::runner::{Base, Remote, RunSpec, Sharing};
 use crate::source::{Source, Span};
-use crate::variables::{platform_args, proxies};
+use crate::syntax::Statement;
+use crate::variables::is_predefined;
+
+/// The build argument that says which time the image is of.
+const EPOCH_ARG: &str = "SOURCE_DATE_EPOCH";
 
 pub use copy::{Chmod, CopyPlan, CopyRoot, PlannedSource};
 
@@ -53,6 +65,8 @@ pub struct Plan {
     pub steps: u32,
     /// Hash over everything that decides the image.
     pub content_key: String,
+    /// `SOURCE_DATE_EPOCH`, in seconds: the time that the image and its history are of, instead of now.
+    pub epoch: Option<i64>,
     /// What is not wrong but looks like a mistake, in the order of the file.
     pub warnings: Vec<BuildWarning>,
 }
@@ -183,40 +197,57 @@ pub enum MountKind {
 /// [`Error::Needs`] lists images and remotes that `inputs` lacks; the plan is to be made again with them added.
 /// [`Error::ContextNeeded`] when the context is a manifest and the bytes of a file decide.
 pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Error> {
-    let mut planner = Planner { inputs, done: HashMap::new(), steps: 0, warnings: Vec::new() };
-    let mut stages = BTreeMap::new();
-    for index in inputs.graph.needed(inputs.target) {
-        let planned = planner.stage(index)?;
-        stages.insert(index, planned);
+    let epoch = epoch(inputs)?;
+    let mut edges = Edges::new();
+    loop {
+        let order = inputs.graph.order(inputs.target, &edges)?;
+        let mut planner = Planner::new(inputs, edges);
+        let mut stages = BTreeMap::new();
+        for index in order {
+            if let Some(planned) = planner.stage(index)? {
+                stages.insert(index, planned);
+            }
+        }
+        if planner.again {
+            // A name that has its value only now is that of a stage which was not planned before this one.
+            edges = planner.edges;
+            continue;
+        }
+        if !planner.needs.is_empty() {
+            return Err(Error::Needs(Box::new(planner.needs)));
+        }
+        return planner.finish(stages, epoch);
     }
-    let Planner { steps, mut warnings, .. } = planner;
-    warnings.extend(unused_args(inputs));
-    let mut key = Hasher::new("berth image 1");
-    if let Some(target) = stages.get(&inputs.target) {
-        key.field(target.key.to_string()).field(canonical(&target.config.value()));
-    }
-    let content_key = key.finish().to_string();
-    Ok(Plan { stages, target: inputs.target, steps, content_key, warnings })
 }
 
-/// A message for each build argument that no `ARG` takes.
-fn unused_args(inputs: &Inputs<'_>) -> Option<BuildWarning> {
-    let mut declared: BTreeSet<String> = inputs.graph.declared.clone();
+/// The time that the image is to be of.
+fn epoch(inputs: &Inputs<'_>) -> Result<Option<i64>, Box<Fault>> {
+    let Some(text) = inputs.build_args.get(EPOCH_ARG).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    text.parse().map(Some).map_err(|_| {
+        let (expected, found) = ("a whole number of seconds", format!("`{text}`"));
+        let problem = Problem::Expected { instruction: EPOCH_ARG, expected, found };
+        Fault::new(&inputs.graph.source, Span::default(), problem)
+    })
+}
+
+/// A message for the build arguments that no `ARG` takes.
+fn unused_args(inputs: &Inputs<'_>) -> Option<Finding> {
+    let mut declared: BTreeSet<&str> = inputs.graph.declared.iter().map(String::as_str).collect();
     for located in inputs.graph.stages.iter().flat_map(|stage| &stage.body) {
         if let Instruction::Arg(args) = &located.instruction {
-            declared.extend(args.iter().map(|arg| arg.name.text.clone()));
+            declared.extend(args.iter().map(|arg| arg.name.text.as_str()));
         }
     }
-    declared.extend(proxies(inputs.build_args).into_iter().map(|(name, _)| name));
-    declared
-        .extend(platform_args(inputs.platform, inputs.build_args).iter().map(|(name, _)| name.to_owned()));
-    let unused: Vec<&str> =
-        inputs.build_args.keys().filter(|name| !declared.contains(*name)).map(String::as_str).collect();
-    (!unused.is_empty()).then(|| BuildWarning {
-        check: "UnusedBuildArg".to_owned(),
+    declared.extend(inputs.graph.globals.iter().map(|(name, _)| name));
+    let names = inputs.build_args.keys().map(String::as_str);
+    let unused: Vec<&str> = names.filter(|name| !declared.contains(name) && !is_predefined(name)).collect();
+    (!unused.is_empty()).then(|| Finding {
+        check: "UnusedBuildArg",
         message: format!("no ARG takes the build arguments {}", unused.join(", ")),
-        file: inputs.graph.source.name.clone(),
-        line: 1,
+        source: inputs.graph.source.clone(),
+        span: Span::default(),
     })
 }
 
@@ -224,5 +255,95 @@ struct Planner<'a> {
     inputs: &'a Inputs<'a>,
     done: HashMap<usize, stage::Finished>,
     steps: u32,
-    warnings: Vec<BuildWarning>,
+    found: Vec<Finding>,
+    /// What `inputs` lacks.
+    needs: Needs,
+    /// Stages that were found to need others only when variables had values.
+    edges: Edges,
+    /// Whether such a stage was needed that was not planned.
+    again: bool,
+}
+
+impl<'a> Planner<'a> {
+    fn new(inputs: &'a Inputs<'a>, edges: Edges) -> Self {
+        let found = inputs.graph.found.clone();
+        let (done, needs) = (HashMap::new(), Needs::default());
+        Self { inputs, done, steps: 0, found, needs, edges, again: false }
+    }
+
+    fn finish(self, stages: BTreeMap<usize, PlannedStage>, epoch: Option<i64>) -> Result<Plan, Error> {
+        let Self { inputs, steps, mut found, .. } = self;
+        found.extend(unused_args(inputs));
+        let warnings = inputs.graph.checks.judge(found)?;
+        let mut key = Hasher::new("berth image 1");
+        if let Some(target) = stages.get(&inputs.target) {
+            key.field(target.key.to_string()).field(canonical(&target.config.value()));
+        }
+        if let Some(epoch) = epoch {
+            key.field(epoch.to_string());
+        }
+        let content_key = key.finish().to_string();
+        Ok(Plan { stages, target: inputs.target, steps, content_key, epoch, warnings })
+    }
+
+    fn warn(&mut self, check: &'static str, statement: &Statement, span: Span, message: String) {
+        self.found.push(Finding::new(check, statement, span, message));
+    }
+
+    /// Notes that an image is needed, unless it is there.
+    fn need_base(&mut self, reference: &str, statement: &Statement, span: Span) -> bool {
+        if self.inputs.bases.contains_key(reference) {
+            return true;
+        }
+        if !self.needs.bases.iter().any(|needed| needed.what == reference) {
+            let (what, source) = (reference.to_owned(), statement.source.clone());
+            self.needs.bases.push(Needed { what, source, span });
+        }
+        false
+    }
+
+    /// Notes that something from elsewhere is needed, unless it is there.
+    fn need_remote(&mut self, remote: &Remote, statement: &Statement, span: Span) {
+        let known = self.inputs.remotes.contains_key(remote)
+            || self.needs.remotes.iter().any(|needed| needed.what == *remote);
+        if !known {
+            let (what, source) = (remote.clone(), statement.source.clone());
+            self.needs.remotes.push(Needed { what, source, span });
+        }
+    }
+
+    /// What a name means that an instruction of a stage takes files from, and that it is there.
+    fn taken_from(
+        &mut self,
+        stage: usize,
+        instruction: &Instruction,
+        name: &str,
+        statement: &Statement,
+        span: Span,
+    ) -> Result<Root, Box<Fault>> {
+        let root = self.inputs.graph.source_root(instruction, name, stage);
+        let root = root.map_err(|problem| statement.fault(span, problem))?;
+        match &root {
+            Root::Image(reference) => drop(self.need_base(reference, statement, span)),
+            // One that is done in time needs nothing; one that is known to be needed waits for a base itself.
+            Root::Stage(index) if !self.done.contains_key(index) => {
+                self.again |= self.edges.entry(stage).or_default().insert(*index);
+            }
+            _ => {}
+        }
+        Ok(root)
+    }
+
+    /// What a key says of a root.
+    fn root_key(&self, root: &Root) -> String {
+        match root {
+            Root::Scratch => "scratch".to_owned(),
+            Root::Stage(index) => {
+                self.done.get(index).map_or_else(String::new, |stage| stage.key.to_string())
+            }
+            Root::Image(reference) => {
+                self.inputs.bases.get(reference).map_or_else(|| reference.clone(), |base| base.id.clone())
+            }
+        }
+    }
 }

@@ -28,6 +28,10 @@ pub struct Syntax {
     pub escape: char,
     /// Value of `# syntax=`, with its place.
     pub frontend: Option<Word>,
+    /// Value of `# check=`, with its place.
+    pub check: Option<Word>,
+    /// Empty lines in the middle of statements that are continued.
+    pub empty_continuations: Vec<Span>,
     /// The instructions in order.
     pub statements: Vec<Statement>,
 }
@@ -45,6 +49,8 @@ pub struct Statement {
     pub line: u32,
     /// Heredocs, in order.
     pub heredocs: Vec<Heredoc>,
+    /// The comment lines directly above it, without `#` and outer blanks.
+    pub comment: Vec<String>,
     /// The file's escape character.
     pub escape: char,
     pieces: Vec<Piece>,
@@ -126,7 +132,8 @@ pub fn parse(source: &Arc<Source>) -> Result<Syntax, Box<Fault>> {
     if statements.is_empty() {
         return Err(Fault::new(source, Span::new(0, source.text.len().min(1)), Problem::Empty));
     }
-    Ok(Syntax { source: source.clone(), escape: reader.escape, frontend: reader.frontend, statements })
+    let Reader { escape, frontend, check, empty_continuations, .. } = reader;
+    Ok(Syntax { source: source.clone(), escape, frontend, check, empty_continuations, statements })
 }
 
 /// One line of the file: its bytes with and without the line's end.
@@ -144,12 +151,25 @@ struct Reader<'a> {
     directives_done: bool,
     seen: Vec<String>,
     frontend: Option<Word>,
+    check: Option<Word>,
+    empty_continuations: Vec<Span>,
+    comment: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     fn new(source: &'a Arc<Source>) -> Self {
         let at = if source.text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
-        Self { source, at, escape: '\\', directives_done: false, seen: Vec::new(), frontend: None }
+        Self {
+            source,
+            at,
+            escape: '\\',
+            directives_done: false,
+            seen: Vec::new(),
+            frontend: None,
+            check: None,
+            empty_continuations: Vec::new(),
+            comment: Vec::new(),
+        }
     }
 
     fn next_line(&mut self) -> Option<Line<'a>> {
@@ -169,12 +189,15 @@ impl<'a> Reader<'a> {
         let mut statements = Vec::new();
         while let Some(line) = self.next_line() {
             let trimmed = line.text.trim_start();
-            if trimmed.starts_with('#') {
-                self.directive(line)?;
+            if let Some(comment) = trimmed.strip_prefix('#') {
+                if !self.directive(line)? {
+                    self.comment.push(comment.trim().to_owned());
+                }
                 continue;
             }
             self.directives_done = true;
             if trimmed.is_empty() {
+                self.comment.clear();
                 continue;
             }
             if let Some(statement) = self.statement(line)? {
@@ -184,14 +207,15 @@ impl<'a> Reader<'a> {
         Ok(statements)
     }
 
-    /// Takes a comment line for a parser directive, as long as only directives stood before it.
-    fn directive(&mut self, line: Line<'_>) -> Result<(), Box<Fault>> {
+    /// Takes a comment line for a parser directive, as long as only directives stood before it. Says whether it was
+    /// one.
+    fn directive(&mut self, line: Line<'_>) -> Result<bool, Box<Fault>> {
         if self.directives_done {
-            return Ok(());
+            return Ok(false);
         }
         let Some((name, value)) = directive(line.text) else {
             self.directives_done = true;
-            return Ok(());
+            return Ok(false);
         };
         let from = line.start + (value.as_ptr() as usize - line.text.as_ptr() as usize);
         let span = Span::new(from, from + value.len());
@@ -205,10 +229,10 @@ impl<'a> Reader<'a> {
                 return Err(Fault::new(self.source, span, Problem::BadEscape { value: value.to_owned() }));
             }
             ("syntax", _) => self.frontend = Some(Word { text: value.to_owned(), span }),
-            _ => {}
+            _ => self.check = Some(Word { text: value.to_owned(), span }),
         }
         self.seen.push(name);
-        Ok(())
+        Ok(true)
     }
 
     fn statement(&mut self, first: Line<'a>) -> Result<Option<Statement>, Box<Fault>> {
@@ -220,7 +244,11 @@ impl<'a> Reader<'a> {
         while continues {
             let Some(line) = self.next_line() else { break };
             let trimmed = line.text.trim_start();
-            if trimmed.starts_with('#') || trimmed.is_empty() {
+            if trimmed.starts_with('#') {
+                continue;
+            }
+            if trimmed.is_empty() {
+                self.empty_continuations.push(Span::new(line.start, line.start + line.text.len()));
                 continue;
             }
             let (part, more) = continuation(line.text, self.escape);
@@ -232,7 +260,8 @@ impl<'a> Reader<'a> {
         let Some(keyword) = text.split_whitespace().next().map(str::to_uppercase) else { return Ok(None) };
         let line = self.source.line_of(first.start);
         let (source, escape) = (self.source.clone(), self.escape);
-        let mut statement = Statement { source, keyword, text, line, heredocs: Vec::new(), escape, pieces };
+        let (comment, heredocs) = (std::mem::take(&mut self.comment), Vec::new());
+        let mut statement = Statement { source, keyword, text, line, heredocs, comment, escape, pieces };
         self.heredocs(&mut statement)?;
         Ok(Some(statement))
     }

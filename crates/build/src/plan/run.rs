@@ -1,0 +1,104 @@
+//! `RUN`: its command, its environment, its mounts, and the key of all that.
+
+use super::stage::Current;
+use super::{Action, Planner};
+use crate::error::Error;
+use crate::fault::{Fault, Problem};
+use crate::instruction::{CommandLine, Instruction, Run};
+use crate::key::{Digest, Hasher};
+use crate::runner::RunSpec;
+use crate::syntax::Statement;
+use crate::variables::{Environment, proxies};
+
+/// Where a script of a `RUN` heredoc stands: `/dev` is no part of a layer.
+const SCRIPTS: &str = "/dev/pipes";
+
+/// Arguments of a `RUN`, and its script with where to put it.
+type Command = (Vec<String>, Option<(String, String)>);
+
+impl Planner<'_> {
+    /// Plans a `RUN`: what it does, its key, and its line for the history.
+    pub(super) fn run(
+        &mut self,
+        current: &Current<'_>,
+        instruction: &Instruction,
+        run: &Run,
+        statement: &Statement,
+    ) -> Result<(Action, Digest, String), Error> {
+        let (argv, script) = current.run_argv(run, statement)?;
+        let mounts = self.mounts(current, instruction, run, statement)?;
+        let mut env: Vec<(String, String)> =
+            current.vars.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let spec = RunSpec {
+            argv: argv.clone(),
+            env: env.clone(),
+            cwd: current.config.workdir(),
+            user: current.config.user(),
+        };
+        env.sort();
+        let mut key = Hasher::new("berth run 2");
+        key.field(current.key.to_string()).fields(&spec.argv).field(&spec.cwd).field(&spec.user);
+        key.field(env.len().to_string());
+        for (name, value) in &env {
+            key.field(name).field(value);
+        }
+        key.field(script.as_ref().map_or("", |(_, text)| text));
+        key.field(if run.no_network { "no network" } else { "" });
+        for mount in &mounts {
+            self.mount_key(&mut key, mount)?;
+        }
+        let history = run_history(&current.args, &argv);
+        let spec = with_proxies(spec, proxies(self.inputs.build_args));
+        let key = key.finish();
+        Ok((Action::Run { spec, script, mounts, no_network: run.no_network }, key, history))
+    }
+}
+
+impl Current<'_> {
+    /// A `RUN`'s arguments, and the script that its heredoc is, if it begins with `#!`.
+    fn run_argv(&self, run: &Run, statement: &Statement) -> Result<Command, Box<Fault>> {
+        let heredocs = run.heredocs.as_slice();
+        let (CommandLine::Shell(line), [first, ..]) = (&run.command, heredocs) else {
+            return Ok((self.config.argv(&run.command), None));
+        };
+        if crate::syntax::heredoc(line).is_none() {
+            // The shell itself reads the heredocs, in the order in which it finds them.
+            let bodies: String =
+                heredocs.iter().map(|doc| format!("\n{}{}", doc.content, doc.name)).collect();
+            return Ok((self.config.argv(&CommandLine::Shell(format!("{line}{bodies}"))), None));
+        }
+        let body = first.body();
+        let Some(interpreter) = body.strip_prefix("#!") else {
+            return Ok((self.config.argv(&CommandLine::Shell(body)), None));
+        };
+        // As the kernel reads the line: a program and at most one argument.
+        let interpreter = interpreter.lines().next().unwrap_or_default().trim();
+        let (program, argument) = interpreter.split_once([' ', '\t']).unwrap_or((interpreter, ""));
+        if program.is_empty() || first.name.contains('/') {
+            let (expected, found) = ("the path of an interpreter after `#!`", format!("`#!{interpreter}`"));
+            let problem = Problem::Expected { instruction: "RUN", expected, found };
+            return Err(statement.fault(statement.whole_span(), problem));
+        }
+        let argument = Some(argument.trim().to_owned()).filter(|argument| !argument.is_empty());
+        let script = format!("{SCRIPTS}/{}", first.name);
+        let argv = std::iter::once(program.to_owned()).chain(argument).chain([script.clone()]).collect();
+        Ok((argv, Some((script, body))))
+    }
+}
+
+/// The history of a `RUN` names the arguments it saw, as Docker's does.
+fn run_history(args: &Environment, argv: &[String]) -> String {
+    let args = args.lines();
+    let count = if args.is_empty() { Vec::new() } else { vec![format!("|{}", args.len())] };
+    format!("RUN {}", [count, args, argv.to_vec()].concat().join(" "))
+}
+
+/// Proxies are no part of a key: what is fetched through them is the same.
+fn with_proxies(mut spec: RunSpec, proxies: Vec<(String, String)>) -> RunSpec {
+    for (name, value) in proxies {
+        if !spec.env.iter().any(|(known, _)| *known == name) {
+            spec.env.push((name, value));
+        }
+    }
+    spec
+}
