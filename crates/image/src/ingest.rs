@@ -5,13 +5,14 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use crate::digest::{Digest, Hashing};
+use crate::digest::{Digest, Hasher};
 use crate::image::Layer;
 use crate::layer::split::{Recorder, SplitError};
 use crate::layer::tar_reader::{TarError, TarReader};
 use crate::layer::unpack::{UnpackError, unpack};
 use crate::layer::walk::WalkError;
 use crate::layer::{Facts, survey};
+use crate::pipeline::Ahead;
 use crate::progress::Meter;
 use crate::store::{Store, StoreError};
 
@@ -166,7 +167,7 @@ pub(crate) struct Expected {
 /// Unpacks a layer from `reader` and commits it, if all of its digests are right.
 pub(crate) fn ingest(
     store: &Store,
-    reader: impl Read,
+    reader: impl Read + Send,
     expected: &Expected,
     meter: Meter,
 ) -> Result<Layer, IngestError> {
@@ -186,7 +187,7 @@ pub(crate) fn take_stock(dir: &Path, layer: &str) -> Result<Facts, IngestError> 
 }
 
 fn unpack_verified(
-    reader: impl Read,
+    reader: impl Read + Send,
     dir: &Path,
     recorder: Recorder,
     expected: &Expected,
@@ -194,24 +195,34 @@ fn unpack_verified(
 ) -> Result<Digest, IngestError> {
     let layer = || expected.layer.clone();
     let decompress = |source| IngestError::Decompress { layer: layer(), source };
-    let metered = Metered { inner: Hashing::new(reader), meter };
-    let decoder = Decoder::new(metered).map_err(decompress)?;
-    let mut tar = TarReader::recording(Hashing::new(decoder), recorder);
-    unpack(&mut tar, dir).map_err(|source| match source {
-        UnpackError::Tar(TarError::Read { source, .. }) => decompress(source),
-        source => IngestError::Unpack { layer: layer(), source },
+    // Whoever downloaded it has hashed it on the way.
+    let hasher = expected.blob.as_ref().map(|_| Hasher::new());
+    let decoder = Decoder::new(Metered { inner: reader, hasher, meter }).map_err(decompress)?;
+    let (decoder, diff_id, ended, recorder) = std::thread::scope(|scope| {
+        let ahead = Ahead::spawn(scope, decoder).map_err(decompress)?;
+        let mut tar = TarReader::recording(ahead, recorder);
+        let unpacked = unpack(&mut tar, dir).map_err(|source| match source {
+            UnpackError::Tar(TarError::Read { source, .. }) => decompress(source),
+            source => IngestError::Unpack { layer: layer(), source },
+        });
+        let ended = tar.saw_end_marker();
+        let (mut ahead, recorder) = tar.into_parts();
+        // The digests are those of everything, the padding after the end marker included.
+        let recorded = unpacked.and_then(|()| {
+            let mut recorder = recorder.ok_or_else(|| IngestError::NoEnd { layer: layer() })?;
+            io::copy(&mut ahead, &mut recorder).map_err(decompress)?;
+            Ok(recorder)
+        });
+        let (decoder, diff_id) = ahead.finish();
+        recorded.map(|recorder| (decoder, diff_id, ended, recorder))
     })?;
-    let ended = tar.saw_end_marker();
-    // The digests are those of everything, the padding after the end marker included.
-    let (mut hashing, recorder) = tar.into_parts();
-    let mut recorder = recorder.ok_or_else(|| IngestError::NoEnd { layer: layer() })?;
-    io::copy(&mut hashing, &mut recorder).map_err(decompress)?;
-    let (decoder, diff_id, _) = hashing.finish();
     let mut rest = decoder.into_inner();
     io::copy(&mut rest, &mut io::sink()).map_err(decompress)?;
-    let (_, blob, _) = rest.into_inner().inner.finish();
-    if let Some(expected) = expected.blob.clone().filter(|e| *e != blob) {
-        return Err(IngestError::BlobDigest { layer: layer(), expected, actual: blob });
+    let blob = rest.into_inner().hasher.map(Hasher::finish);
+    if let (Some(expected), Some(actual)) = (expected.blob.clone(), blob)
+        && expected != actual
+    {
+        return Err(IngestError::BlobDigest { layer: layer(), expected, actual });
     }
     if let Some(expected) = expected.diff_id.clone().filter(|e| *e != diff_id) {
         return Err(IngestError::DiffId { layer: layer(), expected, actual: diff_id });
@@ -230,12 +241,16 @@ pub(crate) fn open(path: &Path) -> Result<File, StoreError> {
 
 struct Metered<R> {
     inner: R,
+    hasher: Option<Hasher>,
     meter: Meter,
 }
 
 impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buf[..n]);
+        }
         self.meter.add(n as u64);
         Ok(n)
     }

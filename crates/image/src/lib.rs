@@ -35,6 +35,7 @@ mod ingest;
 mod layer;
 mod manifest;
 mod original;
+mod pipeline;
 mod progress;
 mod prune;
 mod pull;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use berth_image::{Digest, Error, Image, Images, ImportOptions, PullError, RegistryConfig, RegistryError};
 use berth_types::error::Kind;
-use berth_types::image::{BasicAuth, PullPolicy};
+use berth_types::image::PullPolicy;
 use berth_types::progress::Progress;
 use fixture::*;
 use serde_json::{Value, json};
@@ -21,23 +21,6 @@ async fn local(images: &Images) -> Image {
     let layers: &[&[u8]] = &[&base, &top];
     let archive = docker_archive(&[(&["local"], config(layers, &host_arch()), layers)]);
     images.import(archive.as_slice(), ImportOptions::default(), silent()).await.unwrap().remove(0)
-}
-
-fn user(password: &str) -> Option<BasicAuth> {
-    Some(BasicAuth { username: "user".into(), password: password.into() })
-}
-
-fn mirrors(urls: &[String]) -> RegistryConfig {
-    RegistryConfig {
-        mirrors: BTreeMap::from([("docker.io".to_owned(), urls.to_vec())]),
-        upstream: false,
-        ..RegistryConfig::default()
-    }
-}
-
-/// An address of loopback where nobody listens.
-fn nobody() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,52 +126,6 @@ async fn absence_is_told_from_unreachability() {
     assert_empty(tmp.path());
 }
 
-/// A repository `x` with one image, served from memory; blobs are sent by `blob`.
-struct Served {
-    layout: Layout,
-    manifests: Vec<(String, Vec<u8>)>,
-}
-
-impl Served {
-    fn new(layer: &[u8], stored: &[u8]) -> Self {
-        let mut layout = Layout::default();
-        layout.manifest(&config(&[layer], &host_arch()), &[(LAYER_GZIP, stored)]);
-        let manifest = layout.files.last().unwrap().1.clone();
-        Self { layout, manifests: vec![("latest".into(), manifest)] }
-    }
-
-    fn blob(&self, path: &str) -> Option<Vec<u8>> {
-        let hex = path.strip_prefix("/v2/x/blobs/sha256:")?;
-        self.layout.files.iter().find(|(name, _)| name.ends_with(hex)).map(|(_, bytes)| bytes.clone())
-    }
-
-    fn answer(&self, request: &Request) -> Response {
-        if request.path == "/v2/" {
-            return Response::ok("{}");
-        }
-        if let Some(bytes) = self.blob(&request.path) {
-            return Response::ok(bytes);
-        }
-        let wanted = request.path.strip_prefix("/v2/x/manifests/").unwrap_or_default();
-        let found = self
-            .manifests
-            .iter()
-            .find(|(name, bytes)| name == wanted || Digest::of(bytes).as_str() == wanted);
-        match found {
-            Some((_, bytes)) => Response::ok(bytes.clone()),
-            None => Response::status(404),
-        }
-    }
-}
-
-async fn pull_x(images: &Images, registry: &FakeRegistry) -> Result<Image, Error> {
-    images.pull(&format!("{}/x", registry.host), PullPolicy::Always, None, silent()).await
-}
-
-fn noise(size: usize) -> Vec<u8> {
-    (0..size as u32).map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_transfers_are_resumed_and_gateways_asked_again() {
     let layer = tar(&[("a", &noise(500_000))]);
@@ -278,7 +215,7 @@ async fn wrong_content_is_refused() {
     let served = Served::new(&layer, &gzip(&layer));
     let registry = FakeRegistry::start(move |r| {
         let path = if r.path.contains("/manifests/") { "/v2/x/manifests/latest" } else { &r.path };
-        served.answer(&Request { path: path.into(), headers: r.headers.clone(), earlier: 0 })
+        served.answer(&Request { path: path.into(), ..r.clone() })
     })
     .await;
     let name = format!("{}/x@{}", registry.host, Digest::of(b"another"));

@@ -165,7 +165,9 @@ impl Authorizer {
         {
             let mut pairs = url.query_pairs_mut();
             service.map(|service| pairs.append_pair("service", service));
-            scopes.iter().for_each(|scope| drop(pairs.append_pair("scope", scope)));
+            for scope in &scopes {
+                pairs.append_pair("scope", scope);
+            }
             if let Some(Credentials::Basic(auth)) = &self.credentials {
                 pairs.append_pair("account", &auth.username);
             }
