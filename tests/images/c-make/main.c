@@ -1,0 +1,6 @@
+#include <stdio.h>
+#include "count.h"
+
+int main(void) {
+    return printf("%d\n", count()) < 0;
+}

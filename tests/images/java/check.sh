@@ -1,0 +1,1 @@
+test "$(java -jar app.jar)" = 5050

@@ -1,0 +1,1 @@
+test "$(perl -MGreeting -e 'print Greeting::greet("me")')" = "hello, me"

@@ -1,0 +1,5 @@
+import sys
+
+import attrs
+
+print(sys.version_info[:2], attrs.__version__)

@@ -1,0 +1,1 @@
+def shout(words) = "#{words.upcase}!"
