@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +77,40 @@ def test_python_api(jobs: Path) -> None:
 def test_two_harbors_share_the_daemon(jobs: Path) -> None:
     both = [launch(jobs, SQUARE, "-k", "4", "-n", "4") for _ in range(2)]
     assert [running.wait().rewards for running in both] == [[1.0] * 4] * 2
+
+
+@pytest.mark.parametrize("choice", ["use_oci_image_build=false", "boot=replay"])
+def test_a_replay_builds_in_every_trial(jobs: Path, choice: str) -> None:
+    job = harbor(jobs, TASKS / "needs-package", "--ek", choice)
+    assert job.rewards == [1.0], job.output
+    assert " replayed steps=" in job.trial.log
+    assert "-> sha256:" not in job.trial.log
+
+
+def test_the_usual_way_by_the_name_that_others_have(jobs: Path) -> None:
+    job = harbor(jobs, SQUARE, "--ek", "use_oci_image_build=true")
+    assert job.rewards == [1.0], job.output
+    assert "berth: image resolution: key=" in job.trial.log
+
+
+def test_packages_of_the_run_are_installed_once(jobs: Path) -> None:
+    packages = ["--ek", 'preinstall_packages=["bc"]']
+    first, second = (harbor(jobs, TASKS / "wants-package", *packages) for _ in range(2))
+    assert [*first.rewards, *second.rewards] == [1.0, 1.0], first.output + second.output
+    assert " hit steps=" in second.trial.log
+    assert harbor(jobs, TASKS / "wants-package").rewards == [0.0]
+
+
+def test_a_new_task_is_built_once_however_many_trials_want_it(jobs: Path, tmp_path: Path) -> None:
+    task = tmp_path / "new"
+    shutil.copytree(SQUARE, task)
+    dockerfile = task / "environment/Dockerfile"
+    dockerfile.write_text(dockerfile.read_text() + f"RUN sleep 1; echo {uuid.uuid4()}\n")
+    both = [launch(jobs, task, "-k", "8", "-n", "8") for _ in range(2)]
+    trials = [trial for running in both for trial in running.wait().trials]
+    assert [trial.reward for trial in trials] == [1.0] * 16
+    logs = [trial.log for trial in trials]
+    assert sum(" miss steps=" in log for log in logs) == 1, logs
 
 
 @pytest.mark.parametrize(("agent", "reward"), [("oracle", 1.0), ("nop", 0.0)])

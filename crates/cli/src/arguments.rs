@@ -59,6 +59,39 @@ pub(crate) fn factor(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A time in seconds: `90`, `90s`, `30m`, `12h`, `7d`.
+pub(crate) fn duration(text: &str) -> Result<u64, String> {
+    let (number, unit) = split_unit(text);
+    let seconds = match unit {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        "d" => Some(86_400),
+        _ => None,
+    };
+    let found = number.parse::<u64>().ok().zip(seconds).and_then(|(number, unit)| number.checked_mul(unit));
+    found.ok_or_else(|| "expected a time such as 90s, 30m, 12h or 7d".to_owned())
+}
+
+/// A size in bytes: `4096`, `500M`, `20G`, by powers of 1024.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = split_unit(text);
+    let shift = match unit.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
+    };
+    let found = number.parse::<u64>().ok().zip(shift).and_then(|(number, by)| number.checked_mul(1 << by));
+    found.ok_or_else(|| "expected a size such as 500M or 20G".to_owned())
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+}
+
 /// Kinds of networks, by their names in the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Network {
@@ -115,6 +148,24 @@ fn absolute(key: &str, value: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_and_sizes_have_units() {
+        assert_eq!(
+            ["90", "90s", "30m", "12h", "7d"].map(|text| duration(text).unwrap()),
+            [90, 90, 1800, 43_200, 604_800]
+        );
+        assert_eq!(
+            ["4096", "1K", "500M", "20GiB"].map(|text| bytes(text).unwrap()),
+            [4096, 1024, 500 << 20, 20 << 30]
+        );
+        for bad in ["", "d", "7w", "-1", "1.5h", "99999999999999999999d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "G", "1X", "-1", "20000000T"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn pairs_keep_all_of_their_value() {

@@ -40,6 +40,12 @@ pub(crate) enum Failure {
     /// After a cut the command lacks input that is not here any more, or has some that is not from here.
     #[error("the connection was cut, and the command's input cannot go on at byte {at}")]
     InputLost { at: u64 },
+    /// A secret's variable that is not set.
+    #[error("no variable {name} is set, which a secret is to be taken from")]
+    NoVariable { name: String },
+    /// The store of images is not what it should be.
+    #[error("{problems} problems found in the store of images")]
+    BadStore { problems: usize },
     /// A port of this machine that cannot be had.
     #[error("cannot listen on {address}")]
     Listen {
@@ -110,9 +116,6 @@ pub(crate) enum Failure {
     /// A build context that is no directory.
     #[error("the build context {} is not a directory", path.display())]
     ContextNotDir { path: PathBuf },
-    /// `-f` outside of the context.
-    #[error("the Dockerfile {} is not inside the build context {}", file.display(), context.display())]
-    DockerfileOutside { file: PathBuf, context: PathBuf },
     /// An argument that must be UTF-8, since the API's texts are.
     #[error("{} is not UTF-8", path.display())]
     NotUtf8 { path: PathBuf },
@@ -146,9 +149,11 @@ impl Failure {
             | Failure::InputLost { .. }
             | Failure::SshDoor { .. } => Kind::Unavailable,
             Failure::NoSsh(_) | Failure::NoCache => Kind::Config,
-            Failure::Json(_) | Failure::Output(_) | Failure::Doctor(_) | Failure::ExitCode { .. } => {
-                Kind::Internal
-            }
+            Failure::Json(_)
+            | Failure::Output(_)
+            | Failure::Doctor(_)
+            | Failure::ExitCode { .. }
+            | Failure::BadStore { .. } => Kind::Internal,
             Failure::CopyMissing { .. } => Kind::NotFound,
             Failure::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => Kind::NotFound,
             Failure::Read { .. }
@@ -165,7 +170,7 @@ impl Failure {
             | Failure::CopyDirOntoFile { .. }
             | Failure::CopyRefused { .. }
             | Failure::ContextNotDir { .. }
-            | Failure::DockerfileOutside { .. }
+            | Failure::NoVariable { .. }
             | Failure::NotUtf8 { .. }
             | Failure::Unconfirmed { .. } => Kind::User,
         }

@@ -119,7 +119,7 @@ impl Platform for Client {
         context: &Path,
         on_progress: OnProgress<'_>,
     ) -> Result<Image, Error> {
-        let built = self.build_image(request, archive::pack_dir(context), on_progress).await?;
+        let built = self.build_dir(request, context, on_progress).await?;
         Ok(built.image)
     }
 

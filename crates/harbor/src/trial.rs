@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use berth_types::exec::{Command, ExecRequest, ExecStatus, ExitReason};
 use berth_types::files::{ArchiveOut, ArchiveReport, FsRequest};
-use berth_types::image::{BuildImage, Image, PullImage, PullPolicy};
+use berth_types::image::{BasePull, BuildImage, Image, PullImage, PullPolicy};
 use berth_types::sandbox::{CreateSandbox, Resources, Sandbox, Unenforced};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
@@ -255,12 +255,16 @@ impl<P: Platform> Trial<'_, P> {
         match &self.plan.task.image_source {
             ImageSource::Reference(reference) => {
                 let reference = reference.clone();
-                let request = PullImage { reference, policy: PullPolicy::Missing, auth: None, cache: false };
+                let policy = if self.job.force_build { PullPolicy::Always } else { PullPolicy::Missing };
+                let request = PullImage { reference, policy, auth: None, cache: false };
                 self.job.platform.pull(&request, &on_progress).await
             }
             ImageSource::Dockerfile(context) => {
                 let tags = vec![image_tag(&self.plan.task.task)];
-                let request = BuildImage { tags, no_cache: self.job.force_build, ..BuildImage::default() };
+                let no_cache = self.job.force_build;
+                // Forced, tags of base images are looked up anew, too.
+                let pull = if no_cache { BasePull::Refresh } else { BasePull::Missing };
+                let request = BuildImage { tags, no_cache, pull, ..BuildImage::default() };
                 self.job.platform.build(&request, context, &on_progress).await
             }
         }

@@ -180,7 +180,7 @@ async fn build(
     context: &Path,
     on_progress: impl FnMut(Progress),
 ) -> anyhow::Result<BuildResult> {
-    Ok(client.build_image(request, berth_client::archive::pack_dir(context), on_progress).await?)
+    Ok(client.build_dir(request, context, on_progress).await?)
 }
 
 /// Runs a peer's command; how long it took, in milliseconds.

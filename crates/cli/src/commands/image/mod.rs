@@ -3,11 +3,15 @@
 mod bootstrap;
 mod build;
 mod credentials;
+mod export;
 mod import;
 mod ls;
+mod prune;
 mod pull;
 mod push;
 mod rm;
+mod tag;
+mod verify;
 
 use berth_types::image::Image;
 use clap::Subcommand;
@@ -28,10 +32,18 @@ pub enum ImageCommand {
     Build(build::Build),
     /// Send an image to a registry
     Push(push::Push),
+    /// Write images, or the build cache, to an archive
+    Export(export::Export),
+    /// Give an image another name
+    Tag(tag::Tag),
     /// List images
     Ls,
     /// Remove images
     Rm(rm::Rm),
+    /// Remove what nothing uses
+    Prune(prune::Prune),
+    /// Look whether the store holds what it should
+    Verify(verify::Verify),
 }
 
 impl ImageCommand {
@@ -44,6 +56,10 @@ impl ImageCommand {
             ImageCommand::Push(command) => command.run(session).await,
             ImageCommand::Ls => ls::run(session).await,
             ImageCommand::Rm(command) => command.run(session).await,
+            ImageCommand::Export(command) => command.run(session).await,
+            ImageCommand::Tag(command) => command.run(session).await,
+            ImageCommand::Prune(command) => command.run(session).await,
+            ImageCommand::Verify(command) => command.run(session).await,
         }
     }
 }

@@ -16,6 +16,9 @@ pub struct Pull {
     /// When to ask the registry
     #[arg(long, value_enum, default_value_t = Policy::Always)]
     policy: Policy,
+    /// The build cache that was pushed with it, too
+    #[arg(long)]
+    cache: bool,
     #[command(flatten)]
     credentials: Credentials,
 }
@@ -44,7 +47,7 @@ impl Pull {
             reference: self.reference,
             policy: self.policy.into(),
             auth: self.credentials.read()?,
-            cache: false,
+            cache: self.cache,
         };
         let image = session.client().await?.pull_image(&request, |step| view.show(&step)).await;
         drop(view);

@@ -11,8 +11,14 @@ use crate::progress::ProgressView;
 /// Arguments of `berth image push`.
 #[derive(Debug, Args)]
 pub struct Push {
-    /// registry/name:tag, a reference of the local store
+    /// A reference of the local store, registry/name:tag unless --to says where it goes
     reference: String,
+    /// Where to push it, registry/name:tag
+    #[arg(long, value_name = "REFERENCE")]
+    to: Option<String>,
+    /// The build cache too, for those who pull it with --cache
+    #[arg(long)]
+    cache: bool,
     #[command(flatten)]
     credentials: Credentials,
 }
@@ -20,8 +26,12 @@ pub struct Push {
 impl Push {
     pub(super) async fn run(self, session: &Session) -> Result<(), Failure> {
         let mut view = ProgressView::new(&session.output, &format!("pushing {}", self.reference));
-        let request =
-            PushImage { reference: self.reference, auth: self.credentials.read()?, to: None, cache: false };
+        let request = PushImage {
+            reference: self.reference,
+            auth: self.credentials.read()?,
+            to: self.to,
+            cache: self.cache,
+        };
         let image = session.client().await?.push_image(&request, |step| view.show(&step)).await;
         drop(view);
         super::print(session, &image?)
