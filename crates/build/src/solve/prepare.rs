@@ -84,10 +84,10 @@ fn text_of(manifest: &ContextManifest, name: String) -> Result<Source, Error> {
 pub(super) async fn graph(request: &Request<'_>) -> Result<(Graph, usize), Error> {
     let (owned, dockerfile) = (Owned::of(request.context), request.dockerfile.clone());
     let (build_args, platform) = (request.build_args.clone(), request.platform.clone());
-    let target = request.target.clone();
+    let wanted = request.target.clone();
     let read = move || -> Result<Graph, Error> {
         let source = Arc::new(owned.dockerfile(dockerfile)?);
-        Ok(Graph::read_for(&source, &build_args, &platform, target.as_deref())?)
+        Ok(Graph::read_for(&source, &build_args, &platform, wanted.as_deref())?)
     };
     let graph = tokio::task::spawn_blocking(read).await.map_err(Error::Reader)??;
     let target = target(&graph, request.target.as_deref())?;
