@@ -3,18 +3,18 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Action, PlannedStage, PlannedStep, Planner};
 use crate::config::Config;
 use crate::error::Error;
-use crate::fault::Fault;
+use crate::fault::{Fault, Problem};
 use crate::graph::{Root, Stage};
 use crate::instruction::{self, Arg, CommandLine, Instruction, Located, Pair};
 use crate::key::{Digest, Hasher};
 use crate::lint::Finding;
 use crate::syntax::Statement;
-use crate::variables::Environment;
+use crate::variables::{Environment, normal_platform};
 
 /// What a later stage takes over from a finished one.
 #[derive(Clone)]
@@ -49,6 +49,7 @@ impl Planner<'_> {
     /// Plans one stage; those it needs were planned before. `None` when it waits for an image.
     pub(super) fn stage(&mut self, index: usize) -> Result<Option<PlannedStage>, Error> {
         let stage = &self.inputs.graph.stages[index];
+        self.check_platform(stage)?;
         let Some(mut current) = self.begin(stage) else { return Ok(None) };
         self.push(&mut current, &stage.from, Action::Config, None, None);
         for trigger in triggers(&mut current)? {
@@ -62,6 +63,32 @@ impl Planner<'_> {
         let planned = PlannedStage { root: stage.root.clone(), steps, key, config: config.clone() };
         self.done.insert(index, Finished { config, vars, args, declared, key });
         Ok(Some(planned))
+    }
+
+    fn check_platform(&self, stage: &Stage) -> Result<(), Box<Fault>> {
+        let Some(wanted) = stage.other_platform.clone() else { return Ok(()) };
+        let statement = &stage.from.statement;
+        let span = match &stage.from.instruction {
+            Instruction::From(instruction::From { platform: Some(word), .. }) => word.span,
+            _ => statement.whole_span(),
+        };
+        let have = normal_platform(self.inputs.platform);
+        Err(statement.fault(span, Problem::Platform { wanted, have }))
+    }
+
+    /// An image of another platform than its user is mostly a mistake.
+    fn warn_of_platform(&mut self, reference: &str, config: &Value, stage: &Stage) {
+        let text = |key| config.get(key).and_then(Value::as_str).filter(|text: &&str| !text.is_empty());
+        let (Some(os), Some(arch)) = (text("os"), text("architecture")) else { return };
+        let (have, want) = (normal_platform(&format!("{os}/{arch}")), normal_platform(self.inputs.platform));
+        // Variants are told in so many ways that they say little.
+        if !want.starts_with(&have) && !have.starts_with(&want) {
+            let message = format!(
+                "Base image {reference} was pulled with platform \"{have}\", expected \"{want}\" for current build"
+            );
+            let statement = &stage.from.statement;
+            self.warn("InvalidBaseImagePlatform", statement, statement.keyword_span(), message);
+        }
     }
 
     fn begin<'s>(&mut self, stage: &'s Stage) -> Option<Current<'s>> {
@@ -81,6 +108,7 @@ impl Planner<'_> {
                 };
                 self.need_base(reference, statement, span);
                 let base = self.inputs.bases.get(reference)?;
+                self.warn_of_platform(reference, &base.config, stage);
                 of_config(Config::of_base(&base.config), base_key(&base.id))
             }
         };
@@ -99,7 +127,15 @@ impl Planner<'_> {
         history: Option<String>,
     ) {
         self.steps += 1;
-        current.key = key.unwrap_or(current.key);
+        current.key = match (&action, key) {
+            // The key of a linked copy is that of its layer; the file system is what was there and that.
+            (Action::Copy(copy), Some(linked)) if copy.link => {
+                let mut key = Hasher::new("berth linked 1");
+                key.field(current.key.to_string()).field(linked.to_string());
+                key.finish()
+            }
+            (_, key) => key.unwrap_or(current.key),
+        };
         let history = history.map(|created_by| {
             current.config.add_history(&created_by);
             current.config.history_len() - 1

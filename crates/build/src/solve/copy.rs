@@ -11,13 +11,15 @@ use super::edit::{self, Edit};
 use super::stages::Solver;
 use super::tars::{self, Item, Stream, joined};
 use super::user;
+use berth_types::image::BuildWarning;
+
 use crate::archive;
 use crate::context::Context;
 use crate::error::Error;
 use crate::fault::{Fault, Problem};
 use crate::graph::Root;
 use crate::ignore::Ignore;
-use crate::pattern::has_wildcards;
+use crate::pattern::{Pattern, has_wildcards};
 use crate::plan::{Chmod, CopyPlan, CopyRoot, PlannedSource, PlannedStep};
 use crate::runner::{Fetched, LayerId, Owner, Remote, RunnerError, Setting, Stat, Step};
 use crate::source::Span;
@@ -42,6 +44,10 @@ struct Found {
     /// Directory below the destination that it goes to.
     below: String,
     is_dir: bool,
+    /// What of a directory is meant.
+    includes: Option<Pattern>,
+    /// What stands in the Dockerfile.
+    written: String,
 }
 
 impl Copying<'_> {
@@ -68,11 +74,11 @@ impl Solver<'_> {
         let modes = modes.map_err(|error| self.failed(step, "copy the files", user(error.to_string())))?;
         let excludes = match plan.excludes.as_slice() {
             [] => None,
-            patterns => Some(Ignore::parse("--exclude", &patterns.join("\n"))),
+            patterns => Some(Ignore::of(patterns)),
         };
         let excludes = excludes.transpose();
         let excludes =
-            excludes.map_err(|error| self.failed(step, "copy the files", user(error.to_string())))?;
+            excludes.map_err(|(_, error)| self.failed(step, "copy the files", user(error.to_string())))?;
         let mut copying = Copying { step, plan, sandbox, modes, excludes };
         match lender {
             None => self.copy_local(&mut copying).await,
@@ -225,7 +231,9 @@ impl Solver<'_> {
         let mut found = Vec::new();
         for source in &plan.sources {
             if let PlannedSource::Elsewhere { path, span } = source {
-                found.extend(self.find(copying.step, plan, from, path, *span).await?);
+                found.extend(
+                    self.find(copying.step, plan, copying.excludes.as_ref(), from, path, *span).await?,
+                );
             }
         }
         let into = plan.into || found.len() > 1;
@@ -256,26 +264,27 @@ impl Solver<'_> {
         let (step, plan) = (copying.step, copying.plan);
         let unreadable = |source| self.failed(step, "read the files to copy", source);
         let owner = plan.chown.clone().map_or(Owner::Keep, Owner::Spec);
-        let Found { path, below, is_dir } = found;
-        let mut edit = Edit { below, modes: copying.modes.clone(), ..Edit::default() };
+        let Found { path, below, is_dir, includes, written } = found;
+        let mut edit = Edit { below, includes, modes: copying.modes.clone(), ..Edit::default() };
         let dir = if is_dir {
             edit.excludes = copying.excludes.clone();
             plan.dest.clone()
         } else {
             let name = path.rsplit('/').next().unwrap_or_default();
-            if copying.excludes.as_ref().is_some_and(|excludes| excludes.excludes(name)) {
-                return Ok(());
-            }
-            let (dir, name) = self.file_target(copying, name, into || !edit.below.is_empty()).await?;
+            let (dir, name) = self.file_target(copying, name, into || plan.parents).await?;
             edit.rename = Some(name);
             dir
         };
-        if let Some(excludes) = &edit.excludes {
+        if edit.chooses() {
             let tar = from.pack(&path).await.map_err(unreadable)?;
-            edit.promoted = edit::promoted(tar, excludes).await.map_err(|source| {
+            edit = edit.survey(tar).await.map_err(|source| {
                 let message = "cannot read the files of a stage".to_owned();
                 unreadable(RunnerError::Infrastructure { message, source: Some(source.into()) })
             })?;
+            if edit.takes_some() && !edit.keeps_any() {
+                self.matches_nothing(step, &written);
+                return Ok(());
+            }
         }
         let tar = from.pack(&path).await.map_err(unreadable)?;
         let dir = self.directory(copying, dir).await?;
@@ -291,28 +300,78 @@ impl Solver<'_> {
         &self,
         step: &PlannedStep,
         plan: &CopyPlan,
+        excludes: Option<&Ignore>,
         from: &mut dyn Step,
         written: &str,
         span: Span,
     ) -> Result<Vec<Found>, Error> {
-        let cannot_look = |source| self.failed(step, "look for the files to copy", source);
-        let (pivot, path) = pivot(written);
-        let paths = match has_wildcards(&path) {
-            true => from.glob(&path).await.map_err(cannot_look)?,
-            false => vec![path],
+        let (pivot, rest) = split(written);
+        let (literal, pattern) = match plan.parents {
+            true => literal(rest),
+            false => (rest.to_owned(), None),
         };
+        let compiled = pattern.as_deref().map(Pattern::ignore).transpose();
+        let includes = compiled.map_err(|source| {
+            let pattern = written.to_owned();
+            Error::from(Fault::new(&step.source, span, Problem::Pattern { pattern, source }))
+        })?;
         let mut found = Vec::new();
-        for path in paths {
-            let Some(stat) = from.stat(&path).await.map_err(cannot_look)? else {
-                let place = self.place(&plan.root);
-                let problem = Problem::SourceMissing { path, place, excluded_by: None };
-                return Err(Fault::new(&step.source, span, problem).into());
-            };
-            let is_dir = stat == Stat::Dir;
-            let below = if plan.parents { kept_parents(&path, pivot, is_dir) } else { String::new() };
-            found.push(Found { path, below, is_dir });
+        for dir in self.matched(step, from, pivot).await? {
+            let whole = absolute(&joined(&dir, &literal));
+            for path in self.matched(step, from, &whole).await? {
+                let stat = from.stat(&path).await;
+                let stat = stat.map_err(|source| self.failed(step, "look for the files to copy", source))?;
+                let is_dir = stat == Some(Stat::Dir);
+                match stat {
+                    // A pattern that goes on below what is no directory matches nothing there.
+                    Some(_) if includes.is_some() && !is_dir => continue,
+                    None if includes.is_some() => continue,
+                    None => {
+                        let place = self.place(&plan.root);
+                        let problem = Problem::SourceMissing { path, place, excluded_by: None };
+                        return Err(Fault::new(&step.source, span, problem).into());
+                    }
+                    Some(_) => {}
+                }
+                let below = if plan.parents { kept_parents(&dir, &path, is_dir) } else { String::new() };
+                if is_excluded(excludes, &path, &below, is_dir && !has_wildcards(written)) {
+                    continue;
+                }
+                let (includes, written) = (includes.clone(), written.to_owned());
+                found.push(Found { path, below, is_dir, includes, written });
+            }
+        }
+        if found.is_empty() && has_wildcards(written) {
+            self.matches_nothing(step, written);
         }
         Ok(found)
+    }
+
+    /// The paths that a path or pattern of a stage means.
+    async fn matched(
+        &self,
+        step: &PlannedStep,
+        from: &mut dyn Step,
+        path: &str,
+    ) -> Result<Vec<String>, Error> {
+        match has_wildcards(path) {
+            false => Ok(vec![path.to_owned()]),
+            true => {
+                let found = from.glob(path).await;
+                found.map_err(|source| self.failed(step, "look for the files to copy", source))
+            }
+        }
+    }
+
+    /// A pattern that matches nothing is no error, as in BuildKit; but it is hardly meant.
+    fn matches_nothing(&self, step: &PlannedStep, written: &str) {
+        let written = written.replace("/./", "/");
+        self.warn(BuildWarning {
+            check: "CopyNothing".to_owned(),
+            message: format!("`{written}` matches nothing"),
+            file: step.source.name.clone(),
+            line: step.source.line_of(step.span.start),
+        });
     }
 
     fn place(&self, root: &CopyRoot) -> String {
@@ -409,20 +468,43 @@ pub(super) fn ways(context: &Context, source: &PlannedSource) -> impl Iterator<I
     found.collect::<Vec<_>>().into_iter()
 }
 
-/// Splits a path with a `/./`, that marks where `--parents` begins: how many parts stand before it, and all of it.
-fn pivot(path: &str) -> (usize, String) {
-    let parts = |path: &str| path.split('/').filter(|part| !matches!(*part, "" | ".")).count();
+/// Splits a path with a `/./`, where `--parents` begins to keep directories, into what is before and after it.
+fn split(path: &str) -> (&str, &str) {
     match path.split_once("/./") {
-        Some((before, after)) => (parts(before), format!("{before}/{}", after.replace("/./", "/"))),
-        None => (0, path.to_owned()),
+        Some(("", rest)) => ("/", rest),
+        Some((pivot, rest)) => (pivot, rest),
+        None => ("/", path.trim_start_matches('/')),
     }
 }
 
-/// The directories of a path that are kept: a directory's own, or those above a file.
-fn kept_parents(path: &str, pivot: usize, is_dir: bool) -> String {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let end = if is_dir { parts.len() } else { parts.len().saturating_sub(1) };
-    parts.get(pivot..end).unwrap_or_default().join("/")
+/// Splits a pattern into the directories before its first wildcard, and the rest.
+fn literal(pattern: &str) -> (String, Option<String>) {
+    let parts: Vec<&str> = pattern.split('/').collect();
+    match parts.iter().position(|part| has_wildcards(part)) {
+        None => (pattern.to_owned(), None),
+        Some(first) => (parts[..first].join("/"), Some(parts[first..].join("/"))),
+    }
+}
+
+fn absolute(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    format!("/{}", parts.join("/"))
+}
+
+/// The directories of a path, seen from another one, that are kept: a directory's own, or those above a file.
+fn kept_parents(from: &str, path: &str, is_dir: bool) -> String {
+    let below = path.strip_prefix(from).unwrap_or(path).trim_matches('/');
+    match is_dir {
+        true => below.to_owned(),
+        false => below.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned(),
+    }
+}
+
+/// Whether a source itself is excluded, by its name or its path. A directory that was named is not.
+fn is_excluded(excludes: Option<&Ignore>, path: &str, below: &str, named_dir: bool) -> bool {
+    let Some(excludes) = excludes.filter(|_| !named_dir) else { return false };
+    let name = path.rsplit('/').next().unwrap_or_default();
+    [path.trim_start_matches('/'), name, &joined(below, name)].iter().any(|text| excludes.excludes(text))
 }
 
 /// Name of a fetched file: as the server has it, or else the last part of its URL's path.
@@ -445,17 +527,20 @@ mod tests {
     #[test]
     fn parents_are_kept_from_the_pivot_on() {
         let table = [
-            ("/a/b/c", false, "a/b"),
-            ("/a/b/c", true, "a/b/c"),
+            ("/./a/b/c", false, "a/b"),
+            ("/./a/b/c", true, "a/b/c"),
             ("/a/./b/c", false, "b"),
             ("/a/b/./c", false, ""),
             ("/./a/b", true, "a/b"),
-            ("/c", false, ""),
+            ("/./c", false, ""),
         ];
         for (written, is_dir, wanted) in table {
-            let (from, path) = pivot(written);
-            assert_eq!(kept_parents(&path, from, is_dir), wanted, "{written} {path}");
+            let (pivot, rest) = split(written);
+            let path = absolute(&joined(pivot, rest));
+            assert_eq!(kept_parents(pivot, &path, is_dir), wanted, "{written} {path}");
         }
+        assert_eq!(literal("a/b/*.x/c"), ("a/b".to_owned(), Some("*.x/c".to_owned())));
+        assert_eq!(literal("**/c"), (String::new(), Some("**/c".to_owned())));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A tar from a stage or image, on its way to where it is copied: names changed, files left out, modes changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -12,6 +12,7 @@ use tokio_util::io::SyncIoBridge;
 use super::chmod::Modes;
 use super::tars::Stream;
 use crate::ignore::Ignore;
+use crate::pattern::Pattern;
 use crate::runner::Tar;
 
 /// Extended headers that say again what a changed header says.
@@ -24,43 +25,76 @@ pub(super) struct Edit {
     pub(super) below: String,
     /// For a tar of one file: its new name, below `below`.
     pub(super) rename: Option<String>,
-    /// What is left out, by names before they are changed.
+    /// What alone is taken, by names before they are put below anything: what it matches, and all below that.
+    pub(super) includes: Option<Pattern>,
+    /// What is left out, by names below `below`.
     pub(super) excludes: Option<Ignore>,
     /// `--chmod`.
     pub(super) modes: Option<Modes>,
+    /// Names that stay, and the directories above them.
+    pub(super) kept: HashSet<PathBuf>,
     /// Files that are left out but have other names that are not: the first of those, by the one that is left out.
     pub(super) promoted: Promoted,
 }
 
-/// See [`Edit::promoted`].
 pub(super) type Promoted = HashMap<PathBuf, PathBuf>;
 
 impl Edit {
     /// Whether it changes nothing.
     pub(super) fn is_nothing(&self) -> bool {
-        self.below.is_empty() && self.rename.is_none() && self.modes.is_none() && self.excludes.is_none()
+        self.below.is_empty() && self.rename.is_none() && self.modes.is_none() && !self.chooses()
     }
 }
 
-/// Reads a tar for files that excludes leave out, but not all of their names.
-pub(super) async fn promoted(tar: Tar, excludes: &Ignore) -> io::Result<Promoted> {
-    let (excludes, handle) = (excludes.clone(), Handle::current());
-    let read = move || {
-        let mut archive = tar::Archive::new(SyncIoBridge::new_with_handle(tar, handle));
-        let mut found = Promoted::new();
-        for entry in archive.entries()? {
-            let entry = entry?;
-            if entry.header().entry_type() != tar::EntryType::Link {
-                continue;
+impl Edit {
+    /// Whether names decide what is left out: then the tar has to be read twice.
+    pub(super) fn chooses(&self) -> bool {
+        self.excludes.is_some() || self.includes.is_some()
+    }
+
+    /// Reads the tar for what will be left out, which no single entry tells: a directory stays when anything below it
+    /// does, and so does a file by its first name that stays.
+    pub(super) async fn survey(self, tar: Tar) -> io::Result<Self> {
+        let handle = Handle::current();
+        let read = move || {
+            let mut archive = tar::Archive::new(SyncIoBridge::new_with_handle(tar, handle));
+            let (mut kept, mut promoted) = (HashSet::new(), Promoted::new());
+            for entry in archive.entries()? {
+                let entry = entry?;
+                let name = name_of(&entry);
+                if !self.wants(&name) {
+                    continue;
+                }
+                if entry.header().entry_type() == tar::EntryType::Link {
+                    let target = link_of(&entry)?;
+                    if !self.wants(&target) {
+                        promoted.entry(target).or_insert_with(|| name.clone());
+                    }
+                }
+                kept.extend(name.ancestors().map(Path::to_owned));
             }
-            let (name, target) = (name_of(&entry), link_of(&entry)?);
-            if leaves_out(&excludes, &target) && !leaves_out(&excludes, &name) {
-                found.entry(target).or_insert(name);
-            }
-        }
-        Ok(found)
-    };
-    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+            Ok(Self { kept, promoted, ..self })
+        };
+        tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+    }
+
+    /// Whether only what a pattern matches is taken.
+    pub(super) fn takes_some(&self) -> bool {
+        self.includes.is_some()
+    }
+
+    /// Whether anything stays of what was surveyed.
+    pub(super) fn keeps_any(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Whether a path is included and not excluded. Names that are not UTF-8 match by their readable parts.
+    fn wants(&self, name: &Path) -> bool {
+        let included =
+            |pattern: &Pattern| name.ancestors().any(|part| pattern.matches(&part.to_string_lossy()));
+        let excluded = |excludes: &Ignore| excludes.excludes(&self.placed(name).to_string_lossy());
+        self.includes.as_ref().is_none_or(included) && !self.excludes.as_ref().is_some_and(excluded)
+    }
 }
 
 /// The tar as it is to be unpacked.
@@ -103,7 +137,7 @@ impl Edit {
         if name.as_os_str().is_empty() {
             return Ok(());
         }
-        if self.excludes.as_ref().is_some_and(|excludes| leaves_out(excludes, &name)) {
+        if self.chooses() && !self.kept.contains(&name) {
             match self.promoted.get(&name) {
                 Some(kept) => name = kept.clone(),
                 None => return Ok(()),
@@ -182,9 +216,4 @@ fn link_of<R: io::Read>(entry: &tar::Entry<'_, R>) -> io::Result<PathBuf> {
 fn plain(bytes: &[u8]) -> PathBuf {
     let path = Path::new(OsStr::from_bytes(bytes));
     path.components().filter(|part| matches!(part, std::path::Component::Normal(_))).collect()
-}
-
-/// Names that are not UTF-8 match no pattern of a Dockerfile literally; their readable parts may.
-fn leaves_out(excludes: &Ignore, name: &Path) -> bool {
-    excludes.excludes(&name.to_string_lossy())
 }

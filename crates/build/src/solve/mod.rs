@@ -125,15 +125,16 @@ pub async fn build(request: Request<'_>, runner: &dyn Runner) -> Result<Outcome,
     if let ContextSource::Manifest(_) = request.context {
         return Err(Error::ContextNeeded { path: ".".to_owned() });
     }
-    let mut solver = Solver::new(&request, runner, &prepared)?;
+    let mut solver = Solver::new(&request, runner, &prepared);
     let solved = solver.target().await?;
     let cached_steps = steps - solver.not_cached();
-    let now = jiff::Timestamp::now().to_string();
+    let epoch = plan.epoch.and_then(|epoch| jiff::Timestamp::from_second(epoch).ok());
+    let now = epoch.unwrap_or_else(jiff::Timestamp::now).to_string();
     let config = plan.stages[&plan.target].config.finish(&solved.layers, &solved.history, &now);
     let image = store("create the image", runner.create_image(config, &solved.layers, &request.tags)).await?;
     solver.replace_cache().await?;
     store("remember the image", runner.remember_image(&content_key, &image)).await?;
-    Ok(Outcome { image, content_key, steps, cached_steps, warnings })
+    Ok(Outcome { image, content_key, steps, cached_steps, warnings: solver.warnings() })
 }
 
 /// Hash over everything that decides what a request builds, without building it. Only base images and what `ADD` brings

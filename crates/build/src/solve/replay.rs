@@ -83,7 +83,7 @@ pub async fn replay(
     }
     let steps: Vec<&PlannedStep> =
         chain.iter().rev().flat_map(|stage: &&PlannedStage| &stage.steps).collect();
-    let mut solver = Solver::new(request, runner, &prepared)?;
+    let mut solver = Solver::new(request, runner, &prepared);
     let lending: BTreeSet<usize> = steps.iter().flat_map(|step| lenders(step)).collect();
     solver.stages(lending).await?;
     solver.replace_cache().await?;
@@ -94,7 +94,7 @@ pub async fn replay(
         config: plan.stages[&plan.target].config.value(),
         content_key: plan.content_key.clone(),
         steps: u32::try_from(steps.len()).unwrap_or(u32::MAX),
-        warnings: plan.warnings.clone(),
+        warnings: solver.warnings(),
     })
 }
 

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use berth_types::image::BuildWarning;
 use berth_types::progress::Progress;
 use futures_util::future::{BoxFuture, try_join_all};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::mask::Masks;
 use super::prepare::Prepared;
-use super::{Request, default_parallel, keys, progress_of, store};
+use super::{Request, default_parallel, progress_of, store};
 use crate::error::Error;
 use crate::graph::Root;
 use crate::plan::{Action, CopyRoot, MountKind, Plan, PlannedStage, PlannedStep};
@@ -54,19 +55,17 @@ pub(super) struct Solver<'a> {
     not_cached: AtomicU32,
     /// What the cache gets once the build has succeeded.
     replacing: Mutex<Vec<(String, CachedStep)>>,
+    /// Those of the plan, and what only the files of a stage could tell.
+    warnings: Mutex<Vec<BuildWarning>>,
 }
 
 impl<'a> Solver<'a> {
-    pub(super) fn new(
-        request: &Request<'a>,
-        runner: &'a dyn Runner,
-        prepared: &'a Prepared,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(request: &Request<'a>, runner: &'a dyn Runner, prepared: &'a Prepared) -> Self {
         let parallel = match request.parallel {
             0 => default_parallel(),
             parallel => parallel,
         };
-        Ok(Self {
+        Self {
             runner,
             progress: request.progress,
             prepared,
@@ -78,7 +77,8 @@ impl<'a> Solver<'a> {
             permits: Semaphore::new(parallel.min(Semaphore::MAX_PERMITS)),
             not_cached: AtomicU32::new(0),
             replacing: Mutex::default(),
-        })
+            warnings: Mutex::new(prepared.plan.warnings.clone()),
+        }
     }
 
     fn plan(&self) -> &'a Plan {
@@ -129,14 +129,8 @@ impl<'a> Solver<'a> {
         &self,
         stage: &'a PlannedStage,
     ) -> Result<Vec<(&'a PlannedStep, Option<CachedStep>)>, Error> {
-        let keyed = stage.steps.iter().filter(|step| step.key.is_some());
-        let looked = keyed.map(async |step| {
-            let found = match self.layer_key(step)? {
-                Some(key) => self.cached_layer(&key).await?,
-                None => None,
-            };
-            Ok((step, found))
-        });
+        let keyed = stage.steps.iter().filter_map(|step| Some((step, step.key?.to_string())));
+        let looked = keyed.map(async |(step, key)| Ok((step, self.cached_layer(&key).await?)));
         try_join_all(looked).await
     }
 
@@ -144,18 +138,6 @@ impl<'a> Solver<'a> {
         match self.no_cache {
             true => Ok(None),
             false => store("look for a step", self.runner.cached_layer(key)).await,
-        }
-    }
-
-    /// Key of the layer that a step makes. That of a linked copy does not hang on what is below it.
-    fn layer_key(&self, step: &PlannedStep) -> Result<Option<String>, Error> {
-        let Some(key) = step.key else { return Ok(None) };
-        match &step.action {
-            Action::Copy(copy) if copy.link => {
-                let Prepared { plan, context, brought, .. } = self.prepared;
-                keys::linked(copy, plan, context, brought).map(Some)
-            }
-            _ => Ok(Some(key.to_string())),
         }
     }
 
@@ -188,7 +170,7 @@ impl<'a> Solver<'a> {
 
     /// One step's layer, from the cache or made now.
     async fn step(&self, step: &'a PlannedStep, layers: &[LayerId]) -> Result<Option<LayerId>, Error> {
-        let Some(key) = self.layer_key(step)? else {
+        let Some(key) = step.key.map(|key| key.to_string()) else {
             let begun = self.begin(step);
             self.done(step, begun);
             return Ok(None);
@@ -297,6 +279,17 @@ impl<'a> Solver<'a> {
             store("remember a step", self.runner.remember(&key, &value)).await?;
         }
         Ok(())
+    }
+
+    /// Tells a warning.
+    pub(super) fn warn(&self, warning: BuildWarning) {
+        (self.progress)(Progress::Warning(warning.clone()));
+        self.lock(&self.warnings).push(warning);
+    }
+
+    /// All warnings so far.
+    pub(super) fn warnings(&self) -> Vec<BuildWarning> {
+        self.lock(&self.warnings).clone()
     }
 
     pub(super) async fn permit(&self) -> Option<SemaphorePermit<'_>> {

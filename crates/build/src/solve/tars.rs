@@ -215,7 +215,7 @@ impl Writer<'_> {
             },
             Item::Tree { path, below, without } => {
                 for (name, entry) in context.below(&path) {
-                    if without.binary_search(&name).is_ok() {
+                    if is_left_out(&name, &without) {
                         continue;
                     }
                     self.entry(context, &joined(&path, &name), &joined(&below, &name), entry)?;
@@ -263,6 +263,12 @@ impl Writer<'_> {
         };
         Entry { mode, ..entry.clone() }
     }
+}
+
+/// Whether a path, or a directory above it, is one of those that are left out.
+fn is_left_out(path: &str, without: &[String]) -> bool {
+    let known = |part: &str| without.binary_search_by(|left| left.as_str().cmp(part)).is_ok();
+    known(path) || path.match_indices('/').any(|(at, _)| known(&path[..at]))
 }
 
 /// Files with several names, by the name that each was written under.

@@ -61,11 +61,11 @@ impl Sandbox {
 
     /// Where a path leads: to a mount by number and the path in it, or to the root.
     fn mounted(&self, path: &str) -> Option<(usize, String)> {
-        let hits = self.mounts.iter().enumerate().filter_map(|(number, mounted)| {
+        let mut hits = self.mounts.iter().enumerate().rev().filter_map(|(number, mounted)| {
             let rest = path.strip_prefix(mounted.mount.target.as_str())?;
             (rest.is_empty() || rest.starts_with('/')).then(|| (number, rest.to_owned()))
         });
-        hits.last()
+        hits.next()
     }
 
     fn put(&mut self, path: String, mut node: Node) {
@@ -148,11 +148,9 @@ impl Sandbox {
                     }
                     output(format!("cwd={} user={}\n", spec.cwd, spec.user).as_bytes());
                 }
-                ["meet", name, count] => {
-                    if !self.machine.meet(name, count.parse().unwrap()).await {
-                        output(b"nobody came\n");
-                        return 99;
-                    }
+                ["meet", name, count] if !self.machine.meet(name, count.parse().unwrap()).await => {
+                    output(b"nobody came\n");
+                    return 99;
                 }
                 ["hang"] => std::future::pending::<()>().await,
                 ["fail", code] => return code.parse().unwrap(),
