@@ -251,7 +251,7 @@ pub enum Error {
     /// The contexts of builds under way take all the room that they may.
     #[error("the contexts of builds under way would take more than {limit} bytes")]
     ContextRoom {
-        /// The limit, `[builds] context_mb`, in bytes.
+        /// The limit, `[builds] context_bytes`.
         limit: u64,
     },
     /// Only what the context holds was told, and the build needs the context itself.
@@ -424,7 +424,7 @@ impl Error {
             Error::Shared(error) => error.hint(),
             Error::ContextNeeded => Some("send the same request with the context, a tar".into()),
             Error::ContextChanged { .. } => Some("leave the directory alone while it is sent, and send it again".into()),
-            Error::ContextRoom { .. } => Some("wait for other builds, or raise context_mb under [builds]".into()),
+            Error::ContextRoom { .. } => Some("wait for other builds, or raise context_bytes under [builds]".into()),
             Error::BuildTimeout { .. } => Some("raise timeout_seconds under [builds]".into()),
             Error::Build(error) => error.hint(),
             Error::Start(error) if is_mount_target(error) => {

@@ -296,7 +296,7 @@ impl World {
     pub(crate) async fn import(&self, reference: &str, rootfs: Vec<u8>) {
         let import = ImportImage { reference: Some(reference.into()), format: Some(ArchiveFormat::Rootfs) };
         let body = Box::new(std::io::Cursor::new(rootfs));
-        self.node.import_image(import, body, Arc::new(|_| {})).await.unwrap();
+        self.node.import_images(import, body, Arc::new(|_| {})).await.unwrap();
     }
 
     pub(crate) async fn create(
@@ -328,6 +328,11 @@ async fn assemble(dir: &TempDir, controls: &Arc<Controls>) -> Node {
         meter: Box::new(FakeMeter(controls.clone())),
         facts: doctor::Facts::none(),
         limits,
+        image_limits: crate::ImageLimits::default(),
+        builds: crate::BuildPolicy::default(),
+        caches: crate::builds::Caches::open(dir.path(), None).unwrap(),
+        fetcher: crate::fetch::Fetcher::open(crate::fetch::Options::new(dir.path().join("fetched"))).unwrap(),
+        trust: crate::trust::Trusts::default(),
         user_namespaces: true,
         ids_per_sandbox: Some(100_000),
         orphan: Some(Duration::from_secs(300)),

@@ -28,6 +28,7 @@ mod exec_tests;
 mod failure;
 #[cfg(test)]
 mod fake;
+mod fetch;
 mod files;
 mod health;
 mod images;
@@ -44,6 +45,7 @@ mod resources;
 mod sandboxes;
 mod status;
 mod tasks;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,18 +63,22 @@ use tokio_util::task::AbortOnDropHandle;
 pub use berth_image::RegistryConfig;
 pub use berth_sandbox::guest::{Connect, ExecInput, Socket};
 pub use berth_sandbox::ids::Options as IdOptions;
+pub use builds::BuildPolicy;
 pub use doctor::local_doctor;
 pub use error::Error;
 pub use exec::{AttachSpec, Exec, ExecOutput};
 pub use files::{Changes, Download, FileContents};
-pub use images::{Body, Sink};
+pub use images::{Body, ImageLimits, Sink};
 pub use registry::Filter;
 pub use resources::LimitPolicy;
+pub use trust::BundleError;
 
 use crate::admission::{Admission, HostMeter, Ledger, Meter};
-use crate::builds::Builds;
+use crate::builds::{Builds, Caches, Replays};
+use crate::fetch::Fetcher;
 use crate::registry::Registry;
 use crate::tasks::Tasks;
+use crate::trust::Trusts;
 
 /// What a node is started with.
 #[derive(Debug)]
@@ -91,6 +97,12 @@ pub struct Options {
     pub ids: Option<berth_sandbox::ids::Options>,
     /// Limits of sandboxes, and what is set aside for them.
     pub limits: LimitPolicy,
+    /// How much of images and layers is kept, and for how long.
+    pub images: ImageLimits,
+    /// What builds may do and use.
+    pub builds: BuildPolicy,
+    /// Certificates (PEM) that sandboxes are to trust beside the machine's; absent: nothing is offered to them.
+    pub ca_bundle: Option<PathBuf>,
     /// Whether sandboxes get a user namespace unless they ask for none.
     pub user_namespaces: bool,
     /// How long sandboxes live on when the daemon is gone, for the next one to take them over; absent: they end with it.
@@ -107,6 +119,12 @@ struct Inner {
     driver: Arc<dyn Driver>,
     sandboxes: Registry,
     builds: Builds,
+    image_limits: ImageLimits,
+    build_policy: BuildPolicy,
+    caches: Caches,
+    replays: Replays,
+    fetcher: Fetcher,
+    trust: Trusts,
     /// Scratch space on the store's file system.
     tmp: PathBuf,
     /// What the doctor says of the parts that only a running node knows.
@@ -135,6 +153,11 @@ struct Parts {
     meter: Box<dyn Meter>,
     facts: doctor::Facts,
     limits: LimitPolicy,
+    image_limits: ImageLimits,
+    builds: BuildPolicy,
+    caches: Caches,
+    fetcher: Fetcher,
+    trust: Trusts,
     user_namespaces: bool,
     ids_per_sandbox: Option<u32>,
     orphan: Option<Duration>,
@@ -151,6 +174,8 @@ impl Node {
     /// When another daemon has the directory, or the machine cannot run sandboxes.
     pub async fn start(options: Options) -> Result<Node, Error> {
         let store = Store::open(&options.data_dir)?;
+        let (builds, sandboxes) = (options.builds.ca_bundle.as_deref(), options.ca_bundle.as_deref());
+        let trust = Trusts::of(builds, sandboxes, &options.data_dir)?;
         let instance = instance(&options.data_dir);
         let opened = berth_disk::open(&options.data_dir, &options.disk).map_err(Error::Disk)?;
         let disk: Arc<dyn Engine> = Arc::from(opened.engine);
@@ -171,6 +196,8 @@ impl Node {
             .await
             .map_err(|source| Error::Driver(Box::new(source)))?;
         let facts = doctor::Facts::of(driver.network(), disk, opened.choice);
+        let ca_bundle = trust.builds.file();
+        let fetch = fetch::Options { ca_bundle, ..fetch::Options::new(root.join("fetched")) };
         let parts = Parts {
             store,
             images,
@@ -178,6 +205,12 @@ impl Node {
             meter: Box::new(meter),
             facts,
             limits: options.limits,
+            caches: Caches::open(&root, options.builds.cache_bytes)
+                .map_err(|source| Error::Caches(Box::new(source)))?,
+            fetcher: Fetcher::open(fetch).map_err(|source| Error::Caches(Box::new(source)))?,
+            trust,
+            image_limits: options.images,
+            builds: options.builds,
             user_namespaces: options.user_namespaces,
             ids_per_sandbox: options.ids.map(|ids| ids.per_sandbox),
             orphan: options.orphan,
@@ -197,7 +230,13 @@ impl Node {
             images: parts.images,
             driver: parts.driver,
             sandboxes: Registry::default(),
-            builds: Builds::default(),
+            builds: Builds::new(&parts.builds),
+            image_limits: parts.image_limits,
+            build_policy: parts.builds,
+            caches: parts.caches,
+            replays: Replays::default(),
+            fetcher: parts.fetcher,
+            trust: parts.trust,
             tmp,
             facts: parts.facts,
             limits: parts.limits,

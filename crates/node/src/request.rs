@@ -76,7 +76,7 @@ fn check_name(name: &str) -> Result<(), Error> {
     Err(bad("name", format!("{name:?} is not 1 to 63 of [a-zA-Z0-9._-], beginning with a letter or digit")))
 }
 
-fn check_resources(resources: &Resources) -> Result<(), Error> {
+pub(crate) fn check_resources(resources: &Resources) -> Result<(), Error> {
     check_cpus("resources.cpus", resources.cpus)?;
     check_cpus("resources.cpu_request", resources.cpu_request)?;
     at_least("resources.memory_mb", resources.memory_mb, MIN_MEMORY_MB)?;

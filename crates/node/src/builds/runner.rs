@@ -5,14 +5,17 @@ use std::sync::{Arc, Mutex};
 use berth_build::runner::{
     Answer, Base, CachedStep, Fetched, LayerId, Remote, Runner, RunnerError, Setting, Step,
 };
-use berth_image::{Digest, Layer};
-use berth_sandbox::{Limits, Machine, StartSpec};
+use berth_image::{Auth, Digest, Image, Layer, Reference};
+use berth_sandbox::{Bind, Limits, Machine, StartSpec};
 use berth_types::error::Kind;
-use berth_types::image::PullPolicy;
+use berth_types::image::{BasePull, PullPolicy};
 use futures_util::FutureExt;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::mounts::{InUse, Mounted};
+use super::remotes::Remotes;
+use super::settings::Settings;
 use super::step::BuildStep;
 use crate::images::Sink;
 use crate::resources::assumed;
@@ -20,14 +23,19 @@ use crate::sandboxes::hostname;
 use crate::{Error, Node, error};
 
 /// Kinds of rows in the store's cache.
-const STEP: &str = "step";
-const IMAGE: &str = "image";
+pub(crate) const STEP: &str = "step";
+pub(crate) const IMAGE: &str = "image";
+
+/// Kind of the rows that tell which image a registry gave for a reference.
+const PULLED: &str = "pulled";
 
 /// One build's view of the machine.
 pub(super) struct Builder {
     pub(super) node: Node,
     pub(super) sink: Sink,
     pub(super) kept: Kept,
+    pub(super) settings: Settings,
+    pub(super) remotes: Remotes,
 }
 
 /// Keeps what a build stands on, and what it has made, in the store until it is over: others may remove images that
@@ -52,63 +60,120 @@ impl Builder {
         })
     }
 
+    /// An image of the store, by id.
+    fn image_here(&self, id: &Digest) -> Result<Base, RunnerError> {
+        let images = &self.node.0.images;
+        self.kept.keep(images.pin(id).map_err(classify)?);
+        let image =
+            images.resolve(id.as_str()).map_err(classify)?.ok_or_else(|| RunnerError::Infrastructure {
+                message: format!("image {id} is gone from the store"),
+                source: None,
+            })?;
+        let layers = image.layers.iter().map(|layer| LayerId(layer.diff_id.to_string())).collect();
+        Ok(Base { id: image.id.to_string(), config: image.config_json(), layers })
+    }
+
     fn layer_exists(&self, id: &LayerId) -> bool {
         self.layer(id).is_ok()
     }
 
-    async fn start(&self, layers: &[LayerId]) -> Result<Arc<dyn Machine>, RunnerError> {
-        // The jail wants the topmost layer first.
+    /// Directory names of layers, the topmost first, as the jail wants them; held until the build is over.
+    pub(super) fn names(&self, layers: &[LayerId]) -> Result<Vec<String>, RunnerError> {
         let layers = layers.iter().rev().map(|id| self.layer(id)).collect::<Result<Vec<_>, _>>()?;
+        let digests: Vec<Digest> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        self.kept.keep(self.node.0.images.hold(&digests));
+        Ok(layers.into_iter().map(|layer| layer.name).collect())
+    }
+
+    /// Starts a sandbox on layers, the lowest first.
+    pub(super) async fn start(
+        &self,
+        layers: &[LayerId],
+        opening: Opening,
+    ) -> Result<Arc<dyn Machine>, RunnerError> {
+        let names = self.names(layers)?;
         // As the sandboxes of the image that is built, so that owners mean the same in both.
         let user_namespace = self.node.0.user_namespaces && self.node.0.driver.features().user_namespace;
         if user_namespace {
+            let layers = layers.iter().map(|id| self.layer(id)).collect::<Result<Vec<_>, _>>()?;
             self.node.check_owners(&layers).await.map_err(owners_beyond)?;
         }
         let id = Uuid::now_v7().simple().to_string();
         let spec = StartSpec {
             hostname: hostname(&id),
             id: format!("build-{id}"),
-            layers: layers.into_iter().map(|layer| layer.name).collect(),
-            public_network: true,
-            limits: Limits::default(),
+            layers: names,
+            public_network: opening.public_network,
+            limits: opening.limits,
+            binds: opening.binds,
+            mounts: opening.mounts,
             user_namespace,
             ..StartSpec::default()
         };
         let started = self.node.0.driver.start(spec).await;
-        started.map_err(|source| infrastructure("cannot start a sandbox for the step", source))
+        started.map_err(|source| match error::is_mount_target(&source) {
+            true => RunnerError::User { message: error::chain(&source), source: None },
+            false => infrastructure("cannot start a sandbox for the step", source),
+        })
     }
+}
+
+/// What a sandbox of a build is started with beside its layers.
+#[derive(Default)]
+pub(super) struct Opening {
+    pub(super) public_network: bool,
+    pub(super) limits: Limits,
+    pub(super) binds: Vec<Bind>,
+    pub(super) mounts: Vec<berth_sandbox::Mount>,
 }
 
 impl Runner for Builder {
     fn base_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Base> {
         let reference = reference.to_owned();
         async move {
-            // As with `docker build --no-cache`, an image of the store is used as it is: one that was made on this
-            // machine has no registry to be fresh from.
-            let images = &self.node.0.images;
-            let pulled = images.pull(&reference, PullPolicy::Missing, None, self.sink.clone()).await;
-            let image = pulled.map_err(classify)?;
-            self.kept.keep(images.pin(&image.id).map_err(classify)?);
-            let layers = image.layers.iter().map(|layer| LayerId(layer.diff_id.to_string())).collect();
-            Ok(Base { id: image.id.to_string(), config: image.config_json(), layers })
+            if let Some((_, id)) = self.settings.named.as_ref().filter(|(name, _)| *name == reference) {
+                return self.image_here(id);
+            }
+            let policy = match self.settings.pull {
+                BasePull::Missing => PullPolicy::Missing,
+                BasePull::Refresh if self.node.is_made_here(&reference).await? => PullPolicy::Never,
+                BasePull::Refresh => PullPolicy::Always,
+                BasePull::Never => PullPolicy::Never,
+            };
+            let auth = match self.settings.auth.is_empty() {
+                true => Auth::Configured,
+                false => Auth::Hosts(Arc::new(self.settings.auth.clone())),
+            };
+            let pulled = self.node.pull(&reference, policy, auth, self.sink.clone()).await;
+            let image = pulled.map_err(|error| match error {
+                Error::Image(source) => classify(*source),
+                other => infrastructure("cannot note where an image came from", other),
+            })?;
+            self.image_here(&image.id)
         }
         .boxed()
     }
 
     fn open<'a>(&'a self, layers: &'a [LayerId], setting: Setting) -> Answer<'a, Box<dyn Step>> {
         async move {
-            if setting != Setting::default() {
-                let message = "steps with mounts or without network are not built yet".to_owned();
-                return Err(RunnerError::User { message, source: None });
-            }
             // Set aside without waiting: a build holds the machines of its earlier steps, and two that waited for
             // each other's would never end.
             let grant = self.node.0.admission.commit(assumed(&self.node.0.limits));
-            let machine = self.start(layers).await?;
+            let Mounted { mounts, leases } = self.mounted(&setting.mounts).await?;
+            let trust = self.node.0.trust.builds.clone();
+            let opening = Opening {
+                public_network: self.settings.public_network && !setting.no_network,
+                limits: self.settings.limits,
+                binds: trust.bind().into_iter().collect(),
+                mounts,
+            };
+            let machine = self.start(layers, opening).await?;
             Ok(Box::new(BuildStep {
                 node: self.node.clone(),
-                machine,
+                inside: InUse { machine, leases },
                 grant,
+                trust,
+                limits: self.settings.limits,
                 kept: self.kept.clone(),
                 sink: self.sink.clone(),
             }) as Box<dyn Step>)
@@ -117,12 +182,11 @@ impl Runner for Builder {
     }
 
     fn fetch<'a>(&'a self, remote: &'a Remote) -> Answer<'a, Arc<Fetched>> {
-        let message = format!("{remote:?} is not fetched yet");
-        async move { Err(RunnerError::User { message, source: None }) }.boxed()
+        self.bring(remote).boxed()
     }
 
-    fn secret(&self, _: &str) -> Option<Vec<u8>> {
-        None
+    fn secret(&self, id: &str) -> Option<Vec<u8>> {
+        self.settings.secrets.get(id).cloned()
     }
 
     fn cached_layer<'a>(&'a self, key: &'a str) -> Answer<'a, Option<CachedStep>> {
@@ -193,6 +257,31 @@ impl Runner for Builder {
 }
 
 impl Node {
+    /// Pulls an image, and notes whether its reference came from a registry.
+    pub(crate) async fn pull(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        auth: Auth,
+        sink: Sink,
+    ) -> Result<Image, Error> {
+        let images = &self.0.images;
+        let asks = policy == PullPolicy::Always || images.resolve(reference)?.is_none();
+        let image = images.pull_as(reference, policy, auth, sink).await?;
+        if asks {
+            let (key, id) = (normal(reference), image.id.to_string());
+            self.with_store(move |store| store.remember(PULLED, &key, &id)).await?;
+        }
+        Ok(image)
+    }
+
+    /// Whether a reference points at an image that no registry gave for it: it was built, imported or tagged on this machine.
+    async fn is_made_here(&self, reference: &str) -> Result<bool, RunnerError> {
+        let Some(image) = self.0.images.resolve(reference).map_err(classify)? else { return Ok(false) };
+        let pulled = self.cached(PULLED, &normal(reference)).await?;
+        Ok(pulled.as_deref() != Some(image.id.as_str()))
+    }
+
     async fn cached(&self, kind: &'static str, key: &str) -> Result<Option<String>, RunnerError> {
         let key = key.to_owned();
         self.with_store(move |store| store.cached(kind, &key)).await.map_err(unreadable_cache)
@@ -202,6 +291,11 @@ impl Node {
         let key = key.to_owned();
         self.with_store(move |store| store.remember(kind, &key, &value)).await.map_err(unreadable_cache)
     }
+}
+
+/// A reference in full.
+fn normal(reference: &str) -> String {
+    reference.parse::<Reference>().map_or_else(|_| reference.to_owned(), |parsed| parsed.to_string())
 }
 
 fn unreadable_cache(source: Error) -> RunnerError {

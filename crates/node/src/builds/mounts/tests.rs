@@ -24,7 +24,16 @@ fn builder(world: &World, request: &BuildImage) -> (Builder, Said) {
         }
     });
     let settings = Settings::new(request, &BuildPolicy::default()).unwrap();
-    (Builder { node: world.node.clone(), sink, kept: Kept::default(), settings: settings.into() }, said)
+    (
+        Builder {
+            node: world.node.clone(),
+            sink,
+            kept: Kept::default(),
+            settings,
+            remotes: Default::default(),
+        },
+        said,
+    )
 }
 
 fn cache(id: &str, sharing: Sharing) -> Mount {
