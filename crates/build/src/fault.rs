@@ -255,6 +255,10 @@ impl Problem {
         match self {
             Self::UnknownInstruction { nearest: Some(name), .. } => Some(format!("did you mean `{name}`?")),
             Self::UnknownFlag { nearest: Some(name), .. } => Some(format!("did you mean `--{name}`?")),
+            Self::UnknownFlag { instruction, flag, .. } => other_instruction(instruction, flag),
+            Self::UnknownStage { name, nearest: None } if name.parse::<usize>().is_ok() => {
+                Some("stages are numbered from 0 in the order of the file".to_owned())
+            }
             Self::UnknownStage { nearest: Some(name), .. } => Some(format!("did you mean `{name}`?")),
             Self::UnknownMountKey { nearest: Some(name), .. } => Some(format!("did you mean `{name}`?")),
             Self::Refused { instead, .. } => Some((*instead).to_owned()),
@@ -265,6 +269,19 @@ impl Problem {
             Self::Circular { .. } => {
                 Some("a stage can take files only from stages that need nothing of it".to_owned())
             }
+            Self::SourceEscapes { .. } => Some(
+                "the symbolic link leads out of the build context; copy what it points to into it".to_owned(),
+            ),
+            Self::HeredocUnterminated { .. } => {
+                Some("the word that ends a heredoc stands alone on its line, without blanks".to_owned())
+            }
+            Self::Platform { .. } => {
+                Some("only images of this machine's own platform can be built".to_owned())
+            }
+            Self::BeforeFrom { .. } => {
+                Some("a Dockerfile begins with `FROM`, and only `ARG` may stand before it".to_owned())
+            }
+            Self::Empty => Some("begin with `FROM image`, for example `FROM debian:12`".to_owned()),
             Self::SourceMissing { excluded_by: Some(by), .. } => Some(format!("it is excluded by {by}")),
             _ => None,
         }
@@ -277,6 +294,17 @@ impl Problem {
             Self::Refused { .. } => "refused".to_owned(),
             Self::UnknownMountKey { key, .. } => format!("`{key}` is no option of a mount"),
             Self::MountKey { key, .. } => format!("`{key}` has no meaning here"),
+            Self::UnknownFlag { .. } => "no such flag".to_owned(),
+            Self::UnknownStage { .. } => "no such stage".to_owned(),
+            Self::UnknownInstruction { .. } => "no such instruction".to_owned(),
+            Self::FlagRepeated { .. } | Self::DirectiveRepeated { .. } => "the second one".to_owned(),
+            Self::HeredocUnterminated { name } => format!("no line `{name}` follows"),
+            Self::Expand { .. } => "in this word".to_owned(),
+            Self::Pattern { .. } => "in this pattern".to_owned(),
+            Self::SpecialFile { kind, .. } => format!("copies {kind}"),
+            Self::SourceEscapes { .. } => "leads out".to_owned(),
+            Self::Platform { .. } => "another platform".to_owned(),
+            Self::BeforeFrom { .. } => "no stage has begun".to_owned(),
             Self::Circular { .. } => "this stage needs itself".to_owned(),
             Self::SourceMissing { .. } => "not there".to_owned(),
             _ => "here".to_owned(),
@@ -286,6 +314,17 @@ impl Problem {
 
 fn more_checks(more: usize) -> String {
     if more == 0 { String::new() } else { format!(" (and {more} more warnings)") }
+}
+
+/// Which instruction a flag is meant for that this one does not have.
+fn other_instruction(instruction: &str, flag: &str) -> Option<String> {
+    let other = match (instruction, flag) {
+        ("COPY", "checksum" | "keep-git-dir" | "unpack") => "ADD",
+        ("ADD", "from" | "parents") => "COPY",
+        ("COPY" | "ADD", "mount" | "network" | "security") => "RUN",
+        _ => return None,
+    };
+    Some(format!("it is a flag of `{other}`"))
 }
 
 /// Which types a key goes with.

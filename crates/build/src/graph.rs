@@ -44,6 +44,8 @@ pub struct Stage {
     pub name: Option<String>,
     /// What it begins with.
     pub root: Root,
+    /// The platform that it asks for, where that is not this machine's; only what is built has to be of this one.
+    pub(crate) other_platform: Option<String>,
     /// Its `FROM`.
     pub from: Located,
     /// The instructions after it.
@@ -163,9 +165,10 @@ impl Graph {
     }
 
     fn stage(&mut self, from: &From, located: &Located, platform: &str) -> Result<Stage, Box<Fault>> {
-        if let Some(wanted) = &from.platform {
-            self.check_platform(from, wanted, located, platform)?;
-        }
+        let other_platform = match &from.platform {
+            Some(wanted) => self.other_platform(from, wanted, located, platform)?,
+            None => None,
+        };
         let mut unset = Vec::new();
         let image = expand_in(&self.globals, &from.image, located, &mut unset)?;
         self.undefined_in_from(&unset, &from.image, located);
@@ -187,24 +190,21 @@ impl Graph {
             let message = format!("Duplicate stage name \"{}\", stage names should be unique", word.text);
             self.found.push(Finding::new("DuplicateStageName", &located.statement, word.span, message));
         }
-        Ok(Stage { index: self.stages.len(), name, root, from: located.clone(), body: Vec::new() })
+        let (index, from, body) = (self.stages.len(), located.clone(), Vec::new());
+        Ok(Stage { index, name, root, other_platform, from, body })
     }
 
-    fn check_platform(
+    /// What `--platform` asks for, if it is another one than this machine's.
+    fn other_platform(
         &mut self,
         from: &From,
         wanted: &Word,
         located: &Located,
         platform: &str,
-    ) -> Result<(), Box<Fault>> {
+    ) -> Result<Option<String>, Box<Fault>> {
         let mut unset = Vec::new();
         let value = expand_in(&self.globals, wanted, located, &mut unset)?;
         self.undefined_in_from(&unset, wanted, located);
-        let have = normal_platform(platform);
-        if !value.is_empty() && normal_platform(&value) != have {
-            let problem = Problem::Platform { wanted: value, have };
-            return Err(located.statement.fault(wanted.span, problem));
-        }
         let mut add = |check, message| {
             self.found.push(Finding::new(check, &located.statement, wanted.span, message));
         };
@@ -223,7 +223,7 @@ impl Graph {
             let message = format!("FROM --platform flag should not use constant value \"{}\"", wanted.text);
             add("FromPlatformFlagConstDisallowed", message);
         }
-        Ok(())
+        Ok(Some(value).filter(|value| !value.is_empty() && normal != normal_platform(platform)))
     }
 
     fn undefined_in_from(&mut self, unset: &[String], word: &Word, located: &Located) {

@@ -301,9 +301,9 @@ async fn triggers_of_the_base_run() {
     world.machine.add_base(
         "parent",
         &[("x", "")],
-        json!({ "OnBuild": ["RUN --mount=type=cache,target=/x y"] }),
+        json!({ "OnBuild": ["RUN --mount=type=cahce,target=/x y"] }),
     );
-    insta::assert_snapshot!(world.failure().await, @"ONBUILD of FROM parent:1: `RUN --mount` is not supported yet");
+    insta::assert_snapshot!(world.failure().await, @"ONBUILD of FROM parent:1: `RUN`: expected `cache` after `type=`, found `cahce`");
 }
 
 #[tokio::test]
@@ -342,13 +342,12 @@ async fn what_cannot_be_built_is_named() {
         "FROM debian\nCOPY ../up /x",
         "FROM debian\nCOPY sub/../../up /x",
         "FROM debian\nCOPY [\"a[\", \"/x\"]",
-        "FROM debian\nRUN --mount=type=cache,target=/c x",
-        "FROM debian\nRUN --network=none x",
-        "FROM debian\nCOPY --link a b",
+        "FROM debian\nRUN --mount=type=ssh x",
+        "FROM debian\nRUN --network=host x",
         "FROM debian\nCOPY --chwon=a a b",
-        "FROM debian\nADD https://example.org/x /x",
+        "FROM debian\nADD git@example.org:x.git /x",
         "FROM debian\nCOPY https://example.org/x /x",
-        "FROM debian\nCOPY --chmod=u+x a b",
+        "FROM debian\nCOPY --chmod=u+z a b",
         "FROM debian\nCOPY --chmod=999 a b",
         "FROM debian\nCOPY --from=3 a b",
         "FROM debian\nCOPY --from=$x a b",
@@ -372,7 +371,11 @@ async fn links_out_of_the_context_are_refused() {
         let link = world.path().join("out");
         let _ = fs::remove_file(&link);
         symlink(target, &link).unwrap();
-        assert_eq!(world.failure().await, "Dockerfile:2: source `out` leaves the build context", "{target}");
+        let failure = world.failure().await;
+        assert!(
+            failure.starts_with("Dockerfile:2: source `out` leaves the build context"),
+            "{target}: {failure}"
+        );
     }
     // Within a copied directory a link is only a link.
     world.write("Dockerfile", "FROM debian\nCOPY . /all");
@@ -431,7 +434,7 @@ async fn special_files_are_refused() {
     .unwrap();
     assert_eq!(
         world.failure().await,
-        "Dockerfile:2: `fifo` in the build context is a FIFO, which cannot be copied"
+        "Dockerfile:2: `dir/fifo` in the build context is a FIFO, which cannot be copied"
     );
 }
 

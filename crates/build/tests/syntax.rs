@@ -175,9 +175,14 @@ proptest! {
     }
 
     #[test]
+    fn reading_any_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = read(&String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
     fn reading_what_looks_like_a_dockerfile_never_panics(
         lines in prop::collection::vec(
-            "(FROM|ARG|ENV|RUN|COPY|ADD|LABEL|HEALTHCHECK|ONBUILD RUN|EXPOSE|VOLUME|# escape)[ =][-a<$\\{\\}\"'\\[\\],\\\\=: `äE\\t]{0,30}",
+            "(FROM|ARG|ENV|RUN|RUN --mount=|COPY|ADD|COPY --|LABEL|# check=|SHELL|USER|HEALTHCHECK|ONBUILD RUN|EXPOSE|VOLUME|# escape)[ =][-a<$\\{\\}\"'\\[\\],\\\\=: `äE\\t]{0,30}",
             0..8,
         ),
     ) {

@@ -97,7 +97,7 @@ pub struct PlannedStep {
     pub span: Span,
     /// What it does.
     pub action: Action,
-    /// Key of the file system after it, for steps that change it.
+    /// Key of the file system after it, for steps that change it; of the layer alone for a linked `COPY`.
     pub key: Option<Digest>,
     /// Its entry of the image's history.
     pub history: Option<usize>,
@@ -225,8 +225,9 @@ fn epoch(inputs: &Inputs<'_>) -> Result<Option<i64>, Box<Fault>> {
     let Some(text) = inputs.build_args.get(EPOCH_ARG).filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    text.parse().map(Some).map_err(|_| {
-        let (expected, found) = ("a whole number of seconds", format!("`{text}`"));
+    let seconds = text.parse().ok().filter(|seconds| jiff::Timestamp::from_second(*seconds).is_ok());
+    seconds.map(Some).ok_or_else(|| {
+        let (expected, found) = ("a time in whole seconds since 1970", format!("`{text}`"));
         let problem = Problem::Expected { instruction: EPOCH_ARG, expected, found };
         Fault::new(&inputs.graph.source, Span::default(), problem)
     })
