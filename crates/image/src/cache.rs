@@ -75,6 +75,12 @@ pub enum CacheError {
         /// Layers in the manifest.
         manifest: usize,
     },
+    /// What lies there is something else.
+    #[error("{reference} is no build cache of Berth's, or is not whole")]
+    NoCache {
+        /// Its reference.
+        reference: String,
+    },
     /// A row names a layer that the cache does not have.
     #[error("the build cache has a row for layer {diff_id}, which it does not hold")]
     Unlisted {

@@ -153,7 +153,7 @@ impl Error {
             Self::Bootstrap(error) => error.facts(),
             Self::Original(error) => error.facts(),
             Self::Export(error) => error.facts(),
-            Self::Cache(_) => ("bad_build_cache", Kind::User),
+            Self::Cache(error) => error.facts(),
             Self::Push(_) => ("push_failed", Kind::Unavailable),
             Self::DiskFull { .. } => ("disk_full", Kind::Capacity),
             Self::ShuttingDown => ("shutting_down", Kind::Unavailable),

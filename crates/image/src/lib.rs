@@ -21,8 +21,10 @@
 //! for the way in.
 
 mod apt_sources;
+mod archive;
 mod bootstrap;
 mod cache;
+mod cache_registry;
 mod config;
 mod digest;
 mod error;

@@ -54,10 +54,10 @@ pub enum PullError {
 }
 
 /// A manifest for this machine, and who has it: the place that gave it, then those that were to be asked after it.
-struct Found {
-    places: Vec<Connection>,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
+pub(crate) struct Found {
+    pub(crate) places: Vec<Connection>,
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<Descriptor>,
 }
 
 impl Images {
@@ -159,7 +159,7 @@ impl Images {
         Err(failures.into_error(&reference.to_string()).into())
     }
 
-    async fn fetch_layers(
+    pub(crate) async fn fetch_layers(
         &self,
         found: &Found,
         diff_ids: &[Digest],

@@ -25,9 +25,9 @@ use crate::reference::{Reference, Version};
 use crate::registry::{Auth, Connection};
 use crate::store::{Store, StoreError};
 
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub(crate) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const WRITE_BUFFER: usize = 256 * 1024;
 
 /// Why an image cannot be pushed, beyond what the registry and the store say.
@@ -50,11 +50,11 @@ pub struct Pushed {
     pub id: Digest,
 }
 
-struct Packed {
+pub(crate) struct Packed {
     file: PathBuf,
-    diff_id: Digest,
-    blob: Digest,
-    size: u64,
+    pub(crate) diff_id: Digest,
+    pub(crate) blob: Digest,
+    pub(crate) size: u64,
 }
 
 impl Images {
@@ -101,7 +101,7 @@ impl Images {
         Ok(Pushed { manifest, id })
     }
 
-    async fn push_layer(
+    pub(crate) async fn push_layer(
         &self,
         connection: &Connection,
         layer: &Layer,

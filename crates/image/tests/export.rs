@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
+#[path = "fixture/registry.rs"]
+mod fixture_registry;
 
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +12,7 @@ use berth_image::{CacheRow, Digest, Error, ExportError, Image, Images, ImportOpt
 use berth_types::error::Kind;
 use berth_types::image::ArchiveFormat;
 use fixture::*;
+use fixture_registry::RealRegistry;
 use serde_json::json;
 
 async fn add(images: &Images, reference: &str, bytes: &[u8]) -> Image {
@@ -202,6 +205,31 @@ async fn a_cache_whose_layer_is_another_is_refused() {
     assert_eq!(error.kind(), Kind::User, "{}", chain(&error));
     assert!(chain(&error).contains(claimed.as_str()), "{}", chain(&error));
     assert_empty(tmp.path());
+}
+
+#[tokio::test]
+async fn a_cache_goes_through_a_registry() {
+    let Some(registry) = RealRegistry::start(false) else { return };
+    let tmp = tempfile::tempdir().unwrap();
+    let (images, _, image) = filled(tmp.path()).await;
+    let cached = made(&images, tmp.path(), b"in no image").await;
+    let rows = vec![row("k", Some(&cached), None), row("n", None, None), row("i", None, Some(&image.id))];
+    let name = format!("{}/team/app:1", registry.host);
+
+    let other = tempfile::tempdir().unwrap();
+    let there = open(other.path());
+    assert!(there.pull_cache(&name, None, silent()).await.unwrap().is_none(), "nobody pushed one");
+    // An image under the cache's name is no cache.
+    images.push(&image, &format!("{name}.berth-cache"), None, silent()).await.unwrap();
+    assert_eq!(there.pull_cache(&name, None, silent()).await.unwrap_err().code(), "bad_build_cache");
+
+    let (cache, _hold) = images.build_cache(rows.clone());
+    let first = images.push_cache(&cache, &name, None, silent()).await.unwrap();
+    assert_eq!(images.push_cache(&cache, &name, None, silent()).await.unwrap(), first);
+    let found = there.pull_cache(&name, None, silent()).await.unwrap().unwrap();
+    assert_eq!(found.cache, rows[..2], "the image is not there");
+    assert!(there.layer(cached.as_str()).is_some());
+    assert_eq!(there.verify(true, silent()).await.unwrap().problems, [""; 0]);
 }
 
 /// Runs a program, or says that the machine lacks it.
