@@ -287,6 +287,17 @@ pub enum Stat {
     Other,
 }
 
+/// Permission bits and owner of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits, set-id and sticky bits included.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
 /// One sandbox of a build.
 ///
 /// `/dev`, `/proc` and `/sys` are mounts of their own: what is written there never becomes part of the layer.
@@ -323,6 +334,13 @@ pub trait Step: Send {
 
     /// What stands at a path; `None` for nothing.
     fn stat<'a>(&'a mut self, path: &'a str) -> Answer<'a, Option<Stat>>;
+
+    /// Permission bits and owner of what stands at a path; `None` for nothing, and where that cannot be told: what is made
+    /// after it is then 0755 and root's.
+    fn attributes<'a>(&'a mut self, path: &'a str) -> Answer<'a, Option<Attributes>> {
+        let _ = path;
+        Box::pin(async { Ok(None) })
+    }
 
     /// Makes a directory and those above it that are missing, each 0755 and owned by `owner` (root when absent).
     /// One that exists stays as it is.

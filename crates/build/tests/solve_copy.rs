@@ -143,15 +143,31 @@ async fn parents_of_files_of_the_context_are_kept() {
 #[tokio::test]
 async fn parents_of_files_of_a_stage_are_kept() {
     let world = World::new(
-        "FROM debian AS from\nRUN write /a/b/f 1 && write /a/b/deep/h 2 && write /a/c/g 3\nCOPY <<EOF /a/b/deep/i\nI\nEOF\n\
+        "FROM debian AS from\nRUN write /a/b/f 1 && write /a/b/deep/h 2 && write /a/c/g 3\nCOPY --chmod=0700 --chown=5:6 <<EOF /a/b/deep/i\nI\nEOF\nCOPY top /s\n\
          FROM scratch\nCOPY --from=from --parents /a/b/f /a/./c/g /x/\n\
          COPY --from=from --parents /a/**/h /y/\nCOPY --from=from --parents /a/./b/deep /z/\n\
-         COPY --from=from --parents --exclude=**/h /a/b/deep /w",
+         COPY --from=from --parents --exclude=**/h /a/b/deep /w\nCOPY --from=from --parents /s/private/f /v/",
     );
+    world.write("top/private/f", "");
+    world.chmod("top/private", 0o700);
     let tree = world.tree().await;
     let files: Vec<&str> =
         tree.iter().filter(|(_, node)| node.kind == 'f').map(|(path, _)| path.as_str()).collect();
-    assert_eq!(files, ["/w/a/b/deep/i", "/x/a/b/f", "/x/c/g", "/y/a/b/deep/h", "/z/b/deep/h", "/z/b/deep/i"]);
+    let wanted = [
+        "/v/s/private/f",
+        "/w/a/b/deep/i",
+        "/x/a/b/f",
+        "/x/c/g",
+        "/y/a/b/deep/h",
+        "/z/b/deep/h",
+        "/z/b/deep/i",
+    ];
+    assert_eq!(files, wanted);
+    // The directories are what they are in the stage.
+    assert_eq!(tree["/v/s/private"].mode, 0o700);
+    for dir in ["/w/a/b/deep", "/x/a/b", "/y/a", "/y/a/b/deep"] {
+        assert_eq!(tree[dir].owner, "5:6", "{dir}");
+    }
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use crate::graph::Root;
 use crate::ignore::Ignore;
 use crate::pattern::{Pattern, has_wildcards};
 use crate::plan::{Chmod, CopyPlan, CopyRoot, PlannedSource, PlannedStep};
-use crate::runner::{Fetched, LayerId, Owner, Remote, RunnerError, Setting, Stat, Step};
+use crate::runner::{Attributes, Fetched, LayerId, Owner, Remote, RunnerError, Setting, Stat, Step};
 use crate::source::Span;
 
 /// Permission bits of a file that came by HTTP, as documented.
@@ -40,6 +40,8 @@ struct Copying<'a> {
 
 /// A source found in a stage or an image.
 struct Found {
+    /// Directory that `--parents` keeps nothing of, nor of what is above it.
+    from: String,
     path: String,
     /// Directory below the destination that it goes to.
     below: String,
@@ -264,8 +266,9 @@ impl Solver<'_> {
         let (step, plan) = (copying.step, copying.plan);
         let unreadable = |source| self.failed(step, "read the files to copy", source);
         let owner = plan.chown.clone().map_or(Owner::Keep, Owner::Spec);
-        let Found { path, below, is_dir, includes, written } = found;
-        let mut edit = Edit { below, includes, modes: copying.modes.clone(), ..Edit::default() };
+        let Found { from: pivot, path, below, is_dir, includes, written } = found;
+        let ways = self.ways_lent(step, from, &pivot, &below).await?;
+        let mut edit = Edit { below, ways, includes, modes: copying.modes.clone(), ..Edit::default() };
         let dir = if is_dir {
             edit.excludes = copying.excludes.clone();
             plan.dest.clone()
@@ -337,14 +340,32 @@ impl Solver<'_> {
                 if is_excluded(excludes, &path, &below, is_dir && !has_wildcards(written)) {
                     continue;
                 }
-                let (includes, written) = (includes.clone(), written.to_owned());
-                found.push(Found { path, below, is_dir, includes, written });
+                let (from, includes, written) = (dir.clone(), includes.clone(), written.to_owned());
+                found.push(Found { from, path, below, is_dir, includes, written });
             }
         }
         if found.is_empty() && has_wildcards(written) {
             self.matches_nothing(step, written);
         }
         Ok(found)
+    }
+
+    /// What the directories that `--parents` keeps are in the stage.
+    async fn ways_lent(
+        &self,
+        step: &PlannedStep,
+        from: &mut dyn Step,
+        pivot: &str,
+        below: &str,
+    ) -> Result<Vec<Option<Attributes>>, Error> {
+        let mut ways = Vec::new();
+        let mut at = pivot.trim_end_matches('/').to_owned();
+        for part in below.split('/').filter(|part| !part.is_empty()) {
+            at = format!("{at}/{part}");
+            let found = from.attributes(&at).await;
+            ways.push(found.map_err(|source| self.failed(step, "look at the files to copy", source))?);
+        }
+        Ok(ways)
     }
 
     /// The paths that a path or pattern of a stage means.

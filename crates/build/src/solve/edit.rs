@@ -13,7 +13,7 @@ use super::chmod::Modes;
 use super::tars::Stream;
 use crate::ignore::Ignore;
 use crate::pattern::Pattern;
-use crate::runner::Tar;
+use crate::runner::{Attributes, Tar};
 
 /// Extended headers that say again what a changed header says.
 const OWN: [&str; 3] = ["path", "linkpath", "size"];
@@ -21,8 +21,10 @@ const OWN: [&str; 3] = ["path", "linkpath", "size"];
 /// What is to be changed.
 #[derive(Debug, Default)]
 pub(super) struct Edit {
-    /// Directory that all names are put below, each of its parts 0755; `""` for none.
+    /// Directory that all names are put below; `""` for none.
     pub(super) below: String,
+    /// What the directories on the way there are to be, the outermost first; 0755 and root's where that is not known.
+    pub(super) ways: Vec<Option<Attributes>>,
     /// For a tar of one file: its new name, below `below`.
     pub(super) rename: Option<String>,
     /// What alone is taken, by names before they are put below anything: what it matches, and all below that.
@@ -113,15 +115,17 @@ pub(super) fn edited(tar: Tar, edit: Edit) -> Stream {
 
 impl Edit {
     fn parents(&self, builder: &mut tar::Builder<&mut dyn Write>) -> io::Result<()> {
-        let parts = self.below.split('/').filter(|part| !part.is_empty()).count();
         let ends = self.below.match_indices('/').map(|(at, _)| at).chain([self.below.len()]);
-        for end in ends.take(parts) {
+        for (number, end) in ends.enumerate().filter(|(_, end)| *end > 0) {
+            let unknown = Attributes { mode: 0o755, uid: 0, gid: 0 };
+            let known = self.ways.get(number).copied().flatten();
+            let Attributes { mode, uid, gid } = known.unwrap_or(unknown);
             let mut header = tar::Header::new_gnu();
             header.set_entry_type(tar::EntryType::Directory);
-            header.set_mode(self.mode(0o755, true));
+            header.set_mode(self.mode(mode, true));
             header.set_mtime(0);
-            header.set_uid(0);
-            header.set_gid(0);
+            header.set_uid(uid.into());
+            header.set_gid(gid.into());
             header.set_size(0);
             builder.append_data(&mut header, format!("{}/", &self.below[..end]), io::empty())?;
         }

@@ -3,7 +3,9 @@
 use std::io::Read;
 
 use berth_build::pattern::Pattern;
-use berth_build::runner::{Answer, LayerId, Mount, MountSource, Owner, RunSpec, Setting, Stat, Step, Tar};
+use berth_build::runner::{
+    Answer, Attributes, LayerId, Mount, MountSource, Owner, RunSpec, Setting, Stat, Step, Tar,
+};
 use tokio::io::AsyncReadExt;
 
 use super::{Machine, Node, Tree, merged, no_such, node, ready};
@@ -328,6 +330,14 @@ impl Step for Sandbox {
             Some(_) => Some(Stat::Other),
             None => None,
         })
+    }
+
+    fn attributes<'a>(&'a mut self, path: &'a str) -> Answer<'a, Option<Attributes>> {
+        let node = self.now.get(&self.resolve(path));
+        ready(node.map(|Node { mode, owner, .. }| {
+            let (uid, gid) = owner.split_once(':').unwrap();
+            Attributes { mode: *mode, uid: uid.parse().unwrap(), gid: gid.parse().unwrap() }
+        }))
     }
 
     fn mkdir<'a>(&'a mut self, path: &'a str, owner: Option<&'a str>) -> Answer<'a, ()> {
