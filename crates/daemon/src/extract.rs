@@ -46,7 +46,7 @@ async fn body(request: Request) -> Result<axum::body::Bytes, Failure> {
     read.map_err(|error| user_error("bad_body", format!("cannot read the request's body: {error}")))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(bytes).map_err(|error| {
         let message = format!("the request's body is not valid: {error}");
         let Failure(failure) = user_error("bad_body", &message);

@@ -5,19 +5,28 @@ use std::io;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
-use berth_types::error::ErrorBody;
-use berth_types::image::{BootstrapImage, BuildImage, BuildResult, Image, ImportImage, PullImage, PushImage};
+use berth_types::error::{ApiError, ErrorBody, Kind};
+use berth_types::files::{ArchiveOutReport, TAR_TYPE};
+use berth_types::image::{
+    BootstrapImage, ExportImages, Image, ImportImage, ImportResult, PruneImages, PruneReport, PullImage,
+    PushImage, TagImage, VerifyImages, VerifyReport,
+};
 use berth_types::progress::Line;
 use berth_types::sandbox::Page;
+use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
-use serde::Deserialize;
+use tokio::io::AsyncReadExt;
 use tokio_util::io::StreamReader;
 
 use crate::extract::{self, Path};
-use crate::reply::{Reply, user_error};
+use crate::reply::Reply;
+use crate::transfer::{Contents, answer};
 use crate::{App, progress};
+
+/// How much of an export is sent at a time.
+const PIECE: usize = 256 << 10;
 
 /// Lists the images of the local store.
 #[utoipa::path(get, path = "/v1/images", tag = "images", responses((status = 200, body = Page<Image>)))]
@@ -64,14 +73,14 @@ pub(crate) async fn push(
 #[utoipa::path(post, path = "/v1/images/import", tag = "images",
     params(("reference" = Option<String>, Query), ("format" = Option<String>, Query)),
     request_body(content = String, content_type = "application/octet-stream"),
-    responses((status = 200, content_type = "application/x-ndjson", body = Line<Image>)))]
+    responses((status = 200, content_type = "application/x-ndjson", body = Line<ImportResult>)))]
 pub(crate) async fn import(
     State(app): State<App>,
     extract::Query(query): extract::Query<ImportImage>,
     body: Body,
 ) -> Response {
     let archive = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
-    progress::respond(|sink| async move { app.node.import_image(query, Box::new(archive), sink).await })
+    progress::respond(|sink| async move { app.node.import_images(query, Box::new(archive), sink).await })
 }
 
 /// Makes a base image from a Debian mirror.
@@ -84,28 +93,67 @@ pub(crate) async fn bootstrap(
     progress::respond(|sink| async move { app.node.bootstrap_image(request, sink).await })
 }
 
-/// Query of [`build`]: a [`BuildImage`] as JSON, since a query string cannot hold maps.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct BuildQuery {
-    options: Option<String>,
+/// Points another reference at an image.
+#[utoipa::path(post, path = "/v1/images/tag", tag = "images", request_body = TagImage,
+    responses((status = 200, body = Image), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(crate) async fn tag(
+    State(app): State<App>,
+    extract::Json(request): extract::Json<TagImage>,
+) -> Reply<Json<Image>> {
+    Ok(Json(app.node.tag_image(request).await?))
 }
 
-/// Builds the Dockerfile of the context in the body, a tar.
-#[utoipa::path(post, path = "/v1/images/build", tag = "images",
-    params(("options" = Option<String>, Query, description = "a BuildImage as JSON")),
-    request_body(content = String, content_type = "application/x-tar"),
-    responses((status = 200, content_type = "application/x-ndjson", body = Line<BuildResult>)))]
-pub(crate) async fn build(
+/// Removes images, layers and cache mounts that nobody uses. What a sandbox, a build or a pull uses stays.
+#[utoipa::path(post, path = "/v1/images/prune", tag = "images", request_body = PruneImages,
+    responses((status = 200, content_type = "application/x-ndjson", body = Line<PruneReport>)))]
+pub(crate) async fn prune(
     State(app): State<App>,
-    extract::Query(query): extract::Query<BuildQuery>,
-    body: Body,
+    extract::Json(request): extract::Json<PruneImages>,
+) -> Response {
+    progress::respond(|sink| async move { app.node.prune_images(request, sink).await })
+}
+
+/// Compares the store with what it should hold. Nothing is repaired; what is wrong is in the report.
+#[utoipa::path(post, path = "/v1/images/verify", tag = "images", request_body = VerifyImages,
+    responses((status = 200, content_type = "application/x-ndjson", body = Line<VerifyReport>)))]
+pub(crate) async fn verify(
+    State(app): State<App>,
+    extract::Json(request): extract::Json<VerifyImages>,
+) -> Response {
+    progress::respond(|sink| async move { app.node.verify_images(request, sink).await })
+}
+
+/// Images as an archive; in zstd where `Accept-Encoding` names that. A failure midway cuts the connection, or, to clients that
+/// take trailers, is told in one: an archive that ends in order is whole.
+#[utoipa::path(post, path = "/v1/images/export", tag = "images", request_body = ExportImages,
+    responses((status = 200, content_type = "application/x-tar", body = String), (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody)))]
+pub(crate) async fn export(
+    State(app): State<App>,
+    headers: HeaderMap,
+    extract::Json(request): extract::Json<ExportImages>,
 ) -> Reply<Response> {
-    let options: BuildImage = match query.options.as_deref() {
-        None => BuildImage::default(),
-        Some(json) => serde_json::from_str(json)
-            .map_err(|error| user_error("bad_query", format!("the options are not valid: {error}")))?,
-    };
-    let context = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
-    Ok(progress::respond(|sink| async move { app.node.build_image(options, Box::new(context), sink).await }))
+    let archive = Archive(app.node.export_images(request).await?);
+    answer(archive, HeaderValue::from_static(TAR_TYPE), &headers)
+}
+
+/// An archive on its way out.
+struct Archive(berth_node::Body);
+
+impl Contents for Archive {
+    async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        let mut piece = BytesMut::with_capacity(PIECE);
+        match self.0.read_buf(&mut piece).await {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(piece.freeze())),
+            Err(error) => {
+                let message = format!("the export broke off: {error}");
+                Err(ApiError::new(Kind::Unavailable, "export_broken_off", message))
+            }
+        }
+    }
+
+    fn report(&self) -> Option<ArchiveOutReport> {
+        None
+    }
 }

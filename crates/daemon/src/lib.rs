@@ -17,6 +17,7 @@ mod activity;
 mod archive;
 mod attach;
 mod browser;
+mod builds;
 mod coding;
 mod exec;
 mod extract;

@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use crate::{archive, attach, exec, file, fs, images, leases, proxy, sandboxes, ssh, system, tcp};
+use crate::{archive, attach, builds, exec, file, fs, images, leases, proxy, sandboxes, ssh, system, tcp};
 
 /// Berth's HTTP API. Bodies of execs and archives are streams; see each route.
 #[derive(OpenApi)]
@@ -26,6 +26,7 @@ use crate::{archive, attach, exec, file, fs, images, leases, proxy, sandboxes, s
         sandboxes::delete,
         sandboxes::set_lease,
         sandboxes::set_ttl,
+        builds::replay,
         exec::start,
         exec::list,
         exec::show,
@@ -51,7 +52,11 @@ use crate::{archive, attach, exec, file, fs, images, leases, proxy, sandboxes, s
         images::push,
         images::import,
         images::bootstrap,
-        images::build,
+        images::tag,
+        images::prune,
+        images::verify,
+        images::export,
+        builds::build,
     ),
     components(schemas(
         berth_types::exec::ExecEvent,

@@ -7,8 +7,8 @@ use berth_types::error::{ApiError, Kind};
 
 use crate::reply::Failure;
 use crate::{
-    App, activity, archive, attach, browser, exec, file, fs, images, leases, proxy, sandboxes, ssh, system,
-    tcp,
+    App, activity, archive, attach, browser, builds, exec, file, fs, images, leases, proxy, sandboxes, ssh,
+    system, tcp,
 };
 
 pub(crate) fn router(app: App) -> Router {
@@ -26,6 +26,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/sandboxes/{id}", get(sandboxes::show).delete(sandboxes::delete))
         .route("/sandboxes/{id}/lease", put(sandboxes::set_lease))
         .route("/sandboxes/{id}/ttl", put(sandboxes::set_ttl))
+        .route("/sandboxes/{id}/replay", post(builds::replay))
         .route("/sandboxes/{id}/exec", post(exec::start))
         .route("/sandboxes/{id}/quiesce", post(exec::quiesce))
         .route("/sandboxes/{id}/execs", get(exec::list))
@@ -45,7 +46,11 @@ pub(crate) fn router(app: App) -> Router {
         .route("/images/push", post(images::push))
         .route("/images/import", post(images::import))
         .route("/images/bootstrap", post(images::bootstrap))
-        .route("/images/build", post(images::build))
+        .route("/images/build", post(builds::build))
+        .route("/images/tag", post(images::tag))
+        .route("/images/prune", post(images::prune))
+        .route("/images/verify", post(images::verify))
+        .route("/images/export", post(images::export))
         .route("/images/{id}", get(images::show).delete(images::remove));
     // Pages of a sandbox come from here, so what pages ask for does not get further than this.
     let proxy = Router::new()

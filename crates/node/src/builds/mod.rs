@@ -208,9 +208,7 @@ impl Node {
 
     /// Builds from a context that is here.
     async fn carry_out(&self, asked: &Asked, came: &Received, sink: Sink) -> Result<Built, Error> {
-        let empty = upload::empty(&self.0.tmp)?;
-        let contexts = [ContextSource::Directory(came.path()), ContextSource::Directory(empty.path())];
-        self.build_from(asked, contexts, &sink).await
+        self.build_from(asked, ContextSource::Directory(came.path()), &sink).await
     }
 
     /// The image that an earlier build made of the same, by what the context holds.
@@ -227,9 +225,7 @@ impl Node {
                 told(progress);
             }
         });
-        let nothing = ContextManifest::default();
-        let contexts = [ContextSource::Manifest(manifest), ContextSource::Manifest(&nothing)];
-        match self.build_from(asked, contexts, &quiet).await {
+        match self.build_from(asked, ContextSource::Manifest(manifest), &quiet).await {
             Ok(built) => {
                 built.outcome.warnings.iter().for_each(|warning| sink(Progress::Warning(warning.clone())));
                 Ok(Some(Arc::new(built)))
@@ -241,17 +237,17 @@ impl Node {
         }
     }
 
-    /// Builds the image from the first context, and its packages from the second, which is empty.
+    /// Builds the image, and on top of it its packages.
     async fn build_from(
         &self,
         asked: &Asked,
-        [context, empty]: [ContextSource<'_>; 2],
+        context: ContextSource<'_>,
         sink: &Sink,
     ) -> Result<Built, Error> {
         let machine = self.builder(asked.settings.clone(), sink);
         let mut outcome = berth_build::build(self.request(asked, context, sink), &machine).await?;
         if !asked.packages.is_empty() {
-            outcome = self.add_packages(asked, outcome, empty, &machine).await?;
+            outcome = self.add_packages(asked, outcome, context, &machine).await?;
         }
         Ok(Built { outcome, _kept: machine.kept })
     }
@@ -286,7 +282,7 @@ impl Node {
         &self,
         asked: &Asked,
         below: Outcome,
-        empty: ContextSource<'_>,
+        context: ContextSource<'_>,
         machine: &Builder,
     ) -> Result<Outcome, Error> {
         let image = self.resolve_image(&below.image).await?;
@@ -297,7 +293,8 @@ impl Node {
             dockerfile: DockerfileSource::Text { name: packages::FILE.to_owned(), text },
             target: None,
             build_args: Default::default(),
-            ..self.request(asked, empty, &on_top.sink)
+            // Nothing of it is copied.
+            ..self.request(asked, context, &on_top.sink)
         };
         let added = berth_build::build(request, &on_top).await?;
         let was_there = added.cached_steps == added.steps;

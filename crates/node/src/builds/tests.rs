@@ -229,7 +229,7 @@ async fn a_build_goes_on_when_the_first_one_leaves_and_ends_with_the_last() {
         world.controls.machines.lock().unwrap().keys().find(|id| id.starts_with("build-")).unwrap().clone();
     let machine = world.controls.machine(&id);
     assert!(Arc::strong_count(&machine) > 2, "the step is alive");
-    assert_eq!(world.contexts(), 1);
+    until(|| world.contexts() == 1).await;
     second.abort();
     third.abort();
     // Ours, and that of the driver's list.
@@ -253,4 +253,36 @@ async fn all_who_wait_get_the_same_failure_and_the_next_one_starts_anew() {
     assert_eq!(one, two);
     assert!(one.kind.is_infrastructure(), "{one:?}");
     assert_eq!(code(world.node.build_image(request(&files), None, silent()).await), "context_needed");
+}
+
+#[tokio::test]
+async fn packages_are_a_step_on_top_of_the_image() {
+    let world = World::new().await;
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let into = log.clone();
+    let heard: Sink = Arc::new(move |progress| into.lock().unwrap().push(progress));
+    let with = |packages: &[&str]| BuildImage {
+        dockerfile_text: Some("FROM tiny\nUSER app\n".into()),
+        packages: packages.iter().map(|name| (*name).to_owned()).collect(),
+        ..BuildImage::default()
+    };
+    let refused = world.node.build_image(with(&["git", "a;b"]), None, silent()).await.unwrap_err();
+    assert!(refused.to_string().contains("\"a;b\""), "{refused}");
+    let asking = ask(&world.node, with(&["jq", "git", "jq"]), None, heard);
+    until(|| world.steps_under_way() == 1).await;
+    let steps: Vec<String> = log
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|progress| match progress {
+            Progress::Step { instruction, .. } => Some(instruction.clone()),
+            _ => None,
+        })
+        .collect();
+    let install = steps.iter().find(|step| step.starts_with("RUN")).unwrap();
+    assert!(install.ends_with(r#""install","git","jq"]"#), "{install}");
+    let below = steps.iter().position(|step| step == "USER app").unwrap();
+    let on_top = steps.iter().position(|step| step == "USER root").unwrap();
+    assert!(below < on_top, "{steps:?}");
+    asking.abort();
 }

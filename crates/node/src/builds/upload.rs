@@ -124,7 +124,7 @@ pub(super) async fn receive(context: Body, tmp: &Path, room: &Arc<Room>) -> Resu
 }
 
 fn take_in(body: impl Read, tmp: &Path, mut claim: Claim) -> Result<Received, Error> {
-    let dir = empty(tmp)?;
+    let dir = tempfile::Builder::new().prefix(CONTEXT_PREFIX).tempdir_in(tmp).map_err(Error::Context)?;
     let mut body = io::BufReader::with_capacity(PIECE, body);
     let mut unpack = Unpack::new(dir.path())?;
     let mut archive = tar::Archive::new(&mut body);
@@ -134,11 +134,6 @@ fn take_in(body: impl Read, tmp: &Path, mut claim: Claim) -> Result<Received, Er
     io::copy(&mut body, &mut io::sink()).map_err(Error::BadContext)?;
     let listing = unpack.finish()?;
     Ok(Received { dir: Some(dir), listing, _claim: claim })
-}
-
-/// A directory with nothing in it, removed with the result.
-pub(super) fn empty(tmp: &Path) -> Result<TempDir, Error> {
-    tempfile::Builder::new().prefix(CONTEXT_PREFIX).tempdir_in(tmp).map_err(Error::Context)
 }
 
 /// Reads what nobody needs, so that the client gets to read its answer.
