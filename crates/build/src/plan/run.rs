@@ -8,6 +8,7 @@ use crate::instruction::{CommandLine, Instruction, Run};
 use crate::key::{Digest, Hasher};
 use crate::runner::RunSpec;
 use crate::syntax::Statement;
+use crate::syntax::words::split_quoted;
 use crate::variables::{Environment, proxies};
 
 /// Where a script of a `RUN` heredoc stands: `/dev` is no part of a layer.
@@ -61,7 +62,9 @@ impl Current<'_> {
         let (CommandLine::Shell(line), [first, ..]) = (&run.command, heredocs) else {
             return Ok((self.config.argv(&run.command), None));
         };
-        if crate::syntax::heredoc(line).is_none() {
+        // A heredoc and nothing else is the command itself.
+        let alone = split_quoted(line, '\\').len() == 1 && crate::syntax::heredoc(line).is_some();
+        if !alone {
             // The shell itself reads the heredocs, in the order in which it finds them.
             let bodies: String =
                 heredocs.iter().map(|doc| format!("\n{}{}", doc.content, doc.name)).collect();
