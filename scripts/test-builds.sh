@@ -50,9 +50,9 @@ trap finish EXIT
 
 mkdir -p "$data" "$run/results"
 export BERTH_HOST="unix://$run/berth.sock" BERTH_CONFIG="$run/berth.toml"
-: >"$BERTH_CONFIG"
-# Both builds, and the sandboxes of the checks.
-[ -z "${SSL_CERT_FILE:-}" ] || printf '[builds]\nca_bundle = "%s"\n' "$SSL_CERT_FILE" >"$BERTH_CONFIG"
+# A machine for tests may be filled further than others.
+printf '[disk]\nreserve_mb = 512\n' >"$BERTH_CONFIG"
+[ -z "${SSL_CERT_FILE:-}" ] || printf '[builds]\nca_bundle = "%s"\n' "$SSL_CERT_FILE" >>"$BERTH_CONFIG"
 BERTH_DATA_DIR=$data "$berth" serve 2>>"$run/daemon.log" &
 daemon=$!
 for _ in $(seq 300); do

@@ -11,10 +11,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from network import Network
+
 HERE = Path(__file__).resolve().parent
 # Layers lie below the data directory itself, so that they can be mounted here as a sandbox has them mounted. Limits of
 # storage are another suite's matter.
-CONFIG = '[disk]\nengine = "plain"\n[limits]\nallow_unenforced_storage = true\n'
+CONFIG = '[disk]\nengine = "plain"\nreserve_mb = 256\n[limits]\nallow_unenforced_storage = true\n'
 MOUNT = (
     "mount -t tmpfs tmpfs /mnt && mkdir /mnt/empty /mnt/tree && cd \"$1\" && "
     'mount -t overlay overlay -o "lowerdir=$2:/mnt/empty" /mnt/tree && exec python3 -B "$3" /mnt/tree'
@@ -47,7 +49,8 @@ class Berth:
         self.log = (work / "daemon.log").open("w")
         (work / "berth.toml").write_text(CONFIG)
         argv = [binary, "serve", "--host", self.socket, "--data-dir", str(self.data), "--config", str(work / "berth.toml")]
-        self.daemon = subprocess.Popen(argv, stdout=self.log, stderr=self.log)
+        self.network = Network()
+        self.daemon = subprocess.Popen([*self.network.enter, *argv], stdout=self.log, stderr=self.log)
         for _ in range(300):
             if self.run("version").returncode == 0:
                 return
@@ -64,6 +67,7 @@ class Berth:
         except subprocess.TimeoutExpired:
             self.daemon.kill()
             self.daemon.wait()
+        self.network.stop()
         self.log.close()
 
     def run(self, *argv: str, env: dict[str, str] | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:

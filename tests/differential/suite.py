@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -250,6 +251,8 @@ def main() -> None:
             print(f"{one.whole}: {kind}")
         print(f"{len(chosen)} cases")
         return
+    # So that nothing stays when it is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     work = Path(tempfile.mkdtemp(prefix="berth-conformance.", dir=os.environ.get("TMPDIR", "/var/tmp")))
     try:
         suite = Suite(options, work)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
+import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from berth import Berth, Built
+from network import OUTSIDE
 
 # A RUN that leaves something new in FILE each time that it runs: whether it ran again shows in the image.
 UNIQUE = "cat /proc/sys/kernel/random/uuid >"
@@ -77,10 +80,9 @@ class World:
         """What a server of `top` at `prefix` answers."""
         return {f"{prefix}/{path.relative_to(top)}": path.read_bytes() for path in top.rglob("*") if path.is_file()}
 
-    @staticmethod
     @contextmanager
-    def server(pages: dict[str, bytes]) -> Iterator[str]:
-        """A web server on loopback that has these pages, which may change; its URL."""
+    def server(self, pages: dict[str, bytes]) -> Iterator[str]:
+        """A web server that builds reach; it has these pages, which may change. Its URL."""
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -97,11 +99,14 @@ class World:
             def log_message(self, *args: object) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        listener = self.berth.network.listen()
+        server = ThreadingHTTPServer(listener.getsockname(), Handler, bind_and_activate=False)
+        server.socket.close()
+        server.socket = listener
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http://{OUTSIDE}:{listener.getsockname()[1]}"
         finally:
             server.shutdown()
             thread.join()
@@ -115,3 +120,21 @@ class World:
             capture_output=True, text=True, check=False,
         )
         assert found.returncode == 1, f"it is in {found.stdout}"
+
+    def start(self) -> subprocess.Popen:
+        """A build under way, whose client may be killed."""
+        argv = [self.berth.binary, "image", "build", str(self.context), "--json"]
+        env = os.environ | {"BERTH_HOST": self.berth.socket}
+        return subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def until_cached_file(self, name: str) -> None:
+        """Until a step has written a file of that name to a cache mount."""
+        for _ in range(300):
+            if any((self.berth.data / "build-caches").rglob(name)):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"no step came to write {name}")
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)

@@ -9,7 +9,10 @@ touch -d @1000 s/a s/d/x; touch -d @2000 s/d s; tar -C s --sort=name -cf t.tar .
 for name, make in {
     "plain": "cp t.tar t", "gzip": "gzip -n < t.tar > t", "bzip2": "bzip2 < t.tar > t", "xz": "xz < t.tar > t",
 }.items():
-    case(f"archive-{name}", "FROM base\nADD t /x/\n", ARCHIVE + make)
+    case(
+        f"archive-{name}", "FROM base\nADD t /x/\n", ARCHIVE + make,
+        instead={"/x": d()}, because="what an archive says of its own top is not for a directory that is there; buildah takes it over",
+    )
 documented(
     "archive-zstd", "buildah 1.28 does not take zstd apart", "FROM base\nADD t.zst /x/\n",
     "echo a > a; touch -d @9 a; tar --owner=0 --group=0 -cf - a | zstd -q > t.zst", tree={"/x": d(), "/x/a": f("a\n", more="time=9")},
@@ -27,7 +30,11 @@ case("archive-over-existing", "FROM base\nADD t.tar /etc\n", "mkdir -p e/conf.d;
 case("archive-to-missing-directory", "FROM base\nADD t.tar /n/e/w\n", "echo a > a; tar --owner=0 --group=0 -cf t.tar a")
 case("archive-with-parents-only-named", "FROM base\nADD t.tar /x\n", "mkdir -p p/q; echo r > p/q/r; chmod 750 p; tar --owner=0 --group=0 -cf t.tar p/q/r")
 case("archive-long-names", "FROM base\nADD t.tar /x\n", "n=$(printf 'n%.0s' $(seq 150)); mkdir $n; echo a > $n/$n; ln -s $n/$n l; tar --owner=0 --group=0 -cf t.tar $n l")
-case("archive-that-tells-of-its-top", "FROM base\nRUN mkdir /x\nADD t.tar /x\nADD t.tar /new\n", "mkdir s; echo a > s/a; chmod 710 s; chown 5:6 s; tar -C s -cf t.tar .")
+documented(
+    "archive-that-tells-of-its-top", "buildah takes over what it says",
+    "FROM base\nRUN mkdir /x\nADD t.tar /x\nADD t.tar /new\n", "mkdir s; echo a > s/a; chmod 710 s; chown 5:6 s; chown 0:0 s/a; tar -C s -cf t.tar .",
+    tree={"/x": d(), "/x/a": f("a\n"), "/new": d(), "/new/a": f("a\n")},
+)
 case("archive-pax", "FROM base\nADD t.tar /x\n", "echo a > ünï; tar --format=pax --owner=70000 --group=200000 --mtime=@7.5 -cf t.tar ünï")
 case("chmod", "FROM base\nADD --chmod=711 a /x\n", "echo a > a")
 case("chown", "FROM base\nADD --chown=bob:adm d /d\n", "mkdir d; echo a > d/a")
@@ -41,7 +48,6 @@ failing("archive-cut-off", "FROM base\nADD t.tar.gz /x/\n", 2, "", "seq 100000 >
 failing("missing", "FROM base\nADD nothing /x\n", 2, "nothing")
 failing("checksum-of-a-file", "FROM base\nADD --checksum=sha256:0000000000000000000000000000000000000000000000000000000000000000 a /x\n", 2, "(?i)checksum", "touch a")
 failing("url-without-name", "FROM base\nADD http://127.0.0.1:9/ /x/\n", 2, "")
-failing("url-unreachable", "FROM base\nADD http://127.0.0.1:9/x /x\n", 2, "127.0.0.1")
 failing("checksum-malformed", "FROM base\nADD --checksum=md5:00 http://127.0.0.1:9/x /x\n", 2, "")
 
 
@@ -110,3 +116,11 @@ def git(w):
         assert tree["/main/f"] == f("2\n") and tree["/tag/f"] == f("1\n"), (tree.get("/main/f"), tree.get("/tag/f"))
         assert tree["/sub/s"] == f("s\n") and tree["/main/l"] == l("f"), (tree.get("/sub/s"), tree.get("/main/l"))
         assert "/main/.git" not in tree
+
+
+@scenario("url-that-cannot-be-reached-is-not-the-dockerfiles-fault")
+def unreachable(w):
+    w.dockerfile("FROM base\nADD http://127.0.0.1:9/x /x\n")
+    built = w.try_build()
+    assert built.code not in (0, 64, 66), built.code
+    assert "Dockerfile:2" in built.output and "127.0.0.1:9" in built.output, built.output

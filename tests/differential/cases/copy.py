@@ -116,7 +116,7 @@ NO_LINK = "buildah 1.28 has no --link"
 documented("link", NO_LINK, "FROM base\nCOPY --link a /x/a\nCOPY --link d /d\n", "echo a > a; mkdir d; echo b > d/b",
     tree={"/x": d(), "/x/a": f("a\n"), "/d": d(), "/d/b": f("b\n")})
 documented("link-chown-number", NO_LINK, "FROM base\nCOPY --link --chown=7:8 --chmod=600 a /x/\n", "echo a > a",
-    tree={"/x": d(), "/x/a": f("a\n", 0o600, "7:8")})
+    tree={"/x": d(0o755, "7:8"), "/x/a": f("a\n", 0o600, "7:8")})
 documented("link-from-stage", NO_LINK, "FROM base AS s\nRUN mkdir /o && echo a > /o/a\nFROM base\nCOPY --link --from=s /o/ /o/\n",
     tree={"/o": d(), "/o/a": f("a\n")})
 documented("link-false", NO_LINK, "FROM base\nRUN mkdir /real && ln -s real /l\nCOPY --link=false a /l/\n", "echo a > a",

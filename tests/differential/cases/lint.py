@@ -41,7 +41,7 @@ warns("redundant-target-platform", "FROM --platform=$TARGETPLATFORM base\n", ("R
 warns("constant-platform", "FROM --platform=linux/amd64 base\n", ("FromPlatformFlagConstDisallowed", 1))
 warns("secret-in-arg", "FROM base\nARG AWS_SECRET_ACCESS_KEY\n", ("SecretsUsedInArgOrEnv", 2))
 warns("secret-in-env", "FROM base\nENV DB_PASSWORD=x\n", ("SecretsUsedInArgOrEnv", 2), config={"Env": [PATH, "DB_PASSWORD=x"]})
-warns("public-key-is-no-secret", "FROM base\nENV PUBLIC_KEY=x TOKEN_FILE=y\n", config={"Env": [PATH, "PUBLIC_KEY=x", "TOKEN_FILE=y"]})
+warns("public-key-is-no-secret", "FROM base\nENV PUBLIC_KEY=x KEYS=y\n", config={"Env": [PATH, "PUBLIC_KEY=x", "KEYS=y"]})
 warns("invalid-default-in-from", "ARG TAG\nFROM base:${TAG}\n", ("InvalidDefaultArgInFrom", 2), args=["--build-arg", "TAG=latest"])
 warns("copy-ignored-file", "FROM base\nCOPY d /d\n", files="mkdir d; touch d/a; echo d/a > .dockerignore", tree={"/d": "d 755 0:0"})
 warns("expose-protocol-casing", "FROM base\nEXPOSE 80/TCP\n", ("ExposeProtoCasing", 2), config={"ExposedPorts": {"80/tcp": {}}})
