@@ -3,12 +3,16 @@
 //! Defaults are overridden by the file, the file by the environment, that by flags. What a value means is written at its
 //! field; `docs/configuration.md` shows them all with their defaults, and a test holds it to that.
 
+mod builds;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
+
+use builds::BuildsConfig;
 
 /// How far the networks that are kept ready may grow, as a multiple of `network.pool`, while many are asked for at once.
 const POOL_GROWTH: usize = 8;
@@ -44,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) limits: LimitsConfig,
     /// What becomes of sandboxes when the daemon ends.
     pub(crate) sandboxes: SandboxesConfig,
+    /// How Dockerfiles are built.
+    pub(crate) builds: BuildsConfig,
     /// What keeps sandboxes and the machine apart.
     pub(crate) isolation: IsolationConfig,
     /// Networks of sandboxes.
@@ -61,6 +67,7 @@ impl Default for Config {
             disk: Default::default(),
             limits: Default::default(),
             sandboxes: Default::default(),
+            builds: Default::default(),
             isolation: Default::default(),
             network: Default::default(),
             ssh: Default::default(),
@@ -161,11 +168,14 @@ pub(crate) struct SandboxesConfig {
     pub(crate) orphan_seconds: u64,
     /// Whether a daemon that is told to end leaves its sandboxes running, as one does that is killed.
     pub(crate) keep_on_stop: bool,
+    /// Certificates (PEM) that sandboxes are to trust beside the machine's; nothing is offered to them when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_bundle: Option<PathBuf>,
 }
 
 impl Default for SandboxesConfig {
     fn default() -> SandboxesConfig {
-        SandboxesConfig { orphan_seconds: 300, keep_on_stop: false }
+        SandboxesConfig { orphan_seconds: 300, keep_on_stop: false, ca_bundle: None }
     }
 }
 
@@ -269,6 +279,7 @@ impl Config {
         config.disk.check().context("[disk]")?;
         config.limits.check().context("[limits]")?;
         config.sandboxes.check().context("[sandboxes]")?;
+        config.builds.check().context("[builds]")?;
         config.isolation.check().context("[isolation]")?;
         config.ssh.check().context("[ssh]")?;
         Ok(config)
@@ -418,6 +429,7 @@ struct Shown<'a> {
     disk: &'a DiskConfig,
     limits: &'a LimitsConfig,
     sandboxes: &'a SandboxesConfig,
+    builds: &'a BuildsConfig,
     isolation: &'a IsolationConfig,
     network: &'a NetworkConfig,
     ssh: &'a SshConfig,
@@ -427,6 +439,15 @@ struct Shown<'a> {
 struct ShownRegistry<'a> {
     upstream: bool,
     insecure: &'a [String],
+    unverified: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_bundle: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<String>,
+    no_proxy: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    docker_config: Option<&'a Path>,
+    parallel_downloads: usize,
     mirrors: &'a std::collections::BTreeMap<String, Vec<String>>,
     auth: std::collections::BTreeMap<&'a str, ShownAuth<'a>>,
 }
@@ -435,6 +456,15 @@ struct ShownRegistry<'a> {
 struct ShownAuth<'a> {
     username: &'a str,
     password: &'static str,
+}
+
+/// A URL whose user and password are hidden.
+fn without_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{HIDDEN}@{host}"),
+        (None, Some((_, host))) => format!("{HIDDEN}@{host}"),
+        (_, None) => url.to_owned(),
+    }
 }
 
 impl<'a> Shown<'a> {
@@ -450,12 +480,19 @@ impl<'a> Shown<'a> {
             registry: ShownRegistry {
                 upstream: registry.upstream,
                 insecure: &registry.insecure,
+                unverified: &registry.unverified,
+                ca_bundle: registry.ca_bundle.as_deref(),
+                proxy: registry.proxy.as_deref().map(without_password),
+                no_proxy: &registry.no_proxy,
+                docker_config: registry.docker_config.as_deref(),
+                parallel_downloads: registry.parallel_downloads,
                 mirrors: &registry.mirrors,
                 auth: auth.collect(),
             },
             disk: &config.disk,
             limits: &config.limits,
             sandboxes: &config.sandboxes,
+            builds: &config.builds,
             isolation: &config.isolation,
             network: &config.network,
             ssh: &config.ssh,
@@ -487,6 +524,11 @@ mod tests {
             ("[limits]\ndefault_storage_mb = 17592186044416", "default_storage_mb = 17592186044416"),
             ("[sandboxes]\norphan_seconds = 86401", "orphan_seconds = 86401"),
             ("[sandboxes]\norphan_seconds = 0\nkeep_on_stop = true", "keep_on_stop = true"),
+            ("[builds]\nmemory_mb = 1", "memory_mb = 1"),
+            ("[builds]\npids = 7", "pids = 7"),
+            ("[builds]\ncpus = 0.0", "cpus = 0"),
+            ("[builds]\ntimeout_seconds = 604801", "timeout_seconds = 604801"),
+            ("[builds]\nnetwork = \"some\"", "some"),
             ("[isolation]\nlast_id = 4294967295", "last_id = 4294967295"),
             ("[ssh]\nlisten = \"localhost\"", "listen = \"localhost\""),
             ("[ssh]\nlisten = \"127.0.0.1:22\"\nenabled = false", "listen with enabled = false"),
@@ -506,10 +548,12 @@ mod tests {
     #[test]
     fn what_is_shown_can_be_read_again_and_tells_no_password() {
         let text = "data_dir = \"/data\"\n[limits]\nmemory_overcommit = 1\n[disk]\nreserve_mb = 7\n\
+                    [registry]\nproxy = \"http://me:secret@proxy.lan:3128\"\n\
                     [registry.auth.\"r.lan\"]\nusername = \"me\"\npassword = \"secret\"\n";
         let config = Config::parse(text).unwrap();
         let shown = config.show().unwrap();
         assert!(!shown.contains("secret") && shown.contains(HIDDEN), "{shown}");
+        assert!(shown.contains("@proxy.lan:3128"), "{shown}");
         let again = Config::parse(&shown).unwrap();
         assert_eq!((&again.limits, &again.disk), (&config.limits, &config.disk));
         assert_eq!(again.data_dir, Path::new("/data"));

@@ -95,6 +95,9 @@ async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> 
         network,
         ids,
         limits,
+        images: berth_node::ImageLimits::default(),
+        builds: config.builds.policy(),
+        ca_bundle: config.sandboxes.ca_bundle,
         user_namespaces: config.isolation.user_namespaces,
         orphan,
     })

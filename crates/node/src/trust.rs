@@ -118,6 +118,11 @@ impl Trust {
         Ok(Trust(Some(Arc::new(path))))
     }
 
+    /// The merged file on this machine.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        self.0.as_ref().map(|path| path.to_path_buf())
+    }
+
     /// The file's mount.
     pub(crate) fn bind(&self) -> Option<Bind> {
         let source = self.0.as_ref()?.as_path().to_owned();

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part of this")]
 
+pub(crate) mod builds;
+
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -145,6 +147,11 @@ impl Daemon {
     }
 
     pub(crate) fn restart(&mut self, args: &[&str]) {
+        self.restart_logging(args, "info");
+    }
+
+    /// The same, with that filter for its log.
+    pub(crate) fn restart_logging(&mut self, args: &[&str], filter: &str) {
         let log =
             std::fs::File::options().create(true).append(true).open(self.path().join("daemon.log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_berth"))
@@ -153,6 +160,7 @@ impl Daemon {
             .arg("--config")
             .arg(self.path().join("berth.toml"))
             .args(args)
+            .env("BERTH_LOG", filter)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

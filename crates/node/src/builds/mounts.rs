@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use berth_build::runner::{LayerId, Mount, MountSource, RunnerError, Stat};
 use berth_sandbox::Machine;
-use berth_sandbox::guest::{Owner, PackSpec, UnpackSpec};
+use berth_sandbox::guest::{Guest, Owner, PackSpec, UnpackSpec};
+use berth_types::files::FsRequest;
 use berth_types::progress::Progress;
 use tokio::io::AsyncRead;
 use uuid::Uuid;
@@ -140,11 +141,11 @@ async fn copy(machine: &dyn Machine, from: &str, to: &str, id: &str) -> Result<(
         path: from.to_owned(),
         exclude: stubs_below(from, &machine.stubs()),
         follow: true,
-        include_top: true,
         xattrs: true,
         one_mount: true,
         ..PackSpec::default()
     };
+    guest.fs(like(&guest, from, to).await?).await.map_err(guest_failed)?;
     let tar: Box<dyn AsyncRead + Send + Unpin> = Box::new(guest.pack(pack).await.map_err(guest_failed)?);
     let unpack = UnpackSpec { path: to.to_owned(), owner: Owner::Keep, mode: None };
     let report = guest.unpack(unpack, tar).await.map_err(guest_failed)?;
@@ -157,6 +158,14 @@ async fn copy(machine: &dyn Machine, from: &str, to: &str, id: &str) -> Result<(
             Err(RunnerError::User { message, source: None })
         }
     }
+}
+
+/// Makes a directory (maybe one that is there) as another one is, in this or another sandbox.
+pub(super) async fn like(guest: &Guest, model: &str, path: &str) -> Result<FsRequest, RunnerError> {
+    let request = FsRequest::Stat { path: model.to_owned(), user: None };
+    let stat = guest.fs(request).await.map_err(guest_failed)?.stat;
+    let owner = stat.as_ref().map(|stat| format!("{}:{}", stat.uid, stat.gid));
+    Ok(FsRequest::Mkdir { paths: vec![path.to_owned()], mode: stat.map(|stat| stat.mode), owner })
 }
 
 fn want(mount: &Mount) -> Option<Want> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use berth_build::runner::{Answer, LayerId, Owner, RunSpec, RunnerError, Stat, Step, Tar};
+use berth_build::runner::{Answer, Attributes, LayerId, Owner, RunSpec, RunnerError, Stat, Step, Tar};
 use berth_sandbox::guest::{self, ExecOutput, ExecSpec, Guest, PackSpec, UnpackSpec};
 use berth_sandbox::{DiskFull, Limits, Machine};
 use berth_types::exec::{Command, ExecStatus, ExitReason, KeepOutput, WhenFull};
@@ -80,6 +80,15 @@ impl Step for BuildStep {
 
     fn stat<'a>(&'a mut self, path: &'a str) -> Answer<'a, Option<Stat>> {
         async move { self.inside().stat(path).await }.boxed()
+    }
+
+    fn attributes<'a>(&'a mut self, path: &'a str) -> Answer<'a, Option<Attributes>> {
+        async move {
+            let request = FsRequest::Stat { path: path.to_owned(), user: None };
+            let answer = self.inside.machine.guest().fs(request).await.map_err(guest_failed)?;
+            Ok(answer.stat.map(|stat| Attributes { mode: stat.mode & 0o7777, uid: stat.uid, gid: stat.gid }))
+        }
+        .boxed()
     }
 
     fn mkdir<'a>(&'a mut self, path: &'a str, owner: Option<&'a str>) -> Answer<'a, ()> {

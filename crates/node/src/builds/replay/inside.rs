@@ -18,6 +18,7 @@ use berth_types::sandbox::Sandbox;
 use futures_util::FutureExt;
 use uuid::Uuid;
 
+use super::super::mounts::like;
 use super::super::runner::{Builder, Opening, infrastructure};
 use super::super::step::{Inside, guest_failed, stubs_below};
 use crate::resources::MB;
@@ -186,13 +187,12 @@ impl<'a> Running<'a> {
             path: path.to_owned(),
             exclude: stubs_below(path, &lender.stubs()),
             follow: true,
-            include_top: true,
             xattrs: true,
             one_mount: true,
             ..PackSpec::default()
         };
         let tar = lender.guest().pack(pack).await.map_err(guest_failed)?;
-        self.inside().mkdir(target, None).await?;
+        self.fs(like(&lender.guest(), path, target).await?).await?;
         self.inside().unpack(target, Owner::Keep, None, Box::new(tar)).await
     }
 
@@ -317,6 +317,7 @@ fn link(name: &str, to: &str) -> std::io::Result<Vec<u8>> {
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
     header.set_mode(0o777);
+    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
     tar.append_link(&mut header, name, to)?;
     tar.into_inner()
 }
