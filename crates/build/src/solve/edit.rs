@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use tokio::runtime::Handle;
 use tokio_util::io::SyncIoBridge;
 
-use super::chmod::Modes;
 use super::tars::Stream;
+use crate::chmod::Modes;
 use crate::ignore::Ignore;
 use crate::pattern::Pattern;
 use crate::runner::{Attributes, Tar};

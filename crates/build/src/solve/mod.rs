@@ -5,10 +5,10 @@
 //! those stages go on side by side ([`stages`]), each one step after the other, each step in a fresh sandbox. All of it
 //! is one future: the first failure, or whoever drops it, ends the rest with its sandboxes.
 
-mod chmod;
 mod copy;
 mod edit;
 mod keys;
+mod lend;
 mod mask;
 mod output;
 mod prepare;

@@ -13,9 +13,10 @@ use tokio_util::io::SyncIoBridge;
 use crate::archive::Compression;
 use crate::context::{Context, Entry, EntryKind};
 use crate::ignore::Ignore;
+use crate::plan::is_left_out;
 use crate::runner::{Owner, RunnerError, Step, Tar};
 
-use super::chmod::Modes;
+use crate::chmod::Modes;
 
 /// Bytes between the two ends.
 const PIPE: usize = 256 << 10;
@@ -263,12 +264,6 @@ impl Writer<'_> {
         };
         Entry { mode, ..entry.clone() }
     }
-}
-
-/// Whether a path, or a directory above it, is one of those that are left out.
-fn is_left_out(path: &str, without: &[String]) -> bool {
-    let known = |part: &str| without.binary_search_by(|left| left.as_str().cmp(part)).is_ok();
-    known(path) || path.match_indices('/').any(|(at, _)| known(&path[..at]))
 }
 
 /// Files with several names, by the name that each was written under.
