@@ -21,6 +21,7 @@
 //! Start reading at [`plan`], then `solve`.
 
 pub mod archive;
+mod chmod;
 mod config;
 pub mod context;
 mod error;

@@ -4,6 +4,7 @@ use super::find::Finder;
 use super::stage::{Current, absolute, owner};
 use super::{Action, Planner, remote};
 use crate::archive::Compression;
+use crate::chmod::Modes;
 use crate::context::EntryKind;
 use crate::error::Error;
 use crate::fault::{Fault, Problem};
@@ -334,7 +335,7 @@ impl Planner<'_> {
 }
 
 /// Whether a path, or a directory above it, is one of those that are left out.
-pub(super) fn is_left_out(path: &str, without: &[String]) -> bool {
+pub(crate) fn is_left_out(path: &str, without: &[String]) -> bool {
     let known = |part: &str| without.binary_search_by(|left| left.as_str().cmp(part)).is_ok();
     !without.is_empty() && (known(path) || path.match_indices('/').any(|(at, _)| known(&path[..at])))
 }
@@ -377,7 +378,7 @@ fn chmod(current: &Current<'_>, copy: &Copy, statement: &Statement) -> Result<Op
     {
         return Ok(Some(Chmod::Bits(bits)));
     }
-    if is_symbolic(&value) {
+    if Modes::parse(&value).is_ok() {
         return Ok(Some(Chmod::Symbolic(value)));
     }
     let instruction = if copy.add { "ADD" } else { "COPY" };
@@ -386,38 +387,9 @@ fn chmod(current: &Current<'_>, copy: &Copy, statement: &Statement) -> Result<Op
     Err(statement.fault(word.span, problem))
 }
 
-/// Whether a text is a mode as chmod(1) takes it: `[ugoa]*([-+=]([rwxXst]*|[ugo]))+`, joined by commas.
-fn is_symbolic(text: &str) -> bool {
-    text.split(',').all(|clause| {
-        let mut actions = clause.trim_start_matches(['u', 'g', 'o', 'a']);
-        if actions.is_empty() {
-            return false;
-        }
-        while let Some(rest) = actions.strip_prefix(['+', '-', '=']) {
-            let end = rest.find(['+', '-', '=']).unwrap_or(rest.len());
-            let what = &rest[..end];
-            if !matches!(what, "u" | "g" | "o") && !what.chars().all(|c| "rwxXst".contains(c)) {
-                return false;
-            }
-            actions = &rest[end..];
-        }
-        actions.is_empty()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn symbolic_modes_are_told_from_other_texts() {
-        for mode in ["+x", "u=rwX,go=rX", "g=u", "a-w+r", "u+s,+t", "=", "ug=rw"] {
-            assert!(is_symbolic(mode), "{mode}");
-        }
-        for text in ["", "x", "u", "+z", "u=rw,", "g=uo", "u+r w", "755"] {
-            assert!(!is_symbolic(text), "{text}");
-        }
-    }
 
     #[test]
     fn paths_elsewhere_say_where_parents_begin() {

@@ -34,6 +34,7 @@ use crate::variables::is_predefined;
 /// The build argument that says which time the image is of.
 const EPOCH_ARG: &str = "SOURCE_DATE_EPOCH";
 
+pub(crate) use copy::is_left_out;
 pub use copy::{Chmod, CopyPlan, CopyRoot, PlannedSource};
 
 /// What a plan is made from.
