@@ -158,6 +158,10 @@ need leakcheck-before scripts/leakcheck.sh before
 rust_tests
 scripted_tests harbor scripts/test-harbor.sh
 scripted_tests machine scripts/test-machine.sh
+# Each case against what another builder made of it, or what the documents say.
+scripted_tests builds tests/differential/run.sh
+# The quick ones; all of them: scripts/test-builds.sh.
+scripted_tests images scripts/test-builds.sh --quick
 # The part that takes a few minutes; all of it: make test-vm.
 scripted_tests vm scripts/vm/test.sh --smoke
 check leakcheck scripts/leakcheck.sh after

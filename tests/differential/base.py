@@ -78,7 +78,8 @@ def make(archive: Path) -> None:
     busybox = shutil.which("busybox")
     # A program that wants shared libraries has an interpreter named in its head.
     if busybox is None or b"/ld-linux" in Path(busybox).read_bytes()[:4096]:
-        raise SystemExit("SKIP: no static busybox on this machine (busybox-static)")
+        print("SKIP: the conformance suite of builds needs a static busybox (busybox-static)")
+        raise SystemExit(0)
     bytes_ = layer(Path(busybox))
     config = {
         "architecture": "amd64", "os": "linux", "created": "2020-09-13T12:26:40Z",

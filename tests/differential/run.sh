@@ -13,5 +13,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export BERTH=${BERTH:-${CARGO_TARGET_DIR:-$here/../../target}/debug/berth}
 [ "$(id -u)" = 0 ] || { echo "SKIP: the conformance suite of builds needs root"; exit 0; }
-command -v busybox >/dev/null || { echo "SKIP: the conformance suite of builds needs busybox-static"; exit 0; }
+for need in busybox:busybox-static ip:iproute2 git:git bzip2:bzip2 xz:xz-utils zstd:zstd; do
+    command -v "${need%%:*}" >/dev/null || { echo "SKIP: the conformance suite of builds needs ${need#*:}"; exit 0; }
+done
 exec python3 -B "$here/suite.py" "$@"
