@@ -4,6 +4,7 @@
 //! field; `docs/configuration.md` shows them all with their defaults, and a test holds it to that.
 
 mod builds;
+mod images;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 use builds::BuildsConfig;
+use images::ImagesConfig;
 
 /// How far the networks that are kept ready may grow, as a multiple of `network.pool`, while many are asked for at once.
 const POOL_GROWTH: usize = 8;
@@ -48,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) limits: LimitsConfig,
     /// What becomes of sandboxes when the daemon ends.
     pub(crate) sandboxes: SandboxesConfig,
+    /// How much of images and layers is kept, and for how long.
+    pub(crate) images: ImagesConfig,
     /// How Dockerfiles are built.
     pub(crate) builds: BuildsConfig,
     /// What keeps sandboxes and the machine apart.
@@ -67,6 +71,7 @@ impl Default for Config {
             disk: Default::default(),
             limits: Default::default(),
             sandboxes: Default::default(),
+            images: Default::default(),
             builds: Default::default(),
             isolation: Default::default(),
             network: Default::default(),
@@ -279,6 +284,7 @@ impl Config {
         config.disk.check().context("[disk]")?;
         config.limits.check().context("[limits]")?;
         config.sandboxes.check().context("[sandboxes]")?;
+        config.images.check().context("[images]")?;
         config.builds.check().context("[builds]")?;
         config.isolation.check().context("[isolation]")?;
         config.ssh.check().context("[ssh]")?;
@@ -429,6 +435,7 @@ struct Shown<'a> {
     disk: &'a DiskConfig,
     limits: &'a LimitsConfig,
     sandboxes: &'a SandboxesConfig,
+    images: &'a ImagesConfig,
     builds: &'a BuildsConfig,
     isolation: &'a IsolationConfig,
     network: &'a NetworkConfig,
@@ -492,6 +499,7 @@ impl<'a> Shown<'a> {
             disk: &config.disk,
             limits: &config.limits,
             sandboxes: &config.sandboxes,
+            images: &config.images,
             builds: &config.builds,
             isolation: &config.isolation,
             network: &config.network,
@@ -524,6 +532,8 @@ mod tests {
             ("[limits]\ndefault_storage_mb = 17592186044416", "default_storage_mb = 17592186044416"),
             ("[sandboxes]\norphan_seconds = 86401", "orphan_seconds = 86401"),
             ("[sandboxes]\norphan_seconds = 0\nkeep_on_stop = true", "keep_on_stop = true"),
+            ("[images]\nmin_free_percent = 91", "min_free_percent = 91"),
+            ("[images]\ncheck_seconds = 0", "check_seconds = 0"),
             ("[builds]\nmemory_mb = 1", "memory_mb = 1"),
             ("[builds]\npids = 7", "pids = 7"),
             ("[builds]\ncpus = 0.0", "cpus = 0"),

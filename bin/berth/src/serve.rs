@@ -95,7 +95,7 @@ async fn run(args: ServeArgs, own_mounts: io::Result<()>) -> anyhow::Result<()> 
         network,
         ids,
         limits,
-        images: berth_node::ImageLimits::default(),
+        images: config.images.limits(),
         builds: config.builds.policy(),
         ca_bundle: config.sandboxes.ca_bundle,
         user_namespaces: config.isolation.user_namespaces,
