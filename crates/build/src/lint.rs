@@ -2,7 +2,7 @@
 //!
 //! Checks of how the file is written are here; those that need values are where the values are, in the plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use berth_types::image::BuildWarning;
@@ -35,13 +35,32 @@ impl Finding {
         Self { check, message, source: statement.source.clone(), span }
     }
 
-    fn warning(&self) -> BuildWarning {
-        BuildWarning {
-            check: self.check.to_owned(),
-            message: self.message.clone(),
-            file: self.source.name.clone(),
-            line: self.source.line_of(self.span.start),
+    fn warning(&self, line: u32) -> BuildWarning {
+        let (check, message) = (self.check.to_owned(), self.message.clone());
+        BuildWarning { check, message, file: self.source.name.clone(), line }
+    }
+}
+
+/// Counts the lines of places that come in order, so that a file with many is read through once.
+#[derive(Default)]
+struct Lines<'a> {
+    source: Option<&'a Arc<Source>>,
+    at: usize,
+    line: u32,
+}
+
+impl<'a> Lines<'a> {
+    fn of(&mut self, finding: &'a Finding) -> u32 {
+        if !self.source.is_some_and(|source| Arc::ptr_eq(source, &finding.source)) {
+            *self = Self { source: Some(&finding.source), at: 0, line: 1 };
         }
+        let bytes = finding.source.text.as_bytes();
+        let upto = finding.span.start.clamp(self.at, bytes.len().max(self.at));
+        let passed = bytes.get(self.at..upto).unwrap_or_default();
+        let newlines = passed.iter().filter(|byte| **byte == b'\n').count();
+        self.line = self.line.saturating_add(u32::try_from(newlines).unwrap_or(u32::MAX));
+        self.at = upto;
+        self.line
     }
 }
 
@@ -95,7 +114,7 @@ impl Checks {
     /// The warnings that are left of what was found, in the order of the file.
     pub(crate) fn judge(&self, mut found: Vec<Finding>) -> Result<Vec<BuildWarning>, Box<Fault>> {
         found.retain(|finding| self.wants(finding.check));
-        found.sort_by_key(|finding| (finding.source.name.clone(), finding.span.start));
+        found.sort_by(|a, b| (&a.source.name, a.span.start).cmp(&(&b.source.name, b.span.start)));
         let fatal = |finding: &&Finding| !OWN.contains(&finding.check);
         if self.error
             && let Some(first) = found.iter().find(fatal)
@@ -104,12 +123,12 @@ impl Checks {
             let more = found.iter().filter(fatal).count() - 1;
             return Err(Fault::new(&first.source, first.span, Problem::Check { check, message, more }));
         }
-        let mut warnings: Vec<BuildWarning> = Vec::new();
-        for warning in found.iter().map(Finding::warning) {
-            if !warnings.contains(&warning) {
-                warnings.push(warning);
-            }
-        }
+        let (mut lines, mut seen) = (Lines::default(), HashSet::new());
+        let lined = found.iter().map(|finding| (finding, lines.of(finding)));
+        let new = lined.filter(|(finding, line)| {
+            seen.insert((finding.check, finding.message.as_str(), finding.source.name.as_str(), *line))
+        });
+        let warnings = new.map(|(finding, line)| finding.warning(line)).collect();
         Ok(warnings)
     }
 }

@@ -166,6 +166,14 @@ fn a_fault_shows_its_place() {
     insta::assert_snapshot!(rendered);
 }
 
+#[test]
+fn a_long_file_is_read_in_one_go() {
+    // A reader that went back for every line's number would take minutes.
+    let text = format!("FROM scratch\n{}", "ENV A=$B\n".repeat(60_000));
+    let graph = read(&text).unwrap();
+    assert_eq!(graph.stages[0].body.last().unwrap().statement.line, 60_001);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 

@@ -139,6 +139,7 @@ pub fn parse(source: &Arc<Source>) -> Result<Syntax, Box<Fault>> {
 /// One line of the file: its bytes with and without the line's end.
 #[derive(Clone, Copy)]
 struct Line<'a> {
+    number: u32,
     start: usize,
     text: &'a str,
     raw: &'a str,
@@ -147,6 +148,8 @@ struct Line<'a> {
 struct Reader<'a> {
     source: &'a Arc<Source>,
     at: usize,
+    /// Lines read so far.
+    lines: u32,
     escape: char,
     directives_done: bool,
     seen: Vec<String>,
@@ -162,6 +165,7 @@ impl<'a> Reader<'a> {
         Self {
             source,
             at,
+            lines: 0,
             escape: '\\',
             directives_done: false,
             seen: Vec::new(),
@@ -180,7 +184,8 @@ impl<'a> Reader<'a> {
         let raw = &rest[..rest.find('\n').map_or(rest.len(), |newline| newline + 1)];
         let text = raw.strip_suffix('\n').unwrap_or(raw);
         let text = text.strip_suffix('\r').unwrap_or(text);
-        let line = Line { start: self.at, text, raw };
+        self.lines = self.lines.saturating_add(1);
+        let line = Line { number: self.lines, start: self.at, text, raw };
         self.at += raw.len();
         Some(line)
     }
@@ -258,7 +263,7 @@ impl<'a> Reader<'a> {
         }
         text.truncate(text.trim_end().len());
         let Some(keyword) = text.split_whitespace().next().map(str::to_uppercase) else { return Ok(None) };
-        let line = self.source.line_of(first.start);
+        let line = first.number;
         let (source, escape) = (self.source.clone(), self.escape);
         let (comment, heredocs) = (std::mem::take(&mut self.comment), Vec::new());
         let mut statement = Statement { source, keyword, text, line, heredocs, comment, escape, pieces };
