@@ -21,7 +21,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use berth_types::image::PruneImages;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -30,7 +29,12 @@ use tokio::sync::Mutex as AsyncMutex;
 use crate::digest::Digest;
 use crate::image::{Image, Layer, LayerFile, Original, is_layer_name, layer_name, parse_config};
 use crate::layer::Facts;
-use crate::prune::{ImageUse, Inventory, LayerUse, Victims, plan};
+
+mod collect;
+mod error;
+
+use collect::remove_in_background;
+pub use error::StoreError;
 
 /// Version of the layers' facts and of the references.
 const FORMAT: u32 = 1;
@@ -43,150 +47,6 @@ const MAX_REFERENCES: u64 = 64 << 20;
 const MIN_ID_PREFIX: usize = 4;
 /// An image's last use is written down at most this often; it is compared with ages of hours and days.
 const USE_NOTED_EVERY: Duration = Duration::from_secs(60);
-
-/// Why the store could not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A directory of the store cannot be made.
-    #[error("cannot make directory {path}")]
-    MakeDir {
-        /// The directory.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// Another process has the store.
-    #[error("the image store in {root} is in use by another process")]
-    Locked {
-        /// Root of the store.
-        root: PathBuf,
-    },
-    /// A file of the store cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A file of the store cannot be written.
-    #[error("cannot write {path}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// Something cannot be renamed to its final name.
-    #[error("cannot rename {from} to {to}")]
-    Rename {
-        /// Old name.
-        from: PathBuf,
-        /// New name.
-        to: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// The file system cannot be synced.
-    #[error("cannot sync the file system of {path}")]
-    Sync {
-        /// A directory on it.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// Something cannot be removed.
-    #[error("cannot remove {path}")]
-    Remove {
-        /// What.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A file is not what the store writes.
-    #[error("{path} is malformed")]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Where.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A file is longer than any that the store writes.
-    #[error("{path} is longer than {limit} bytes")]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-        /// The limit.
-        limit: u64,
-    },
-    /// A file of another version of Berth.
-    #[error("{path} is of format {found}, and this Berth knows only format {FORMAT}")]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        found: u32,
-    },
-    /// Two layers whose digests begin alike.
-    #[error("layers {present} and {new} would share a name; the second is refused")]
-    NameTaken {
-        /// The layer in the store.
-        present: Digest,
-        /// The one that cannot come in.
-        new: Digest,
-    },
-    /// An image config that cannot be read.
-    #[error("the image config {id} is malformed")]
-    Config {
-        /// Its digest.
-        id: Digest,
-        /// Where.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A new image's config that is no table of fields.
-    #[error("an image config must be a JSON object")]
-    NotAConfig,
-    /// A layer is not in the store.
-    #[error("layer {diff_id} is not in the store")]
-    NoLayer {
-        /// The layer.
-        diff_id: Digest,
-    },
-    /// An image is not in the store.
-    #[error("image {name:?} is not in the store")]
-    NoImage {
-        /// As it was asked for.
-        name: String,
-    },
-    /// Several images' ids begin like that.
-    #[error("{prefix:?} is the beginning of several image ids: {}", list(candidates))]
-    Ambiguous {
-        /// As it was asked for.
-        prefix: String,
-        /// The ids.
-        candidates: Vec<Digest>,
-    },
-    /// An image is in use.
-    #[error("image {id} is in use by {users} sandboxes or builds")]
-    Pinned {
-        /// The image.
-        id: Digest,
-        /// How many pins there are.
-        users: usize,
-    },
-}
-
-fn list(ids: &[Digest]) -> String {
-    ids.iter().map(Digest::short).collect::<Vec<_>>().join(", ")
-}
 
 /// The store. All of its methods block; none holds the lock while it moves bulk data.
 pub(crate) struct Store {
@@ -528,85 +388,6 @@ impl Store {
         Hold { store: Arc::downgrade(self), diff_ids }
     }
 
-    /// Removes layers that no image names, nobody holds, and nobody asked to hold for `unused_for`.
-    pub(crate) fn collect(&self, unused_for: Duration) -> Result<Vec<Digest>, StoreError> {
-        let mut state = self.state();
-        let used = state.used_layers();
-        let layers = self.layers_dir();
-        let old = |layer: &Layer| {
-            let modified =
-                fs::metadata(facts_path(&layers, Path::new(&layer.name))).and_then(|m| m.modified());
-            let age = modified.ok().and_then(|m| SystemTime::now().duration_since(m).ok());
-            unused_for.is_zero() || age.is_some_and(|age| age >= unused_for)
-        };
-        let victims: Vec<Digest> = state
-            .layers
-            .values()
-            .filter(|l| !used.contains(&l.diff_id) && old(l))
-            .map(|l| l.diff_id.clone())
-            .collect();
-        let trash = self.discard_layers(&mut state, &victims)?;
-        drop(state);
-        remove_in_background(trash);
-        Ok(victims)
-    }
-
-    /// Removes what `asked` says, or only says what that is.
-    pub(crate) fn prune(&self, asked: &PruneImages) -> Result<Victims, StoreError> {
-        let mut state = self.state();
-        let victims = plan(&self.inventory(&state), asked, SystemTime::now());
-        if asked.dry_run || victims == (Victims { left_bytes: victims.left_bytes, ..Victims::default() }) {
-            return Ok(victims);
-        }
-        self.forget_images(&mut state, &victims.images)?;
-        let trash = self.discard_layers(&mut state, &victims.layers)?;
-        drop(state);
-        remove_in_background(trash);
-        Ok(victims)
-    }
-
-    fn inventory(&self, state: &State) -> Inventory {
-        let layers = self.layers_dir();
-        let named: HashSet<&Digest> = state.references.values().collect();
-        let image = |image: &Image| ImageUse {
-            id: image.id.clone(),
-            named: named.contains(&image.id),
-            pinned: state.pins.contains_key(&image.id),
-            last_used: modified(&self.image_path(&image.id)),
-            layers: image.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
-        };
-        let layer = |layer: &Layer| {
-            let last_used = modified(&facts_path(&layers, Path::new(&layer.name)));
-            let held = state.holds.contains_key(&layer.diff_id);
-            (layer.diff_id.clone(), LayerUse { size_bytes: layer.size_bytes, held, last_used })
-        };
-        Inventory {
-            images: state.images.values().map(image).collect(),
-            layers: state.layers.values().map(layer).collect(),
-        }
-    }
-
-    /// References first, then configs, and both on disk before any layer that they name may go.
-    fn forget_images(&self, state: &mut State, ids: &[Digest]) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let mut changed = state.references.clone();
-        changed.retain(|_, id| !ids.contains(id));
-        if changed.len() != state.references.len() {
-            self.save_references(&changed)?;
-            state.references = changed;
-        }
-        for id in ids {
-            remove(&self.image_path(id))?;
-            state.images.remove(id);
-            state.used.remove(id);
-        }
-        let dir = self.root.join("images");
-        let synced = File::open(&dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|source| StoreError::Sync { path: dir, source })
-    }
-
     /// Notes that an image was used; not more than once in a while, since creating sandboxes comes by here.
     fn note_use(&self, state: &mut State, id: &Digest) {
         let now = SystemTime::now();
@@ -623,21 +404,6 @@ impl Store {
         if state.images.contains_key(id) {
             self.note_use(&mut state, id);
         }
-    }
-
-    /// Moves layers out of the store; the result, when dropped, removes their files.
-    #[must_use = "removing the files takes long and belongs after the lock"]
-    fn discard_layers(&self, state: &mut State, victims: &[Digest]) -> Result<TempDir, StoreError> {
-        let layers = self.layers_dir();
-        let trash = self.scratch()?;
-        for diff_id in victims {
-            let Some(layer) = state.layers.remove(diff_id) else { continue };
-            // Facts first: from here on it is no layer any more, however far the rest comes.
-            remove(&facts_path(&layers, Path::new(&layer.name)))?;
-            rename(&layers.join(&layer.name), &trash.path().join(&layer.name))?;
-            remove(&split_path(&layers, Path::new(&layer.name)))?;
-        }
-        Ok(trash)
     }
 
     // Images.
@@ -871,20 +637,6 @@ fn remove(path: &Path) -> Result<(), StoreError> {
         }
         _ => Ok(()),
     }
-}
-
-/// Large trees take long to remove, and nobody should wait for it. What a crash leaves of it goes at the next start.
-fn remove_in_background(trash: TempDir) {
-    let name = "berth-trash".to_owned();
-    if let Err(error) = std::thread::Builder::new().name(name).spawn(move || drop(trash)) {
-        // The closure was dropped, and the trash with it.
-        tracing::debug!(%error, "removed what was freed while its caller waited");
-    }
-}
-
-/// When a file was last changed; long ago, where that cannot be told.
-fn modified(path: &Path) -> SystemTime {
-    fs::metadata(path).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// One sync for a whole tree is far cheaper than one per file.
