@@ -63,7 +63,7 @@ done
 
 # The bases that the chosen ones name, made of the packages of this machine's mirror.
 for base in $(for name in "${names[@]}"; do sed -n 's/^FROM \(debian:[a-z]*\).*/\1/p' "tests/images/$name/Dockerfile"; done | sort -u); do
-    if ! "$berth" image ls --json | grep -q "library/$base\""; then
+    if ! "$berth" image ls --json | grep "library/$base\"" >/dev/null; then
         start=$SECONDS
         "$berth" --quiet image bootstrap "$base" >"$run/bootstrap.log" 2>&1 || { cat "$run/bootstrap.log"; exit 1; }
         echo "$base made in $((SECONDS - start)) s"
