@@ -15,7 +15,7 @@ use crate::manifest::{Manifest, parse};
 use crate::original::OriginalError;
 use crate::progress::Reporter;
 use crate::pull::Found;
-use crate::push::{LAYER_TYPE, MANIFEST_TYPE, Packed, PushError};
+use crate::push::{MANIFEST_TYPE, Packed, PushError, descriptor};
 use crate::reference::{Reference, Version};
 use crate::registry::error::{Failure, Failures};
 use crate::registry::{Auth, Connection, RegistryError};
@@ -68,13 +68,12 @@ impl Images {
         let (digest, size) = (Digest::of(&config), config.len());
         let put = connection.put_small(&digest, config).await;
         put.map_err(|trouble| connection.refused("the build cache's table", trouble))?;
-        let layer = |p: &Packed| json!({ "mediaType": LAYER_TYPE, "digest": p.blob, "size": p.size });
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
             "artifactType": CACHE_TYPE,
             "config": { "mediaType": CACHE_CONFIG_TYPE, "digest": digest, "size": size },
-            "layers": packed.iter().map(layer).collect::<Vec<_>>(),
+            "layers": packed.iter().map(descriptor).collect::<Vec<_>>(),
         });
         let put = connection.put_manifest(manifest.to_string().into_bytes(), MANIFEST_TYPE, &tag).await;
         Ok(put.map_err(|trouble| connection.refused("the build cache's manifest", trouble))?)

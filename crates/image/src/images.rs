@@ -8,7 +8,7 @@ use std::time::Duration;
 use berth_types::image::{PruneImages, PruneReport};
 use serde_json::{Map, Value, json};
 
-use crate::config::{RegistryConfig, docker};
+use crate::config::RegistryConfig;
 use crate::digest::{Digest, Hashing};
 use crate::error::Error;
 use crate::image::{Image, Layer, Platform};
@@ -48,7 +48,7 @@ impl Images {
     pub fn open(options: Options) -> Result<Self, Error> {
         // Another part of the process may have installed it already, and that is as good.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let registries = Registries::new(options.registry, docker::config_path(), &options.root)?;
+        let registries = Registries::new(options.registry, &options.root)?;
         let store = Store::open(&options.root).map_err(|error| Error::from(error).at(&options.root))?;
         Ok(Self { store: Arc::new(store), registries: Arc::new(registries) })
     }

@@ -25,6 +25,7 @@ use crate::progress::{Meter, Reporter, say};
 use crate::reference::Reference;
 use crate::registry::download::{Blob, Download};
 use crate::registry::error::{Failure, Failures};
+use crate::registry::known::KnownBlob;
 use crate::registry::tail::Tail;
 use crate::registry::{Auth, Connection, RegistryError};
 use crate::store::{MAX_CONFIG, StoreError};
@@ -119,7 +120,13 @@ impl Images {
         let hold = self.store().hold(&config.diff_ids);
         self.fetch_layers(&found, &config.diff_ids, reporter).await?;
         let references = vec![reference.to_string()];
-        let image = self.blocking(move |store| Ok(store.put_image(raw, &references)?)).await?;
+        let image = self
+            .blocking(move |store| {
+                let image = store.put_image(raw, &references)?;
+                note(&found, &config, |diff_id| store.layer(diff_id).is_some());
+                Ok(image)
+            })
+            .await?;
         drop(hold);
         Ok(image)
     }
@@ -252,6 +259,17 @@ impl Images {
                 unpacked => run.await.map_err(Error::from).and(unpacked),
             },
         }
+    }
+}
+
+/// Notes where the layers came from, for pushes.
+fn note(found: &Found, config: &ParsedConfig, keep: impl Fn(&Digest) -> bool) {
+    let blobs = config.diff_ids.iter().zip(&found.layers).filter_map(|(diff_id, layer)| {
+        let digest = layer.digest.parse().ok()?;
+        Some((diff_id.clone(), KnownBlob::new(digest, layer.size, &layer.media_type)))
+    });
+    if let Some(place) = found.places.first() {
+        place.note(blobs.collect(), keep);
     }
 }
 

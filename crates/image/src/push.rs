@@ -22,12 +22,14 @@ use crate::layer::pack::{Tidy, pack};
 use crate::original::{OriginalError, write_original};
 use crate::progress::{Meter, Reporter};
 use crate::reference::{Reference, Version};
+use crate::registry::error::Trouble;
+use crate::registry::known::KnownBlob;
 use crate::registry::{Auth, Connection};
 use crate::store::{Store, StoreError};
 
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-pub(crate) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const WRITE_BUFFER: usize = 256 * 1024;
 
 /// Why an image cannot be pushed, beyond what the registry and the store say.
@@ -50,11 +52,12 @@ pub struct Pushed {
     pub id: Digest,
 }
 
+/// A layer that the repository has now.
 pub(crate) struct Packed {
-    file: PathBuf,
+    /// Digest of its tar.
     pub(crate) diff_id: Digest,
-    pub(crate) blob: Digest,
-    pub(crate) size: u64,
+    /// As the repository has it.
+    pub(crate) blob: KnownBlob,
 }
 
 impl Images {
@@ -98,40 +101,79 @@ impl Images {
         put.map_err(|trouble| connection.refused("the config", trouble))?;
         let put = connection.put_manifest(manifest, MANIFEST_TYPE, tag).await;
         let manifest = put.map_err(|trouble| connection.refused("the manifest", trouble))?;
+        self.blocking(move |store| {
+            let found = layers.into_iter().map(|packed| (packed.diff_id, packed.blob)).collect();
+            connection.note(found, |diff_id| store.layer(diff_id).is_some());
+            Ok(())
+        })
+        .await?;
         Ok(Pushed { manifest, id })
     }
 
+    /// Sees to it that the repository has a layer: it has it, another repository of the registry gives it, or it is sent.
     pub(crate) async fn push_layer(
         &self,
         connection: &Connection,
         layer: &Layer,
         reporter: &Reporter,
     ) -> Result<Packed, Error> {
+        let refused = |trouble| connection.refused("a layer", trouble);
+        if let Some(blob) = self.registries().known.blob(&layer.diff_id)
+            && is_there(connection, &blob).await.map_err(refused)?
+        {
+            upload(reporter, &blob).set(blob.size);
+            return Ok(Packed { diff_id: layer.diff_id.clone(), blob });
+        }
         let scratch = self.blocking(|store| Ok(store.scratch()?)).await?;
         let file = scratch.path().join("blob");
-        let layer = layer.clone();
-        let packed = self.blocking(move |store| pack_gzip(store, &layer, file)).await?;
-        let meter = Mutex::new(Meter::start(reporter, packed.blob.short(), "upload", Some(packed.size)));
+        let (layer, into) = (layer.clone(), file.clone());
+        let packed = self.blocking(move |store| pack_gzip(store, &layer, into)).await?;
+        let (digest, size) = (&packed.blob.digest, packed.blob.size);
+        let meter = Mutex::new(upload(reporter, &packed.blob));
         let sent = |bytes| meter.lock().unwrap_or_else(PoisonError::into_inner).set(bytes);
-        let refused = |trouble| connection.refused("a layer", trouble);
-        if connection.has_blob(&packed.blob).await.map_err(refused)? {
-            sent(packed.size);
-            return Ok(packed);
+        if connection.has_blob(digest).await.map_err(refused)? {
+            sent(size);
+        } else {
+            connection.put_blob(digest, &file, size, &sent).await.map_err(refused)?;
         }
-        let put = connection.put_blob(&packed.blob, &packed.file, packed.size, None, &sent).await;
-        put.map_err(refused)?;
         Ok(packed)
     }
 }
 
+fn upload(reporter: &Reporter, blob: &KnownBlob) -> Meter {
+    Meter::start(reporter, blob.digest.short(), "upload", Some(blob.size))
+}
+
+/// Whether the registry has a blob that was there or near it before, so that it need be neither packed nor sent.
+async fn is_there(connection: &Connection, blob: &KnownBlob) -> Result<bool, Trouble> {
+    if connection.has_blob(&blob.digest).await? {
+        return Ok(true);
+    }
+    let (registry, repository) = connection.place();
+    match blob.elsewhere(registry, repository) {
+        Some(from) => connection.mount(&blob.digest, &from).await,
+        None => Ok(false),
+    }
+}
+
+/// A layer as manifests describe it, by the names that OCI has for its kinds.
+pub(crate) fn descriptor(packed: &Packed) -> Value {
+    let blob = &packed.blob;
+    let media_type = match blob.media_type.as_str() {
+        "application/vnd.docker.image.rootfs.diff.tar" => "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip" => LAYER_TYPE,
+        "application/vnd.docker.image.rootfs.diff.tar.zstd" => "application/vnd.oci.image.layer.v1.tar+zstd",
+        other => other,
+    };
+    json!({ "mediaType": media_type, "digest": blob.digest, "size": blob.size })
+}
+
 fn manifest(id: &Digest, config_size: usize, layers: &[Packed]) -> Vec<u8> {
-    let layer =
-        |packed: &Packed| json!({ "mediaType": LAYER_TYPE, "digest": packed.blob, "size": packed.size });
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
         "config": { "mediaType": CONFIG_TYPE, "digest": id, "size": config_size },
-        "layers": layers.iter().map(layer).collect::<Vec<_>>(),
+        "layers": layers.iter().map(descriptor).collect::<Vec<_>>(),
     });
     manifest.to_string().into_bytes()
 }
@@ -152,7 +194,7 @@ fn pack_gzip(store: &Store, layer: &Layer, file: PathBuf) -> Result<Packed, Erro
     let failed = |source| StoreError::Write { path: file.clone(), source };
     let (out, blob, size) = gzip.finish().map_err(failed)?.finish();
     out.into_inner().map_err(|e| failed(e.into_error()))?;
-    Ok(Packed { file, diff_id, blob, size })
+    Ok(Packed { diff_id, blob: KnownBlob::new(blob, size, LAYER_TYPE) })
 }
 
 fn gzip(file: &Path) -> Result<GzEncoder<Hashing<BufWriter<File>>>, StoreError> {

@@ -163,13 +163,20 @@ async fn ask_helper(
     if helper.is_empty() || !helper.chars().all(sound) {
         return Err(failed("that is no helper's name".into()));
     }
-    let asked = tokio::time::timeout(HELPER_TIMEOUT, run(helper, server)).await;
+    let program = PathBuf::from(format!("docker-credential-{helper}"));
+    let answer = ask_program(&program, server).await;
+    answer.map_err(failed)
+}
+
+/// The same of a program, wherever it is; what went wrong as text.
+async fn ask_program(program: &Path, server: &str) -> Result<Option<Credentials>, String> {
+    let asked = tokio::time::timeout(HELPER_TIMEOUT, run(program, server)).await;
     let (well, out) = match asked {
-        Err(_) => return Err(failed(format!("it did not answer within {} s", HELPER_TIMEOUT.as_secs()))),
+        Err(_) => return Err(format!("it did not answer within {} s", HELPER_TIMEOUT.as_secs())),
         Ok(Err(e)) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(failed(format!("docker-credential-{helper} is not installed")));
+            return Err(format!("{} is not installed", program.display()));
         }
-        Ok(Err(e)) => return Err(failed(e.to_string())),
+        Ok(Err(e)) => return Err(e.to_string()),
         Ok(Ok(answer)) => answer,
     };
     if !well {
@@ -178,22 +185,22 @@ async fn ask_helper(
         if said.contains("credentials not found") {
             return Ok(None);
         }
-        return Err(failed(match said.lines().next() {
+        return Err(match said.lines().next() {
             Some(line) => format!("it failed: {}", line.chars().take(200).collect::<String>()),
             None => "it failed".into(),
-        }));
+        });
     }
     // What serde says of it would quote the secret.
     let answer: HelperAnswer =
-        serde_json::from_slice(&out).map_err(|_| failed("its answer is not the protocol's JSON".into()))?;
+        serde_json::from_slice(&out).map_err(|_| "its answer is not the protocol's JSON".to_owned())?;
     Ok(Some(match answer.username.as_str() {
         TOKEN_USER => Credentials::Identity { user: TOKEN_USER.into(), token: answer.secret },
         _ => Credentials::Basic(BasicAuth { username: answer.username, password: answer.secret }),
     }))
 }
 
-async fn run(helper: &str, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
-    let mut child = tokio::process::Command::new(format!("docker-credential-{helper}"))
+async fn run(program: &Path, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
+    let mut child = tokio::process::Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -255,5 +262,31 @@ mod tests {
             let error = credentials(&path, host).await.unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_helper_gives_a_password_a_token_nothing_or_an_error() {
+        use std::os::unix::fs::PermissionsExt;
+        let tmp = tempfile::tempdir().unwrap();
+        let answer = async |script: &str| {
+            let program = tmp.path().join("docker-credential-x");
+            std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+            ask_program(&program, "r.example").await
+        };
+        let echo =
+            r#"read -r host; printf '{"ServerURL":"%s","Username":"me@%s","Secret":"pw"}' "$host" "$host""#;
+        // The host comes without a newline, at which `read` fails but has read it.
+        let basic = answer(echo).await.unwrap().unwrap();
+        assert!(
+            matches!(&basic, Credentials::Basic(a) if a.username == "me@r.example" && a.password == "pw")
+        );
+        let token = answer(r#"echo '{"Username":"<token>","Secret":"t"}'"#).await.unwrap().unwrap();
+        assert!(matches!(&token, Credentials::Identity { token, .. } if token == "t"));
+        let none = answer("echo 'credentials not found in native keychain'; exit 1").await.unwrap();
+        assert!(none.is_none());
+        assert_eq!(answer("echo locked; exit 1").await.unwrap_err(), "it failed: locked");
+        let error = answer(r#"echo '{"Secret":"hidden"'"#).await.unwrap_err();
+        assert!(error.contains("JSON") && !error.contains("hidden"), "{error}");
     }
 }

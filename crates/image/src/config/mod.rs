@@ -54,6 +54,8 @@ pub struct RegistryConfig {
     pub proxy: Option<String>,
     /// Hosts, domains (`.corp`) and networks (`10.0.0.0/8`) that are reached without `proxy`.
     pub no_proxy: Vec<String>,
+    /// Docker's file of credentials; `$DOCKER_CONFIG/config.json` or `~/.docker/config.json` of the daemon's user when absent.
+    pub docker_config: Option<PathBuf>,
     /// Layers of one pull or push that are moved at once, from 1 to 32.
     pub parallel_downloads: usize,
     /// Whether to ask the registry itself after its mirrors. A registry without mirrors is always asked.
@@ -70,6 +72,7 @@ impl Default for RegistryConfig {
             ca_bundle: None,
             proxy: None,
             no_proxy: Vec::new(),
+            docker_config: None,
             parallel_downloads: PARALLEL_DOWNLOADS,
             upstream: true,
         }

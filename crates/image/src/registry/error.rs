@@ -142,14 +142,14 @@ impl Trouble {
         }
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(current) = cause {
-            if let Some(tls) = tls_error(current) {
-                return Self::Tls { what: tls_words(&tls), source: error };
+            if let Some(tls) = current.downcast_ref::<rustls::Error>() {
+                return Self::Tls { what: tls_words(tls), source: error };
             }
             let io = current.downcast_ref::<io::Error>().map(io::Error::kind);
             match io {
                 Some(io::ErrorKind::ConnectionRefused) => return Self::Refused(error),
                 Some(io::ErrorKind::TimedOut) => return Self::Timeout(error),
-                _ => cause = current.source(),
+                _ => cause = below(current),
             }
         }
         match (error.is_dns(), error.is_connect()) {
@@ -182,13 +182,12 @@ impl Trouble {
     }
 }
 
-/// Rustls hides in I/O errors, whose `source` skips the error itself.
-fn tls_error(error: &(dyn std::error::Error + 'static)) -> Option<rustls::Error> {
-    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-        return Some(tls.clone());
+/// The next error below. What an I/O error carries hides from its `source`, which is already the cause of that.
+fn below<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a (dyn std::error::Error + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(carried) => Some(carried),
+        None => error.source(),
     }
-    let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
-    inner.downcast_ref::<rustls::Error>().cloned()
 }
 
 fn tls_words(error: &rustls::Error) -> String {

@@ -9,6 +9,7 @@ mod auth;
 pub(crate) mod download;
 pub(crate) mod error;
 mod http;
+pub(crate) mod known;
 pub(crate) mod partial;
 mod retry;
 pub(crate) mod tail;
@@ -22,7 +23,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, Request, Response, Url};
 use tokio::sync::Semaphore;
 
-use crate::config::{ConfigError, Credentials, Endpoint, RegistryConfig};
+use crate::config::{ConfigError, Credentials, Endpoint, RegistryConfig, docker};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::flights::Flights;
@@ -33,6 +34,7 @@ use crate::reference::{Reference, Version};
 use auth::Authorizer;
 use error::{Asked, Failure, Trouble};
 use http::{Http, same_origin};
+use known::{Known, KnownBlob};
 use partial::Partials;
 use retry::{Retry, checked};
 
@@ -92,25 +94,25 @@ pub(crate) struct Registries {
     docker_config: Option<PathBuf>,
     http: Http,
     pub(crate) partials: Partials,
+    pub(crate) known: Known,
     pub(crate) pulls: Flights<String, Image, Error>,
     /// Room for layers on their way, of all pulls together: each takes threads.
     pub(crate) layers: Semaphore,
 }
 
 impl Registries {
-    pub(crate) fn new(
-        config: RegistryConfig,
-        docker_config: Option<PathBuf>,
-        root: &std::path::Path,
-    ) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: RegistryConfig, root: &std::path::Path) -> Result<Self, ConfigError> {
         config.check()?;
         let http = Http::new(&config)?;
         let partials = Partials::new(root.join("tmp"));
+        let known = Known::new(root);
+        let docker_config = config.docker_config.clone().or_else(docker::config_path);
         Ok(Self {
             config,
             docker_config,
             http,
             partials,
+            known,
             pulls: Flights::new(),
             layers: Semaphore::new(MAX_LAYERS),
         })
@@ -194,6 +196,16 @@ impl Ask {
 impl Connection {
     pub(crate) fn url(&self) -> &str {
         &self.asked.registry
+    }
+
+    /// Host and repository, as other pushes to the same registry name them.
+    pub(crate) fn place(&self) -> (&str, &str) {
+        (&self.endpoint.host, &self.repository)
+    }
+
+    /// Notes that this repository has these layers' blobs.
+    pub(crate) fn note(&self, found: Vec<(Digest, KnownBlob)>, keep: impl Fn(&Digest) -> bool) {
+        self.registries.known.note(found, &self.endpoint.host, &self.repository, keep);
     }
 
     pub(crate) fn error(&self, failure: impl Into<Failure>) -> RegistryError {

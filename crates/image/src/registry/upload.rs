@@ -43,19 +43,28 @@ impl Connection {
         }
     }
 
-    /// Sends a file as a blob, or has the registry take it from the repository `from`.
+    /// Has the registry take a blob from its repository `from`; whether it did.
+    pub(crate) async fn mount(&self, digest: &Digest, from: &str) -> Result<bool, Trouble> {
+        match self.begin(digest, Some(from)).await {
+            Ok(begun) => Ok(matches!(begun, Begun::Mounted)),
+            // It may not show the other repository to this user; then the blob is sent.
+            Err(trouble) if matches!(trouble.status(), Some(400..=405)) => Ok(false),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// Sends a file as a blob.
     pub(crate) async fn put_blob(
         &self,
         digest: &Digest,
         file: &Path,
         size: u64,
-        from: Option<&str>,
-        sent: &(dyn Fn(u64) + Send + Sync),
+        sent: Sent<'_>,
     ) -> Result<(), Trouble> {
         let mut retry = self.retry();
         let mut chunked = false;
         loop {
-            let trouble = match self.try_put(digest, file, size, from, chunked, sent).await {
+            let trouble = match self.try_put(digest, file, size, chunked, sent).await {
                 Ok(()) => return Ok(()),
                 Err(trouble) => trouble,
             };
@@ -72,11 +81,10 @@ impl Connection {
         digest: &Digest,
         file: &Path,
         size: u64,
-        from: Option<&str>,
         chunked: bool,
         sent: Sent<'_>,
     ) -> Result<(), Trouble> {
-        let mut at = match self.begin(digest, from).await? {
+        let mut at = match self.begin(digest, None).await? {
             Begun::Mounted => {
                 sent(size);
                 return Ok(());
