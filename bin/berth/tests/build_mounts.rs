@@ -138,12 +138,12 @@ fn steps_share_a_cache_or_wait_for_it_or_have_one_each() {
         )
     };
     let shared = two_at_a_time(&daemon, "shared", [&meet("a", "b"), &meet("b", "a")]);
-    shared.iter().for_each(|built| drop(built.result()));
+    shared.iter().for_each(Built::succeeded);
 
     let alone =
         |name: &str| format!("mkdir /c/alone || exit 9; sleep 1; rmdir /c/alone; echo {name} >> /c/who");
     let locked = two_at_a_time(&daemon, "locked", [&alone("a"), &alone("b")]);
-    locked.iter().for_each(|built| drop(built.result()));
+    locked.iter().for_each(Built::succeeded);
     let told: String = locked.iter().map(Built::messages).collect();
     assert!(told.contains("waiting for the cache mount `two-locked`"), "{told}");
     let both = "FROM busybox:test\nRUN --mount=type=cache,id=two-locked,target=/c sort /c/who > /who\n";
@@ -152,7 +152,7 @@ fn steps_share_a_cache_or_wait_for_it_or_have_one_each() {
     let alone =
         |name: &str| format!("test ! -e /c/in || exit 9; touch /c/in; sleep 2; rm /c/in; echo {name}");
     let private = two_at_a_time(&daemon, "private", [&alone("a"), &alone("b")]);
-    private.iter().for_each(|built| drop(built.result()));
+    private.iter().for_each(Built::succeeded);
     assert!(!private.iter().any(|built| built.messages().contains("waiting for the cache mount")));
 }
 
@@ -172,7 +172,7 @@ fn two_steps_that_lock_two_caches_in_different_order_both_end() {
             let daemon = &daemon;
             scope.spawn(move || build_with(daemon, &json!({"no_cache": true}), dockerfile))
         });
-        builds.into_iter().for_each(|build| drop(build.join().unwrap().result()));
+        builds.into_iter().for_each(|build| build.join().unwrap().succeeded());
     });
 }
 

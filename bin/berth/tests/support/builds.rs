@@ -20,6 +20,11 @@ impl Built {
     }
 
     #[track_caller]
+    pub(crate) fn succeeded(&self) {
+        self.result();
+    }
+
+    #[track_caller]
     pub(crate) fn error(&self) -> &Value {
         let last = self.lines.last().unwrap();
         assert!(last["error"].is_object(), "{last}");

@@ -317,7 +317,9 @@ fn link(name: &str, to: &str) -> std::io::Result<Vec<u8>> {
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
     header.set_mode(0o777);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     tar.append_link(&mut header, name, to)?;
     tar.into_inner()
 }
