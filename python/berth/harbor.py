@@ -201,6 +201,9 @@ class BerthEnvironment(BaseEnvironment):
         self._client = AsyncClient(self._host, patience=self._reconnect_sec)
         replays = self._boot == "replay" and not self._is_prebuilt(force_build)
         image = await (self._base() if replays else self._image(force_build))
+        if replays and self._no_new_privileges is None:
+            # Nobody knows yet what the steps will install.
+            self._no_new_privileges = False
         self._sandbox = await self._create(image)
         if replays:
             await self._replay(self._sandbox)

@@ -241,6 +241,7 @@ async def test_a_replay_runs_the_steps_in_the_trials_own_sandbox(
     environment = make(daemon, tmp_path, preinstall_packages=["git"], logger=logging.getLogger("t"), **keys)
     await environment.start(force_build=False)
     assert daemon.creations[0]["image"] == "sha256:base"
+    assert daemon.creations[0]["no_new_privileges"] is False
     assert daemon.replays == [({"packages": ["git"]}, ["Dockerfile"])]
     assert not daemon.builds
     assert "key=k3y replayed steps=2" in caplog.text
