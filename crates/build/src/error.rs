@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_types::error::{ApiError, Kind};
-use berth_types::image::BuildFailure;
+use berth_types::image::{BuildFailure, DockerfileFault};
 
 use crate::context::ContextError;
+use crate::excerpt::Excerpt;
 use crate::fault::Fault;
 use crate::runner::{Remote, RunnerError};
 use crate::source::{Source, Span};
@@ -41,12 +42,17 @@ pub struct Needed<T> {
 impl<T> Needed<T> {
     /// Name of the file that asks for it.
     pub fn file(&self) -> &str {
-        &self.source.name
+        &self.source.in_file(self.span).0.name
     }
 
     /// Line of the place, from 1.
     pub fn line(&self) -> u32 {
-        self.source.line_of(self.span.start)
+        self.source.file_and_line(self.span).1
+    }
+
+    /// The place that asks for it.
+    pub(crate) fn place(&self, label: &str) -> Box<DockerfileFault> {
+        Box::new(Excerpt::new(&self.source, self.span, label).to_api(None))
     }
 }
 
@@ -87,12 +93,10 @@ pub enum Error {
         path: String,
     },
     /// A base image cannot be had.
-    #[error("{file}:{line}: cannot use image `{reference}`{}", suggestion(nearest.as_deref()))]
+    #[error("{}:{}: cannot use image `{reference}`{}", place.file, place.line, suggestion(nearest.as_deref()))]
     BaseImage {
-        /// The Dockerfile.
-        file: String,
-        /// The line that names the image.
-        line: u32,
+        /// What names the image.
+        place: Box<DockerfileFault>,
         /// The image.
         reference: String,
         /// A stage whose name looks like it.
@@ -102,12 +106,10 @@ pub enum Error {
         source: RunnerError,
     },
     /// What `ADD` names elsewhere cannot be had.
-    #[error("{file}:{line}: cannot fetch `{url}`")]
+    #[error("{}:{}: cannot fetch `{url}`", place.file, place.line)]
     Remote {
-        /// The Dockerfile.
-        file: String,
-        /// The line that names it.
-        line: u32,
+        /// What names it.
+        place: Box<DockerfileFault>,
         /// Its URL, without user and password.
         url: String,
         /// Why.
@@ -133,6 +135,8 @@ pub enum Error {
         instruction: String,
         /// What was tried.
         operation: &'static str,
+        /// The instruction's place, where it stands in a Dockerfile.
+        place: Option<Box<DockerfileFault>>,
         /// Why not.
         #[source]
         source: RunnerError,
@@ -223,10 +227,21 @@ impl Error {
         }
         let mut api = ApiError::new(self.kind(), self.code(), message);
         api.hint = self.hint();
-        if let Self::StepFailed(failure) = self {
-            api.details = serde_json::to_value(failure).ok();
-        }
+        api.details = match self {
+            Self::StepFailed(failure) => serde_json::to_value(failure).ok(),
+            _ => self.place().and_then(|place| serde_json::to_value(place).ok()),
+        };
         api
+    }
+
+    /// The place of the Dockerfile that it is about; a failed command has its own way to say so.
+    pub fn place(&self) -> Option<DockerfileFault> {
+        match self {
+            Self::Dockerfile(fault) => Some(fault.to_api()),
+            Self::BaseImage { place, .. } | Self::Remote { place, .. } => Some((**place).clone()),
+            Self::Step { place, .. } => place.as_deref().cloned(),
+            _ => None,
+        }
     }
 }
 

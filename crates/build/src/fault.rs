@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+use berth_types::image::DockerfileFault;
+use miette::{Diagnostic, LabeledSpan, SourceCode};
 
+use crate::excerpt::Excerpt;
 use crate::expand::ExpandError;
 use crate::pattern::BadPattern;
 use crate::source::{Source, Span};
@@ -16,7 +18,7 @@ use crate::source::{Source, Span};
 #[derive(Debug)]
 pub struct Fault {
     source: Arc<Source>,
-    excerpt: NamedSource<String>,
+    excerpt: Excerpt,
     span: Span,
     problem: Problem,
 }
@@ -24,7 +26,7 @@ pub struct Fault {
 impl Fault {
     /// A problem at a place.
     pub fn new(source: &Arc<Source>, span: Span, problem: Problem) -> Box<Self> {
-        let excerpt = NamedSource::new(&source.name, source.text.clone());
+        let excerpt = Excerpt::new(source, span, &problem.label());
         Box::new(Self { source: source.clone(), excerpt, span, problem })
     }
 
@@ -35,12 +37,17 @@ impl Fault {
 
     /// Name of the file.
     pub fn file(&self) -> &str {
-        &self.source.name
+        &self.source.in_file(self.span).0.name
     }
 
-    /// Line of the place, from 1.
+    /// Line of the place, from 1; for a trigger that of the `FROM` that brought it.
     pub fn line(&self) -> u32 {
-        self.source.line_of(self.span.start)
+        self.source.file_and_line(self.span).1
+    }
+
+    /// The place as clients see it.
+    pub fn to_api(&self) -> DockerfileFault {
+        self.excerpt.to_api(self.hint())
     }
 
     /// What to do about it, where that is known.
@@ -51,7 +58,11 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.file(), self.line(), self.problem)
+        write!(f, "{}:{}: ", self.file(), self.line())?;
+        if self.source.brought_by.is_some() {
+            write!(f, "in `{}`: ", self.source.name)?;
+        }
+        write!(f, "{}", self.problem)
     }
 }
 
@@ -71,9 +82,7 @@ impl Diagnostic for Fault {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let length = self.span.end - self.span.start;
-        let label = LabeledSpan::new(Some(self.problem.label()), self.span.start, length);
-        Some(Box::new(std::iter::once(label)))
+        Some(Box::new(std::iter::once(self.excerpt.labels())))
     }
 }
 

@@ -25,6 +25,7 @@ mod chmod;
 mod config;
 pub mod context;
 mod error;
+mod excerpt;
 pub mod expand;
 pub mod fault;
 pub mod graph;

@@ -36,26 +36,36 @@ impl Finding {
     }
 
     fn warning(&self, line: u32) -> BuildWarning {
-        let (check, message) = (self.check.to_owned(), self.message.clone());
-        BuildWarning { check, message, file: self.source.name.clone(), line }
+        let mut message = self.message.clone();
+        if self.source.brought_by.is_some() {
+            message.push_str(&format!(" (in `{}` of the base image)", self.source.name));
+        }
+        BuildWarning { check: self.check.to_owned(), message, file: self.place().0.name.clone(), line }
+    }
+
+    /// The file to show, and where in it: of a trigger its `FROM`.
+    fn place(&self) -> (&Source, usize) {
+        let (source, span) = self.source.in_file(self.span);
+        (source, span.start)
     }
 }
 
 /// Counts the lines of places that come in order, so that a file with many is read through once.
 #[derive(Default)]
 struct Lines<'a> {
-    source: Option<&'a Arc<Source>>,
+    source: Option<&'a Source>,
     at: usize,
     line: u32,
 }
 
 impl<'a> Lines<'a> {
     fn of(&mut self, finding: &'a Finding) -> u32 {
-        if !self.source.is_some_and(|source| Arc::ptr_eq(source, &finding.source)) {
-            *self = Self { source: Some(&finding.source), at: 0, line: 1 };
+        let (source, start) = finding.place();
+        if !self.source.is_some_and(|known| std::ptr::eq(known, source)) {
+            *self = Self { source: Some(source), at: 0, line: 1 };
         }
-        let bytes = finding.source.text.as_bytes();
-        let upto = finding.span.start.clamp(self.at, bytes.len().max(self.at));
+        let bytes = source.text.as_bytes();
+        let upto = start.clamp(self.at, bytes.len().max(self.at));
         let passed = bytes.get(self.at..upto).unwrap_or_default();
         let newlines = passed.iter().filter(|byte| **byte == b'\n').count();
         self.line = self.line.saturating_add(u32::try_from(newlines).unwrap_or(u32::MAX));
@@ -114,7 +124,11 @@ impl Checks {
     /// The warnings that are left of what was found, in the order of the file.
     pub(crate) fn judge(&self, mut found: Vec<Finding>) -> Result<Vec<BuildWarning>, Box<Fault>> {
         found.retain(|finding| self.wants(finding.check));
-        found.sort_by(|a, b| (&a.source.name, a.span.start).cmp(&(&b.source.name, b.span.start)));
+        let order = |finding: &Finding| {
+            let (source, start) = finding.place();
+            (source.name.clone(), start, finding.span.start)
+        };
+        found.sort_by_cached_key(order);
         let fatal = |finding: &&Finding| !OWN.contains(&finding.check);
         if self.error
             && let Some(first) = found.iter().find(fatal)

@@ -303,7 +303,7 @@ async fn triggers_of_the_base_run() {
         &[("x", "")],
         json!({ "OnBuild": ["RUN --mount=type=cahce,target=/x y"] }),
     );
-    insta::assert_snapshot!(world.failure().await, @"ONBUILD of FROM parent:1: `RUN`: expected `cache` after `type=`, found `cahce`");
+    insta::assert_snapshot!(world.failure().await, @"Dockerfile:1: in `ONBUILD RUN --mount=type=cahce,target=/x y`: `RUN`: expected `cache` after `type=`, found `cahce`");
 }
 
 #[tokio::test]
@@ -318,6 +318,7 @@ async fn a_failed_command_is_reported_whole() {
       "kind": "user",
       "message": "Dockerfile:3: step 2 of 3 failed with exit code 3: RUN echo before && fail 3",
       "details": {
+        "excerpt": "   ╭─[Dockerfile:3:1]\n 2 │\n 3 │ RUN echo before && \\\n   · ──────────┬─────────\n   ·           ╰── ended with exit code 3\n 4 │     fail 3\n 5 │ RUN write /never 1\n   ╰────",
         "exit_code": 3,
         "file": "Dockerfile",
         "instruction": "RUN echo before && fail 3",

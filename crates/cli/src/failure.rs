@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use berth_client::archive;
 use berth_types::error::Kind;
-use berth_types::image::BuildFailure;
+use berth_types::image::{BuildFailure, DockerfileFault};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -223,6 +223,9 @@ impl Failure {
             Some(failure) => text.push_str(&render_build_failure(&failure)),
             None => push_causes(&mut text, self.source()),
         }
+        if let Some(fault) = self.dockerfile_fault() {
+            push_excerpt(&mut text, &fault.excerpt);
+        }
         if let Some(hint) = self.hint() {
             text.push_str(&format!("{} {hint}\n", label("hint")));
         }
@@ -233,6 +236,19 @@ impl Failure {
         let Failure::Client(error) = self else { return None };
         let api = error.api().filter(|api| api.code == "build_failed")?;
         serde_json::from_value(api.details.clone()?).ok()
+    }
+
+    /// The place of a Dockerfile that it is about.
+    fn dockerfile_fault(&self) -> Option<DockerfileFault> {
+        let Failure::Client(error) = self else { return None };
+        serde_json::from_value(error.api()?.details.clone()?).ok()
+    }
+}
+
+/// A drawing of lines of a Dockerfile. It comes from the daemon, and its lines from whoever wrote the Dockerfile.
+fn push_excerpt(text: &mut String, excerpt: &str) {
+    for line in excerpt.lines() {
+        let _ = writeln!(text, "  {}", crate::progress::printable(line));
     }
 }
 
@@ -245,10 +261,15 @@ fn push_causes(text: &mut String, mut cause: Option<&(dyn Error + 'static)>) {
 }
 
 fn render_build_failure(failure: &BuildFailure) -> String {
-    let BuildFailure { step, steps, instruction, file, line, exit_code, output_tail } = failure;
-    let mut text = format!("  step {step} of {steps} failed, {file}:{line}\n");
-    for part in instruction.lines() {
-        let _ = writeln!(text, "    {part}");
+    let BuildFailure { step, steps, instruction, file, line, exit_code, output_tail, stage, excerpt } =
+        failure;
+    let stage = stage.as_ref().map_or_else(String::new, |stage| format!(" (stage {stage})"));
+    let mut text = format!("  step {step} of {steps} failed, {file}:{line}{stage}\n");
+    match excerpt {
+        Some(excerpt) => push_excerpt(&mut text, excerpt),
+        None => instruction.lines().for_each(|part| {
+            let _ = writeln!(text, "    {}", crate::progress::printable(part));
+        }),
     }
     if let Some(code) = exit_code {
         let _ = writeln!(text, "  its command ended with exit code {code}");
@@ -308,6 +329,40 @@ mod tests {
           the end of its output:
             | Reading[31m lists
             | E: no nope
+        ");
+    }
+
+    #[test]
+    fn a_fault_of_a_dockerfile_shows_its_place() {
+        let message = "Dockerfile:2: source `a` is not in the build context";
+        let error = ApiError::new(Kind::User, "dockerfile_invalid", message).with_hint("mend it").with_details(json!({
+            "file": "Dockerfile", "line": 2, "column": 6, "label": "not there",
+            "excerpt": "   ╭─[Dockerfile:2:6]\n 1 │ FROM b\u{1b}[31m\n 2 │ COPY a /x\n   ·      ┬\n   ·      ╰── not there\n   ╰────",
+        }));
+        insta::assert_snapshot!(plain(&api(error)), @r"
+        error: cannot build demo:1
+          cause: Dockerfile:2: source `a` is not in the build context
+             ╭─[Dockerfile:2:6]
+           1 │ FROM b[31m
+           2 │ COPY a /x
+             ·      ┬
+             ·      ╰── not there
+             ╰────
+        hint: mend it
+        ");
+    }
+
+    #[test]
+    fn a_failed_build_of_several_stages_names_the_stage_and_shows_the_lines() {
+        let error = ApiError::new(Kind::User, "build_failed", "step 3 failed").with_details(json!({
+            "step": 3, "steps": 7, "instruction": "RUN false", "file": "Dockerfile", "line": 5, "exit_code": 1,
+            "output_tail": [], "stage": "tools", "excerpt": " 5 │ RUN false",
+        }));
+        insta::assert_snapshot!(plain(&api(error)), @r"
+        error: cannot build demo:1
+          step 3 of 7 failed, Dockerfile:5 (stage tools)
+           5 │ RUN false
+          its command ended with exit code 1
         ");
     }
 

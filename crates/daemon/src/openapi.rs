@@ -61,6 +61,7 @@ use crate::{archive, attach, builds, exec, file, fs, images, leases, proxy, sand
     components(schemas(
         berth_types::exec::ExecEvent,
         berth_types::image::BuildFailure,
+        berth_types::image::DockerfileFault,
         berth_types::image::BuildImage,
         berth_types::progress::Progress,
     ))

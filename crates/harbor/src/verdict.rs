@@ -235,6 +235,8 @@ mod tests {
             line: 7,
             exit_code: Some(2),
             output_tail: vec!["make: *** no targets".to_owned()],
+            stage: None,
+            excerpt: None,
         };
         insta::assert_snapshot!(describe_build(&failure), @r"
         build failed at step 3 of 5 (Dockerfile:7): RUN make

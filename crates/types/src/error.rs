@@ -82,7 +82,8 @@ pub struct ApiError {
     /// What to do about it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Further structured facts, by code; `build_failed` carries a [`crate::image::BuildFailure`].
+    /// Further structured facts, by code; `build_failed` carries a [`crate::image::BuildFailure`], what is
+    /// wrong at a place of a Dockerfile a [`crate::image::DockerfileFault`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub details: Option<serde_json::Value>,

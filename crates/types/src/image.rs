@@ -424,6 +424,32 @@ pub struct BuildFailure {
     pub exit_code: Option<i32>,
     /// The last lines of the step's output, at most 50.
     pub output_tail: Vec<String>,
+    /// Name or number of the stage that the step belongs to, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
+    /// The lines of the Dockerfile that it is about, as in a [`DockerfileFault`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excerpt: Option<String>,
+}
+
+/// The place in a Dockerfile that an error is about: `details` of an error with code `dockerfile_invalid`, `base_image_unusable`,
+/// `remote_source_unusable` or `build_step_impossible`. What is wrong there is the error's message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DockerfileFault {
+    /// Name of the Dockerfile.
+    pub file: String,
+    /// Line of the place, from 1. For a trigger of a base image the line of its `FROM`.
+    pub line: u32,
+    /// Column of the place, from 1, in characters.
+    pub column: u32,
+    /// The lines around the place, numbered, with a marker and the label below it: a drawing of several lines of plain text, long
+    /// ones cut.
+    pub excerpt: String,
+    /// What the marker says.
+    pub label: String,
+    /// What to do about it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! From a statement to a typed instruction.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::flags::Takes::{Bool, Value, Values};
 use super::flags::{Flags, Known};
 use super::mount::mounts;
 use super::{Arg, CommandLine, Copy, CopySource, From, Healthcheck, Instruction, Located, NAMES, Pair, Run};
 use crate::fault::{Fault, Problem, nearest};
+use crate::source::Source;
 use crate::syntax::words::{json_of_other_things, json_strings, split_blanks, split_quoted};
 use crate::syntax::{Heredoc, Statement, Word};
 
@@ -336,8 +338,8 @@ impl Reader<'_> {
             text.push_str(&heredoc.name);
         }
         // A trigger that cannot be read is found here, not in the images built on top of this one.
-        let detached = Statement::detached(&self.statement.source.name, &text, self.statement.escape);
-        let checked = detached.and_then(instruction);
+        let source = Arc::new(Source::new(&self.statement.source.name, &text));
+        let checked = Statement::detached(&source, self.statement.escape).and_then(instruction);
         match checked {
             Ok(_) => Ok(text),
             Err(fault) => {

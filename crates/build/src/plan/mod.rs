@@ -90,6 +90,8 @@ pub struct PlannedStage {
 pub struct PlannedStep {
     /// Number over all stages, from 1.
     pub number: u32,
+    /// Number of its stage, from 0.
+    pub stage: usize,
     /// The instruction on one line, as written.
     pub text: String,
     /// The file it stands in.

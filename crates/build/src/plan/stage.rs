@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use crate::graph::{Root, Stage};
 use crate::instruction::{self, Arg, CommandLine, Instruction, Located, Pair};
 use crate::key::{Digest, Hasher};
 use crate::lint::Finding;
+use crate::source::Source;
 use crate::syntax::Statement;
 use crate::variables::{Environment, normal_platform};
 
@@ -143,9 +145,10 @@ impl Planner<'_> {
         let statement = &located.statement;
         current.steps.push(PlannedStep {
             number: self.steps,
+            stage: current.stage.index,
             text: statement.one_line(),
             source: statement.source.clone(),
-            span: statement.keyword_span(),
+            span: statement.whole_span(),
             action,
             key,
             history,
@@ -321,10 +324,13 @@ impl Current<'_> {
 
 /// The triggers of the base, as instructions of this stage.
 fn triggers(current: &mut Current<'_>) -> Result<Vec<Located>, Error> {
-    let name = format!("ONBUILD of {}", current.stage.from.statement.one_line());
+    let from = &current.stage.from.statement;
     let mut found = Vec::new();
     for text in current.config.take_triggers() {
-        found.push(instruction::instruction(Statement::detached(&name, &text, '\\')?)?);
+        let name = format!("ONBUILD {}", text.lines().next().unwrap_or_default());
+        let brought_by = Some((from.source.clone(), from.whole_span()));
+        let source = Arc::new(Source { name, text, brought_by });
+        found.push(instruction::instruction(Statement::detached(&source, '\\')?)?);
     }
     Ok(found)
 }

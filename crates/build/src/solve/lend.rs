@@ -196,12 +196,9 @@ impl Solver<'_> {
     /// A pattern that matches nothing is no error, as in BuildKit; but it is hardly meant.
     fn matches_nothing(&self, step: &PlannedStep, written: &str) {
         let written = written.replace("/./", "/");
-        self.warn(BuildWarning {
-            check: "CopyNothing".to_owned(),
-            message: format!("`{written}` matches nothing"),
-            file: step.source.name.clone(),
-            line: step.source.line_of(step.span.start),
-        });
+        let (file, line) = step.source.file_and_line(step.span);
+        let message = format!("`{written}` matches nothing");
+        self.warn(BuildWarning { check: "CopyNothing".to_owned(), message, file, line });
     }
 
     fn place(&self, root: &CopyRoot) -> String {

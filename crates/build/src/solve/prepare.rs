@@ -171,8 +171,7 @@ pub(super) async fn base_image(
     runner: &dyn Runner,
 ) -> Result<Base, Error> {
     runner.base_image(&needed.what).await.map_err(|source| Error::BaseImage {
-        file: needed.file().to_owned(),
-        line: needed.line(),
+        place: needed.place("this image"),
         nearest: graph.nearest_stage(&needed.what),
         reference: needed.what.clone(),
         source,
@@ -181,8 +180,7 @@ pub(super) async fn base_image(
 
 async fn fetch(needed: &Needed<Remote>, runner: &dyn Runner) -> Result<Arc<Fetched>, Error> {
     runner.fetch(&needed.what).await.map_err(|source| Error::Remote {
-        file: needed.file().to_owned(),
-        line: needed.line(),
+        place: needed.place("this source"),
         url: needed.what.shown(),
         source,
     })

@@ -13,6 +13,7 @@ use super::tars::{self, Item};
 use super::{keys, user};
 use crate::context::EntryKind;
 use crate::error::Error;
+use crate::excerpt::Excerpt;
 use crate::graph::Root;
 use crate::plan::{CopyRoot, MountKind, PlannedMount, PlannedStep};
 use crate::runner::{LayerId, Mount, MountSource, Owner, RunSpec, Setting, Step};
@@ -171,6 +172,13 @@ impl Solver<'_> {
             .map_err(|source| self.failed(step, "put the script", source))
     }
 
+    /// Name or number of a step's stage, where there are several.
+    fn stage_name(&self, step: &PlannedStep) -> Option<String> {
+        let stages = &self.prepared.graph.stages;
+        let name = stages.get(step.stage)?.name.clone();
+        (stages.len() > 1).then(|| name.unwrap_or_else(|| step.stage.to_string()))
+    }
+
     pub(super) async fn run(
         &self,
         step: &PlannedStep,
@@ -193,14 +201,18 @@ impl Solver<'_> {
         if code == 0 {
             return Ok(());
         }
+        let excerpt = Excerpt::new(&step.source, step.span, &format!("ended with exit code {code}"));
+        let excerpt = excerpt.to_api(None);
         Err(Error::StepFailed(Box::new(BuildFailure {
             step: step.number,
             steps: self.prepared.plan.steps,
             instruction: step.text.clone(),
-            file: step.source.name.clone(),
-            line: step.source.line_of(step.span.start),
+            file: excerpt.file,
+            line: excerpt.line,
             exit_code: Some(code),
             output_tail: tail.lines(),
+            stage: self.stage_name(step),
+            excerpt: Some(excerpt.excerpt),
         })))
     }
 }

@@ -15,6 +15,7 @@ use super::mask::Masks;
 use super::prepare::Prepared;
 use super::{Request, default_parallel, progress_of, store};
 use crate::error::Error;
+use crate::excerpt::Excerpt;
 use crate::graph::Root;
 use crate::plan::{Action, CopyRoot, MountKind, Plan, PlannedStage, PlannedStep};
 use crate::runner::{CachedStep, LayerId, Runner, RunnerError, Setting, Step};
@@ -309,12 +310,14 @@ impl<'a> Solver<'a> {
     }
 
     pub(super) fn failed(&self, step: &PlannedStep, operation: &'static str, source: RunnerError) -> Error {
+        let place = Excerpt::new(&step.source, step.span, "this step").to_api(None);
         Error::Step {
-            file: step.source.name.clone(),
-            line: step.source.line_of(step.span.start),
+            file: place.file.clone(),
+            line: place.line,
             step: step.number,
             instruction: step.text.clone(),
             operation,
+            place: Some(Box::new(place)),
             source,
         }
     }

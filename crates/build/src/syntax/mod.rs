@@ -30,7 +30,7 @@ pub struct Syntax {
     pub frontend: Option<Word>,
     /// Value of `# check=`, with its place.
     pub check: Option<Word>,
-    /// Empty lines in the middle of statements that are continued.
+    /// Last lines of the statements that are continued over empty lines: where BuildKit sees these, too.
     pub empty_continuations: Vec<Span>,
     /// The instructions in order.
     pub statements: Vec<Statement>,
@@ -65,15 +65,14 @@ struct Piece {
 
 impl Statement {
     /// A statement that does not stand in a file of its own: an `ONBUILD` trigger.
-    pub fn detached(name: &str, text: &str, escape: char) -> Result<Self, Box<Fault>> {
-        let source = Arc::new(Source::new(name, text));
-        let mut reader = Reader::new(&source);
+    pub fn detached(source: &Arc<Source>, escape: char) -> Result<Self, Box<Fault>> {
+        let mut reader = Reader::new(source);
         reader.escape = escape;
         reader.directives_done = true;
         let mut statements = reader.statements()?;
         match statements.len() {
             1 => Ok(statements.remove(0)),
-            _ => Err(Fault::new(&source, Span::new(0, text.len()), Problem::Empty)),
+            _ => Err(Fault::new(source, Span::new(0, source.text.len()), Problem::Empty)),
         }
     }
 
@@ -246,20 +245,25 @@ impl<'a> Reader<'a> {
         let mut pieces = vec![Piece { at: 0, from: first.start + indent }];
         let (part, mut continues) = continuation(&first.text[indent..], self.escape);
         text.push_str(part);
+        let (mut over_empty, mut last) = (false, first);
         while continues {
             let Some(line) = self.next_line() else { break };
+            last = line;
             let trimmed = line.text.trim_start();
             if trimmed.starts_with('#') {
                 continue;
             }
             if trimmed.is_empty() {
-                self.empty_continuations.push(Span::new(line.start, line.start + line.text.len()));
+                over_empty = true;
                 continue;
             }
             let (part, more) = continuation(line.text, self.escape);
             pieces.push(Piece { at: text.len(), from: line.start });
             text.push_str(part);
             continues = more;
+        }
+        if over_empty {
+            self.empty_continuations.push(Span::new(last.start, last.start + last.text.len()));
         }
         text.truncate(text.trim_end().len());
         let Some(keyword) = text.split_whitespace().next().map(str::to_uppercase) else { return Ok(None) };

@@ -217,6 +217,7 @@ async fn install(asked: &Asked, config: &Value, inside: &mut Running<'_>, sink: 
         step: 1,
         instruction: instruction.clone(),
         operation: "run the command",
+        place: None,
         source,
     })?;
     if code == 0 {
@@ -230,6 +231,8 @@ async fn install(asked: &Asked, config: &Value, inside: &mut Running<'_>, sink: 
         line: 1,
         exit_code: Some(code),
         output_tail: tail,
+        stage: None,
+        excerpt: None,
     };
     Err(berth_build::Error::StepFailed(Box::new(failure)).into())
 }
