@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::image::{Platform, parse_config};
 use crate::import::{ImportError, SPOOL_BUFFER, plain_name};
 use crate::ingest::open;
-use crate::layer::tar_reader::{Kind, Member, TarReader};
+use crate::layer::tar_reader::{Kind, Member, TarError, TarReader};
 use crate::manifest::{self, Entry, Manifest, choose, is_layer_type};
 use crate::reference::Reference;
 use crate::store::{MAX_CONFIG, StoreError};
@@ -252,6 +252,22 @@ impl Archive {
         check_digest(&member, digest, &bytes)?;
         Ok(bytes)
     }
+}
+
+/// Whether a `manifest.json`, the next of a tar's members, names configs and layers as Docker's does.
+pub(crate) fn is_docker_table<R: Read>(tar: &mut TarReader<R>, size: u64) -> Result<bool, TarError> {
+    if size > MAX_CONFIG {
+        return Ok(false);
+    }
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match tar.read_data(&mut bytes[filled..])? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(serde_json::from_slice::<Vec<DockerImage>>(&bytes).is_ok_and(|images| !images.is_empty()))
 }
 
 fn beside(name: &str, link: &[u8]) -> String {

@@ -1,7 +1,7 @@
 //! Importing archives: `docker save`'s format, OCI layouts, plain root file systems; each plain, gzip or zstd.
 //!
 //! The archive is written to a file first, since its table of contents may come last. What it is, is told by its members:
-//! `manifest.json` makes it Docker's, `index.json` with `oci-layout` OCI's (Docker's own archives have both, and Docker's
+//! `manifest.json`, if it is such a table, makes it Docker's, `index.json` with `oci-layout` OCI's (Docker's own archives have both, and Docker's
 //! table knows the names), anything else a root file system.
 
 use std::fs::File;
@@ -13,14 +13,14 @@ use berth_types::error::Kind as ErrorKind;
 use berth_types::image::ArchiveFormat;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-use crate::archive::{Archive, LayerMember, MAX_MEMBERS, Planned};
+use crate::archive::{Archive, LayerMember, MAX_MEMBERS, Planned, is_docker_table};
 use crate::cache::{BuildCache, CacheRow};
 use crate::digest::{Digest, DigestError};
 use crate::error::Error;
 use crate::image::{Image, parse_config};
 use crate::images::Images;
 use crate::ingest::{Compression, Decoder, Expected, ingest, open};
-use crate::layer::tar_reader::{TarError, TarReader};
+use crate::layer::tar_reader::{Kind, TarError, TarReader};
 use crate::manifest::NoPlatform;
 use crate::progress::{Meter, Reporter};
 use crate::pull::check_platform;
@@ -405,44 +405,85 @@ fn compression_of(path: &Path) -> Result<Compression, Error> {
     }
 }
 
-/// Reads members until they show what the archive is; a root file system mostly shows with its first.
+/// Reads members until it is clear what the archive is. What an image archive calls its layers and configs, and whether its
+/// table comes before or after them, is its writer's choice: only a directory that belongs to a system decides at once.
 fn detect(spool: &Path) -> Result<ArchiveFormat, Error> {
     let compression = compression_of(spool)?.to_string();
-    let decoder = Decoder::new(open(spool)?)
-        .map_err(|source| ImportError::Decompress { compression: compression.clone(), source })?;
-    let mut tar = TarReader::new(decoder);
-    let mut oci = false;
-    let mut members = 0;
+    let failed = |source| ImportError::Decompress { compression: compression.clone(), source };
+    let mut tar = TarReader::new(Decoder::new(open(spool)?).map_err(failed)?);
+    let broken = |source| match source {
+        TarError::Read { source, .. } => failed(source),
+        source => ImportError::NotTar { source },
+    };
+    let mut seen = Seen::default();
     loop {
-        let member = tar.next().map_err(|source| match source {
-            TarError::Read { source, .. } => {
-                ImportError::Decompress { compression: compression.clone(), source }
+        let member = match tar.next() {
+            Ok(Some(member)) => member,
+            Err(error) if seen.members == 0 => return Err(broken(error).into()),
+            // What is broken further on is told by whoever reads it as what it is so far.
+            Ok(None) | Err(_) => return Ok(seen.format()?),
+        };
+        seen.members += 1;
+        let name = plain_name(&member.path);
+        let is_file = !matches!(member.kind, Kind::Dir);
+        match name.as_str() {
+            "manifest.json" if is_file => {
+                seen.table = Some(is_docker_table(&mut tar, member.size).map_err(broken)?);
             }
-            source => ImportError::NotTar { source },
-        })?;
-        let Some(member) = member else { break };
-        members += 1;
-        match plain_name(&member.path).as_str() {
-            "manifest.json" => return Ok(ArchiveFormat::DockerArchive),
-            "index.json" => oci = true,
-            name if !is_image_member(name) => return Ok(ArchiveFormat::Rootfs),
-            _ => {}
+            "index.json" if is_file => seen.index = true,
+            "oci-layout" if is_file => seen.layout = true,
+            name if is_of_a_system(name) => return Ok(ArchiveFormat::Rootfs),
+            name => seen.others |= !is_image_member(name),
         }
-    }
-    match (oci, members) {
-        (_, 0) => Err(ImportError::Empty.into()),
-        (true, _) => Ok(ArchiveFormat::OciArchive),
-        (false, _) => Ok(ArchiveFormat::Rootfs),
+        if seen.members > MAX_MEMBERS {
+            return Ok(ArchiveFormat::Rootfs);
+        }
     }
 }
 
-/// Whether an image archive may have a member of this name.
+/// What [`detect`] has seen of an archive.
+#[derive(Default)]
+struct Seen {
+    members: usize,
+    /// Whether `manifest.json`, where it is there, is Docker's table.
+    table: Option<bool>,
+    index: bool,
+    layout: bool,
+    /// Whether there are members whose names say nothing.
+    others: bool,
+}
+
+impl Seen {
+    fn format(&self) -> Result<ArchiveFormat, ImportError> {
+        if self.members == 0 {
+            return Err(ImportError::Empty);
+        }
+        Ok(match self {
+            // A table that cannot be read is told as such where all else is as in an image archive.
+            Self { table: Some(is_docker), others, .. } if *is_docker || !others => {
+                ArchiveFormat::DockerArchive
+            }
+            Self { index: true, layout, others, .. } if *layout || !others => ArchiveFormat::OciArchive,
+            _ => ArchiveFormat::Rootfs,
+        })
+    }
+}
+
+/// Whether a root file system has a directory of this name, and an image archive nothing of the sort.
+fn is_of_a_system(name: &str) -> bool {
+    let first = name.split('/').next().unwrap_or_default();
+    matches!(
+        first,
+        "bin" | "dev" | "etc" | "home" | "lib" | "lib64" | "opt" | "proc" | "root" | "run" | "sbin"
+    ) || matches!(first, "srv" | "sys" | "tmp" | "usr" | "var")
+}
+
+/// Whether an image archive, rather than anything else, has a member of this name.
 fn is_image_member(name: &str) -> bool {
     let hex = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let first = name.split('/').next().unwrap_or_default();
     let stem = first.split('.').next().unwrap_or_default();
-    matches!(first, "" | "blobs" | "oci-layout" | "repositories" | "manifest.json" | "index.json")
-        || hex(stem)
+    matches!(first, "" | "blobs" | "repositories") || hex(stem)
 }
 
 pub(crate) fn plain_name(path: &[u8]) -> String {

@@ -41,7 +41,11 @@ async fn work(images: &Images, root: &Path, round: u64) -> Result<(), Error> {
     images.tag(base.id.as_str(), &format!("tag{}", round % 4)).await?;
     if round % 3 == 2 {
         images
-            .prune(PruneImages { all: round % 2 == 0, keep_bytes: Some(50_000), ..PruneImages::default() })
+            .prune(PruneImages {
+                all: round.is_multiple_of(2),
+                keep_bytes: Some(50_000),
+                ..PruneImages::default()
+            })
             .await?;
     }
     if round % 5 == 4 {

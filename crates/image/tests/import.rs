@@ -78,6 +78,64 @@ async fn a_docker_archive_with_its_own_names() {
 }
 
 #[tokio::test]
+async fn a_docker_archive_is_known_by_its_table_wherever_it_stands_and_whatever_its_members_are_called() {
+    let tmp = tempfile::tempdir().unwrap();
+    let images = open(tmp.path());
+    let layer = tar(&[("a", b"1")]);
+    let config = config(&[&layer], &host_arch());
+    let hex = berth_image::Digest::of(&config).hex().to_owned();
+    let by_digest = format!("{hex}.json");
+    let table = |config: &str, layer: &str| {
+        json!([{ "Config": config, "RepoTags": ["x:1"], "Layers": [layer] }]).to_string().into_bytes()
+    };
+    let orders: [[(&str, Vec<u8>); 3]; 4] = [
+        [
+            ("layer.tar", layer.clone()),
+            ("config.json", config.clone()),
+            ("manifest.json", table("config.json", "layer.tar")),
+        ],
+        [
+            ("config.json", config.clone()),
+            ("layer.tar", layer.clone()),
+            ("./manifest.json", table("config.json", "layer.tar")),
+        ],
+        [
+            (&by_digest, config.clone()),
+            ("0.tar", layer.clone()),
+            ("manifest.json", table(&by_digest, "0.tar")),
+        ],
+        [
+            ("one/layer.tar", layer.clone()),
+            ("manifest.json", table("c", "one/layer.tar")),
+            ("c", config.clone()),
+        ],
+    ];
+    for members in orders {
+        let members: Vec<(&str, &[u8])> =
+            members.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+        let archive = tar(&members);
+        for bytes in [archive.clone(), gzip(&archive)] {
+            let found = import(&images, &bytes, None).await.unwrap();
+            assert_eq!(found[0].id, berth_image::Digest::of(&config), "{:?}", members[0].0);
+        }
+    }
+    // What only is called so is a file of a root file system.
+    for (name, text) in [("manifest.json", "{\"name\": \"an application\"}"), ("index.json", "{}")] {
+        for rootfs in [
+            tar(&[(name, text.as_bytes()), ("app/main", b"x")]),
+            tar(&[("app/main", b"x"), (name, text.as_bytes())]),
+            tar(&[("bin/sh", b"x"), (name, table("c", "l").as_slice())]),
+        ] {
+            let image = import(&images, &rootfs, Some("me/app:1")).await.unwrap().remove(0);
+            assert!(images.layers_dir().join(&image.layers[0].name).join(name).is_file(), "{name}");
+        }
+    }
+    let broken = tar(&[(&by_digest, config.as_slice()), ("manifest.json", b"[{"), ("repositories", b"{}")]);
+    let error = import(&images, &broken, Some("x")).await.unwrap_err();
+    assert!(matches!(error, Error::Import(ImportError::Malformed { .. })), "{error}");
+}
+
+#[tokio::test]
 async fn layers_linked_to_each_other_are_found() {
     let tmp = tempfile::tempdir().unwrap();
     let layer = tar(&[("a", b"1")]);
