@@ -194,6 +194,8 @@ fn registry_facts(error: &RegistryError) -> (&'static str, Kind) {
         RegistryError::SizeMismatch { .. } => ("size_mismatch", Kind::Unavailable),
         RegistryError::Unreachable { .. } => ("registry_unreachable", Kind::Unavailable),
         RegistryError::DigestMismatch { .. } => ("digest_mismatch", Kind::Unavailable),
+        // Whatever it was: that no other place had it is no fault of the image's.
+        RegistryError::Lied { source, .. } => (registry_facts(source).0, Kind::Unavailable),
         RegistryError::MediaType { .. }
         | RegistryError::NotAnImage { .. }
         | RegistryError::Manifest { .. }

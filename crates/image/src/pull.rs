@@ -160,7 +160,7 @@ impl Images {
                     }
                     return Ok(Found { places, config, layers });
                 }
-                Err(failure) => failures.add(&connection.asked, failure)?,
+                Err(failure) => connection.failed(&mut failures, failure)?,
             }
         }
         Err(failures.into_error(&reference.to_string()).into())
@@ -195,19 +195,22 @@ impl Images {
         if self.store().layer(diff_id).is_some() {
             return Ok(());
         }
-        let reference = || places.first().map_or_else(String::new, |place| place.asked.reference.clone());
+        let all = places;
+        let reference = || all.first().map_or_else(String::new, |place| place.asked.reference.clone());
         let digest: Digest = layer
             .digest
             .parse()
             .map_err(|source| RegistryError::Digest { reference: reference(), source })?;
         let _room = self.registries().layers.acquire().await.map_err(|_| Error::ShuttingDown)?;
         let blob = Blob { digest, size: layer.size };
+        let mut places: Vec<&Connection> = places.iter().collect();
+        let mut lies = Vec::new();
         loop {
             let partial = self.registries().partials.take(&blob.digest).await;
             let (download, tail) = Download::begin(blob.clone(), partial).await?;
             let resumed = download.resumed_at > 0;
             let guard = Arc::clone(&flight);
-            match self.unpack_while_downloading(places, download, tail, diff_id, guard, reporter).await {
+            match self.unpack_while_downloading(&places, download, tail, diff_id, guard, reporter).await {
                 // The bytes from before may be what is wrong; they are gone now.
                 Err(Error::Registry(RegistryError::DigestMismatch { .. })) if resumed => {
                     say(
@@ -215,6 +218,18 @@ impl Images {
                         format!("layer {} is fetched again from its beginning", blob.digest.short()),
                     );
                 }
+                Err(Error::Registry(error @ RegistryError::DigestMismatch { .. })) if places.len() > 1 => {
+                    say(reporter, format!("warning: not to be believed: {error}"));
+                    let RegistryError::DigestMismatch { asked, .. } = &error else {
+                        return Err(error.into());
+                    };
+                    let left = places.len() - 1;
+                    places.retain(|place| place.asked != *asked);
+                    // One at a time, whatever they are called: this comes to an end.
+                    places.truncate(left);
+                    lies.push(error);
+                }
+                Err(Error::Registry(error)) => return Err(error.after(lies, &reference()).into()),
                 other => return other,
             }
         }
@@ -222,7 +237,7 @@ impl Images {
 
     async fn unpack_while_downloading(
         &self,
-        places: &[Connection],
+        places: &[&Connection],
         download: Download,
         tail: Tail,
         diff_id: &Digest,
@@ -276,15 +291,22 @@ fn note(found: &Found, config: &ParsedConfig, keep: impl Fn(&Digest) -> bool) {
 /// The image's config, from the first place that has it.
 async fn config_of(found: &Found, reference: &Reference) -> Result<Vec<u8>, Error> {
     let mut failures = Failures::default();
+    let mut missing = None;
     for place in &found.places {
         match place.small_blob(&found.config, "the config", MAX_CONFIG).await {
             Ok(raw) => return Ok(raw),
-            // Of the last place the whole error is told.
-            Err(Failure::Fatal(error)) if found.places.len() == 1 => return Err(error.into()),
-            Err(failure) => failures.add(&place.asked, failure)?,
+            Err(Failure::Fatal(error @ RegistryError::Missing { .. })) => missing = missing.or(Some(error)),
+            Err(failure) => place.failed(&mut failures, failure)?,
         }
     }
-    Err(failures.into_error(&reference.to_string()).into())
+    let reference = reference.to_string();
+    Err(match missing {
+        Some(missing) if failures.is_empty() => missing.into(),
+        missing => match (failures.into_error(&reference), missing) {
+            (lie, Some(missing)) if lie.is_lie() => missing.after(vec![lie], &reference).into(),
+            (error, _) => error.into(),
+        },
+    })
 }
 
 type Descriptors = (Descriptor, Vec<Descriptor>);
@@ -302,7 +324,11 @@ async fn manifest_here(
             Err(failure) => return Ok(Err(failure)),
         };
         let malformed = |source| RegistryError::Manifest { asked: connection.asked.clone(), source };
-        match parse(&bytes).map_err(malformed)? {
+        let manifest = match parse(&bytes) {
+            Ok(manifest) => manifest,
+            Err(source) => return Ok(Err(malformed(source).into())),
+        };
+        match manifest {
             Manifest::Image { config, .. } if !is_image_config(&config.media_type) => {
                 let why = format!(
                     "it is an artifact of type {:?}, not an image of a file system",
@@ -315,7 +341,11 @@ async fn manifest_here(
                 let name = format!("image {reference}");
                 let entry = choose(&name, &entries, &Platform::host()).map_err(PullError::from)?;
                 let bad = |source| RegistryError::Digest { reference: reference.to_string(), source };
-                wanted = Some((entry.digest.parse().map_err(bad)?, entry.size));
+                let digest = match entry.digest.parse() {
+                    Ok(digest) => digest,
+                    Err(source) => return Ok(Err(bad(source).into())),
+                };
+                wanted = Some((digest, entry.size));
             }
             Manifest::Other(media_type)
                 if media_type.contains("schema version 1") || media_type.contains("manifest.v1+") =>

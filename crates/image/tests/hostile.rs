@@ -354,6 +354,83 @@ async fn a_part_that_a_mirror_lacks_comes_from_the_next() {
     whole(&images).await;
 }
 
+/// What a mirror makes of an honest answer.
+type Twist = fn(&Request, Response, &str) -> Response;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_mirror_that_lies_the_pull_goes_on_with_the_next_and_tells() {
+    let (layer, stored) = large();
+    let blob = blob_path(&stored);
+    let serve = |twist: Option<Twist>| {
+        let (served, blob) = (Served::new(&layer, &stored), blob.clone());
+        FakeRegistry::start(move |request| {
+            let plain = Request { path: request.path.replace("/v2/library/x/", "/v2/x/"), ..request.clone() };
+            let answer = served.answer(&plain);
+            match twist {
+                Some(twist) => twist(&plain, answer, &blob),
+                None => answer.ranged(request),
+            }
+        })
+    };
+    let twists: [(&str, Twist); 5] = [
+        ("a layer", |request, mut answer, blob| {
+            if request.path == blob {
+                answer.body[LARGE / 2] ^= 1;
+            }
+            answer
+        }),
+        ("bytes long instead of the manifest's", |request, mut answer, blob| {
+            if request.path == blob {
+                answer.body.push(0);
+            }
+            answer
+        }),
+        ("the config", |request, mut answer, blob| {
+            if request.path.contains("/blobs/") && request.path != blob {
+                answer.body[0] ^= 1;
+            }
+            answer
+        }),
+        ("is malformed", |request, mut answer, _| {
+            if request.path.contains("/manifests/") {
+                answer.body.truncate(20);
+                answer.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("docker-content-digest"));
+            }
+            answer
+        }),
+        ("a manifest", |request, answer, _| match request.path.contains("/manifests/") {
+            true => answer.header("Docker-Content-Digest", Digest::of(b"another").to_string()),
+            false => answer,
+        }),
+    ];
+    for (words, twist) in twists {
+        let (liar, honest) = (serve(Some(twist)).await, serve(None).await);
+        let tmp = tempfile::tempdir().unwrap();
+        let images = open_with(tmp.path(), mirrors(&[&liar, &honest].map(|r| format!("http://{}", r.host))));
+        let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let hears = Arc::clone(&heard);
+        let reporter: berth_image::Reporter =
+            Arc::new(move |progress| hears.lock().unwrap().push(format!("{progress:?}")));
+        let pulled = images.pull("x", PullPolicy::Always, None, reporter).await;
+        pulled.unwrap_or_else(|e| panic!("{words}: {}", chain(&e)));
+        whole(&images).await;
+        let told = heard.lock().unwrap().iter().any(|line| {
+            line.contains("not to be believed") && line.contains(words) && line.contains(&liar.host)
+        });
+        assert!(told, "{words}: {:?}", heard.lock().unwrap());
+        // Nobody else has it: the lie is part of the error.
+        let tmp = tempfile::tempdir().unwrap();
+        let lacks = FakeRegistry::start(|_| Response::status(404)).await;
+        let images = open_with(tmp.path(), mirrors(&[&liar, &lacks].map(|r| format!("http://{}", r.host))));
+        let error = images.pull("x", PullPolicy::Always, None, silent()).await.unwrap_err();
+        assert!(matches!(registry_error(&error), RegistryError::Lied { .. }), "{words}: {}", chain(&error));
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(chain(&error).contains(words) && chain(&error).contains(&liar.host), "{}", chain(&error));
+        assert!(chain(&error).contains(&lacks.host), "{}", chain(&error));
+        nothing_half_done(&images, tmp.path()).await;
+    }
+}
+
 /// A registry that gives tokens, each good for so many requests.
 async fn with_tokens(served: Served, good_for: usize) -> FakeRegistry {
     let realm: Arc<OnceLock<String>> = Arc::default();

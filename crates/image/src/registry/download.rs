@@ -11,7 +11,7 @@ use reqwest::{Method, Response};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::error::{Failures, RegistryError};
+use super::error::{Asked, Failures, RegistryError};
 use super::partial::Partial;
 use super::retry::checked;
 use super::tail::{Growth, Tail};
@@ -44,6 +44,8 @@ pub(crate) struct Download {
     /// How much there was before.
     pub(crate) resumed_at: u64,
     received: u64,
+    /// The first place that gave some of it.
+    given_by: Option<Box<Asked>>,
     pieces: Option<mpsc::Sender<Piece>>,
     writer: JoinHandle<io::Result<Digest>>,
     growth: Arc<Growth>,
@@ -81,6 +83,7 @@ impl Download {
             path: path.clone(),
             resumed_at,
             received: resumed_at,
+            given_by: None,
             pieces: Some(pieces),
             writer,
             growth,
@@ -96,38 +99,46 @@ impl Download {
     /// Downloads from the first place that has it all, and verifies the whole. `progress` hears the bytes so far.
     pub(crate) async fn run(
         mut self,
-        places: &[Connection],
+        places: &[&Connection],
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), RegistryError> {
         progress(self.received);
         let mut failures = Failures::default();
-        let mut missing = None;
+        let mut missing = Vec::new();
         let mut complete = false;
         for place in places {
-            match place.download(&mut self, progress).await {
+            let before = self.received;
+            let downloaded = place.download(&mut self, progress).await;
+            if self.received != before {
+                self.given_by.get_or_insert_with(|| place.asked.clone());
+            }
+            match downloaded {
                 Ok(()) => {
                     complete = true;
                     break;
                 }
                 Err(Failure::Trouble(trouble)) if trouble.status() == Some(404) => {
-                    missing.get_or_insert_with(|| place.asked.clone());
+                    missing.push((place.asked.clone(), trouble));
                 }
-                Err(failure) => failures.add(&place.asked, failure)?,
+                Err(failure) => place.failed(&mut failures, failure)?,
             }
         }
         if !complete {
             let digest = self.blob.digest.to_string();
-            return Err(match missing {
-                Some(asked) if failures.is_empty() => {
-                    RegistryError::Missing { asked, what: "a layer", digest }
-                }
-                _ => failures.into_error(places.first().map_or("", |place| &place.asked.reference)),
-            });
+            if failures.is_empty()
+                && let Some((asked, _)) = missing.first()
+            {
+                return Err(RegistryError::Missing { asked: asked.clone(), what: "a layer", digest });
+            }
+            for (asked, trouble) in missing {
+                failures.add(&asked, trouble.into())?;
+            }
+            return Err(failures.into_error(places.first().map_or("", |place| &place.asked.reference)));
         }
         self.verify(places).await
     }
 
-    async fn verify(&mut self, places: &[Connection]) -> Result<(), RegistryError> {
+    async fn verify(&mut self, places: &[&Connection]) -> Result<(), RegistryError> {
         let keep = |source| RegistryError::Keep { path: self.path.clone(), source };
         self.pieces = None;
         let actual = (&mut self.writer).await.map_err(io::Error::other).and_then(|d| d).map_err(keep)?;
@@ -137,8 +148,11 @@ impl Download {
         }
         // Nothing of it may be gone on with.
         self.partial.discard().map_err(keep)?;
-        match places.first() {
-            Some(place) => place.check("a layer", self.blob.digest.as_str(), actual),
+        // Of several that gave parts of it the first one: whoever tries again does so without that one.
+        let asked = self.given_by.take().or_else(|| places.first().map(|place| place.asked.clone()));
+        let (expected, actual) = (self.blob.digest.to_string(), actual.to_string());
+        match asked {
+            Some(asked) => Err(RegistryError::DigestMismatch { what: "a layer", asked, expected, actual }),
             None => Ok(()),
         }
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::digest::DigestError;
 
+/// What a manifest is called in errors about its size.
+pub(crate) const MANIFEST: &str = "the manifest";
 /// Most of a registry's own words that are repeated, in characters.
 const MAX_WORDS: usize = 300;
 
@@ -107,6 +109,9 @@ pub enum Trouble {
     /// An answer that is not what the protocol says.
     #[error("{0}")]
     Protocol(String),
+    /// An answer that is not what was asked for.
+    #[error("{0}")]
+    Lie(Box<RegistryError>),
     /// A file that is to be sent cannot be read.
     #[error("cannot read {path}")]
     Local {
@@ -373,6 +378,17 @@ pub enum RegistryError {
         /// The limit.
         limit: u64,
     },
+    /// At least one place gave something else than what it was asked for, and no other had the image.
+    #[error("image {reference} could not be fetched: {}", tried.join("; "))]
+    Lied {
+        /// The image.
+        reference: String,
+        /// What each place said, or gave.
+        tried: Vec<String>,
+        /// What was wrong with what the last such place gave.
+        #[source]
+        source: Box<RegistryError>,
+    },
     /// Downloaded bytes could not be kept.
     #[error("cannot keep a download in {path}")]
     Keep {
@@ -404,8 +420,32 @@ pub(crate) fn whom(user: &Option<String>) -> String {
 pub(crate) enum Failure {
     /// It said no, or could not be asked: another may say otherwise.
     Trouble(Trouble),
-    /// No other place is asked.
+    /// No other place is asked, unless this says only of the one place that it is not to be believed.
     Fatal(RegistryError),
+}
+
+impl RegistryError {
+    /// Whether it is about what one place gave, so that another one may give what it should.
+    pub(crate) fn is_lie(&self) -> bool {
+        matches!(
+            self,
+            Self::DigestMismatch { .. }
+                | Self::SizeMismatch { .. }
+                | Self::Manifest { .. }
+                | Self::Digest { .. }
+                | Self::TooLarge { what: MANIFEST, .. }
+        )
+    }
+
+    /// The same after other places had given something wrong.
+    pub(crate) fn after(self, lies: Vec<RegistryError>, reference: &str) -> Self {
+        let mut tried: Vec<String> = lies.iter().map(ToString::to_string).collect();
+        tried.push(self.to_string());
+        match lies.into_iter().next_back() {
+            None => self,
+            Some(last) => Self::Lied { reference: reference.to_owned(), tried, source: Box::new(last) },
+        }
+    }
 }
 
 impl From<Trouble> for Failure {
@@ -425,6 +465,7 @@ impl Asked {
     pub(crate) fn error(&self, failure: Failure) -> RegistryError {
         let trouble = match failure {
             Failure::Fatal(error) => return error,
+            Failure::Trouble(Trouble::Lie(error)) => return *error,
             Failure::Trouble(trouble) => trouble,
         };
         let Self { registry, user, reference } = self.clone();
@@ -452,6 +493,8 @@ impl Asked {
                 Trouble::Refused(_) | Trouble::Name(_) | Trouble::Connect(_) | Trouble::Timeout(_) => {
                     format!("{registry} {trouble}")
                 }
+                // Names who gave it.
+                Trouble::Lie(error) => error.to_string(),
                 trouble => format!("{registry}: {trouble}"),
             },
         }
@@ -475,6 +518,10 @@ impl Failures {
     /// Takes note of a failure; an error when there is no use in asking further.
     pub(crate) fn add(&mut self, asked: &Asked, failure: Failure) -> Result<(), RegistryError> {
         match failure {
+            Failure::Fatal(error) if error.is_lie() => {
+                self.0.push((asked.clone(), Trouble::Lie(Box::new(error))));
+                Ok(())
+            }
             Failure::Fatal(error) => Err(error),
             Failure::Trouble(trouble) => {
                 tracing::debug!(
@@ -493,9 +540,10 @@ impl Failures {
     }
 
     pub(crate) fn into_error(mut self, reference: &str) -> RegistryError {
-        let severity = |trouble: &Trouble| match trouble.status() {
-            Some(404) => 0,
-            Some(401 | 403) => 1,
+        let severity = |trouble: &Trouble| match (trouble, trouble.status()) {
+            (Trouble::Lie(_), _) => 3,
+            (_, Some(404)) => 0,
+            (_, Some(401 | 403)) => 1,
             _ => 2,
         };
         let worst = self.0.iter().map(|(_, trouble)| severity(trouble)).max().unwrap_or(0);
@@ -508,9 +556,10 @@ impl Failures {
         let tried = self.0.iter().map(|(asked, trouble)| asked.describe(trouble)).collect();
         let at = self.0.iter().rposition(|(_, trouble)| severity(trouble) == worst).unwrap_or(0);
         let (asked, trouble) = self.0.swap_remove(at);
-        match alone || worst == 1 {
-            true => asked.error(trouble.into()),
-            false => RegistryError::Unreachable { reference, tried, source: Box::new(trouble) },
+        match trouble {
+            trouble if alone || worst == 1 => asked.error(trouble.into()),
+            Trouble::Lie(source) => RegistryError::Lied { reference, tried, source },
+            trouble => RegistryError::Unreachable { reference, tried, source: Box::new(trouble) },
         }
     }
 }
@@ -543,6 +592,20 @@ mod tests {
         assert!(matches!(of(&[403]), RegistryError::Forbidden { user: Some(_), .. }));
         assert!(matches!(of(&[401, 502, 404]), RegistryError::Unreachable { tried, .. } if tried.len() == 3));
         assert!(matches!(of(&[502]), RegistryError::Unreachable { .. }));
+        let lie = |failures: &mut Failures| {
+            let (asked_of, actual) = (Box::new(asked("https://liar")), Some(1));
+            let lie = RegistryError::SizeMismatch { what: "a layer", asked: asked_of, expected: 2, actual };
+            failures.add(&asked("https://liar"), lie.into()).unwrap();
+        };
+        let mut alone = Failures::default();
+        lie(&mut alone);
+        assert!(matches!(alone.into_error("r/x:1"), RegistryError::SizeMismatch { .. }));
+        let mut several = Failures::default();
+        lie(&mut several);
+        several.add(&asked("https://404"), status(404)).unwrap();
+        let error = several.into_error("r/x:1");
+        assert!(matches!(&error, RegistryError::Lied { tried, .. } if tried.len() == 2), "{error}");
+        assert!(error.to_string().contains("https://liar") && error.to_string().contains("https://404"));
     }
 
     #[test]

@@ -29,10 +29,10 @@ use crate::error::Error;
 use crate::flights::Flights;
 use crate::image::Image;
 use crate::manifest::Descriptor;
-use crate::progress::Reporter;
+use crate::progress::{Reporter, say};
 use crate::reference::{Reference, Version};
 use auth::Authorizer;
-use error::{Asked, Failure, Trouble};
+use error::{Asked, Failure, Failures, Trouble};
 use http::{Http, same_origin};
 use known::{Known, KnownBlob};
 use partial::Partials;
@@ -212,6 +212,21 @@ impl Connection {
         self.asked.error(failure.into())
     }
 
+    /// Takes note of what this place came to; an error when there is no use in asking others. That it gave something wrong is
+    /// told at once, since the pull may well go on.
+    pub(crate) fn failed(&self, failures: &mut Failures, failure: Failure) -> Result<(), RegistryError> {
+        if let Failure::Fatal(error) = &failure
+            && error.is_lie()
+        {
+            self.tell(error);
+        }
+        failures.add(&self.asked, failure)
+    }
+
+    fn tell(&self, lie: &RegistryError) {
+        say(&self.reporter, format!("warning: not to be believed: {lie}"));
+    }
+
     /// `https://host/v2/repository/` and what comes after.
     fn at(&self, rest: &str) -> Result<Url, Trouble> {
         // Docker's own registry answers at another host than its name.
@@ -285,7 +300,7 @@ impl Connection {
         if bytes.len() as u64 > MAX_MANIFEST {
             let reference = self.asked.reference.clone();
             let (size, limit) = (bytes.len() as u64, MAX_MANIFEST);
-            return Err(RegistryError::TooLarge { what: "the manifest", reference, size, limit }.into());
+            return Err(RegistryError::TooLarge { what: error::MANIFEST, reference, size, limit }.into());
         }
         self.check_manifest_type(&response)?;
         // By tag the registry says itself which digest it gives; by digest that is already known.
