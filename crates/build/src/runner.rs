@@ -221,6 +221,12 @@ pub trait Runner: Send + Sync {
     /// A fresh sandbox with these layers (the lowest first; maybe none) as its root and an empty writable layer.
     fn open<'a>(&'a self, layers: &'a [LayerId], setting: Setting) -> Answer<'a, Box<dyn Step>>;
 
+    /// A sandbox that lends files to a step, which has one of its own open all the while. A runner that lets only so many
+    /// steps run at a time must not count it as another: steps that wait for their lenders would wait for each other.
+    fn lend<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>> {
+        self.open(layers, Setting::default())
+    }
+
     /// Brings a file or a git repository from elsewhere. What was brought once in a build is not brought again.
     fn fetch<'a>(&'a self, remote: &'a Remote) -> Answer<'a, Arc<Fetched>>;
 

@@ -158,6 +158,11 @@ impl Admission {
         Ok((Place { admission: self.clone(), ticket }, receiver))
     }
 
+    /// Whether there will ever be room.
+    pub(crate) fn fits_ever(&self, wants: &Committed) -> Result<(), Shortage> {
+        self.lock().ledger.fits_ever(wants)
+    }
+
     /// Sets aside for what cannot wait, because it holds something that others wait for: a step of a build.
     pub(crate) fn commit(self: &Arc<Self>, wants: Committed) -> Grant {
         self.lock().ledger.commit(wants);

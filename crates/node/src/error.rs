@@ -310,6 +310,16 @@ pub enum Error {
         /// What goes on in it.
         what: String,
     },
+    /// The Dockerfile's stage begins with another image than the sandbox was made of: nothing was done in it.
+    #[error("cannot replay the Dockerfile in sandbox {id}: it was made of {image}, and the stage begins with {}", base.as_deref().unwrap_or("scratch"))]
+    ReplayBase {
+        /// Its id.
+        id: String,
+        /// Id of the image that it was made of.
+        image: String,
+        /// Id of the image that the stage begins with; absent for `scratch`.
+        base: Option<String>,
+    },
     /// A Dockerfile could not be replayed in a sandbox, which runs on.
     #[error("cannot replay the Dockerfile in sandbox {id}")]
     Replay {
@@ -384,6 +394,7 @@ impl Error {
             Error::Guest { .. } => ("sandbox_lost", Kind::Unavailable),
             Error::Network(_) | Error::Disk(_) | Error::Driver(_) => ("machine_unfit", Kind::Config),
             Error::SandboxInUse { .. } => ("sandbox_in_use", Kind::Conflict),
+            Error::ReplayBase { .. } => ("replay_base", Kind::Conflict),
             Error::Replay { source, .. } => (source.code(), source.kind()),
             Error::CaBundle(_) => ("bad_ca_bundle", Kind::Config),
             Error::Caches(_) => ("build_caches_failed", Kind::Internal),
@@ -425,6 +436,9 @@ impl Error {
             Error::ContextNeeded => Some("send the same request with the context, a tar".into()),
             Error::ContextChanged { .. } => Some("leave the directory alone while it is sent, and send it again".into()),
             Error::ContextRoom { .. } => Some("wait for other builds, or raise context_bytes under [builds]".into()),
+            Error::ReplayBase { base: Some(base), .. } => Some(format!(
+                "make the sandbox of {base}, which POST /v1/images/build?base=true gives for this Dockerfile"
+            )),
             Error::BuildTimeout { .. } => Some("raise timeout_seconds under [builds]".into()),
             Error::Build(error) => error.hint(),
             Error::Start(error) if is_mount_target(error) => {

@@ -114,7 +114,8 @@ impl Node {
     /// to.
     ///
     /// # Errors
-    /// [`Error::SandboxNotFound`], [`Error::SandboxNotRunning`], [`Error::BadRequest`], [`Error::Unresponsive`]; a conflict
+    /// [`Error::SandboxNotFound`], [`Error::SandboxNotRunning`], [`Error::BadRequest`], [`Error::Unresponsive`];
+    /// [`Error::SandboxInUse`] while a Dockerfile is replayed in it; a conflict
     /// when the id is that of another request. A command that cannot be started is no error: it exits, with a reason.
     pub async fn exec(&self, sandbox: &str, request: ExecRequest) -> Result<Exec, Error> {
         let (sandbox, record, live) = self.live(sandbox)?;
@@ -138,6 +139,7 @@ impl Node {
             let spec = guest::AttachSpec { id: id.clone(), from, stdin: false, follow: true };
             self.start_exec(&sandbox, &id, live.guest().await.attach(spec)).await?
         } else {
+            let _starting = self.0.replays.start(&sandbox)?;
             self.start_exec(&sandbox, &id, live.guest().await.exec(spec)).await?
         };
         live.execs.is_of(&id, fingerprint);

@@ -36,6 +36,8 @@ pub(crate) struct Controls {
     /// Limits of files.
     pub(crate) enforces_inodes: bool,
     pub(crate) disk_lost: AtomicBool,
+    pub(crate) image_limits: crate::ImageLimits,
+    pub(crate) builds: crate::BuildPolicy,
     pub(crate) features: Features,
     /// Whether guests answer what they are asked of execs. They say nothing at all without.
     pub(crate) answering: bool,
@@ -328,8 +330,8 @@ async fn assemble(dir: &TempDir, controls: &Arc<Controls>) -> Node {
         meter: Box::new(FakeMeter(controls.clone())),
         facts: doctor::Facts::none(),
         limits,
-        image_limits: crate::ImageLimits::default(),
-        builds: crate::BuildPolicy::default(),
+        image_limits: controls.image_limits.clone(),
+        builds: controls.builds.clone(),
         caches: crate::builds::Caches::open(dir.path(), None).unwrap(),
         fetcher: crate::fetch::Fetcher::open(crate::fetch::Options::new(dir.path().join("fetched"))).unwrap(),
         trust: crate::trust::Trusts::default(),

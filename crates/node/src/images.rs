@@ -14,6 +14,8 @@ use tokio_util::io::StreamReader;
 use crate::builds::{IMAGE, PruneCaches, STEP};
 use crate::{Error, Node};
 
+#[cfg(test)]
+mod tests;
 mod tidy;
 
 pub use tidy::ImageLimits;

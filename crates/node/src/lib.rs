@@ -247,7 +247,13 @@ impl Node {
             keep_sandboxes: Default::default(),
             admission: Admission::new(Ledger::new(cpus, reserve), parts.meter),
             disk_lost: Default::default(),
-            tasks: Tasks::new(&[leases::TASK, images::TIDY_TASK, status::QUEUE_TASK, health::TASK]),
+            tasks: Tasks::new(&[
+                leases::TASK,
+                images::TIDY_TASK,
+                builds::BUILDS_TASK,
+                status::QUEUE_TASK,
+                health::TASK,
+            ]),
             background: Default::default(),
         }));
         node.recover(parts.adopted).await?;

@@ -51,7 +51,7 @@ async fn a_sandbox_shows_what_is_in_force_and_what_it_uses() {
     world.node.delete_sandbox(&made.id).await.unwrap();
     let status = world.node.status();
     assert_eq!((status.sandboxes.running, status.memory.committed_bytes), (0, 0));
-    assert_eq!(status.tasks.len(), 4);
+    assert_eq!(status.tasks.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

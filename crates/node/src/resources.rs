@@ -79,11 +79,7 @@ pub(crate) fn settle(
     engine: Enforces,
 ) -> Result<Settled, Error> {
     let asked = &request.resources;
-    let unenforced = Resources {
-        storage_mb: asked.storage_mb.filter(|_| !engine.bytes),
-        storage_inodes: asked.storage_inodes.filter(|_| !engine.inodes),
-        ..Resources::default()
-    };
+    let unenforced = unenforced(asked, engine);
     let waived = unenforced != Resources::default();
     let allowed = policy.allow_unenforced_storage || request.storage_unenforced == Unenforced::Allow;
     if waived && !allowed {
@@ -106,12 +102,13 @@ pub(crate) fn settle(
 }
 
 fn limits(resources: &Resources, engine: Enforces) -> Limits {
+    let bytes = |mb: u64| mb.saturating_mul(MB);
     Limits {
         cpus: resources.cpus,
         cpu_request: resources.cpu_request,
-        memory_bytes: resources.memory_mb.map(|mb| mb * MB),
-        memory_request_bytes: resources.memory_request_mb.map(|mb| mb * MB),
-        storage_bytes: resources.storage_mb.filter(|_| engine.bytes).map(|mb| mb * MB),
+        memory_bytes: resources.memory_mb.map(bytes),
+        memory_request_bytes: resources.memory_request_mb.map(bytes),
+        storage_bytes: resources.storage_mb.filter(|_| engine.bytes).map(bytes),
         storage_inodes: resources.storage_inodes.filter(|_| engine.inodes),
         pids: resources.pids,
     }
@@ -130,9 +127,34 @@ fn wants(asked: &Resources, policy: &LimitPolicy) -> Committed {
     Committed { memory_bytes: memory, disk_bytes: disk, cpus: asked.cpu_request.unwrap_or(0.0) }
 }
 
-/// What is set aside for a step of a build, which has no limits.
+/// What is set aside for a sandbox of a build that only lends files, or takes some.
 pub(crate) fn assumed(policy: &LimitPolicy) -> Committed {
     wants(&Resources::default(), policy)
+}
+
+/// What limits of a build's steps come to: those for the driver, and what is set aside for each step.
+///
+/// # Errors
+/// [`Error::StorageUnenforced`] for a limit of storage that nobody would enforce, unless the policy waives those.
+pub(crate) fn settle_step(
+    resources: &Resources,
+    policy: &LimitPolicy,
+    engine: Enforces,
+) -> Result<(Limits, Committed), Error> {
+    let unenforced = unenforced(resources, engine);
+    if unenforced != Resources::default() && !policy.allow_unenforced_storage {
+        return Err(Error::StorageUnenforced { resources: Box::new(unenforced) });
+    }
+    Ok((limits(resources, engine), wants(resources, policy)))
+}
+
+/// What of the limits of storage the engine does not enforce.
+fn unenforced(asked: &Resources, engine: Enforces) -> Resources {
+    Resources {
+        storage_mb: asked.storage_mb.filter(|_| !engine.bytes),
+        storage_inodes: asked.storage_inodes.filter(|_| !engine.inodes),
+        ..Resources::default()
+    }
 }
 
 /// What was asked for, of resources in force.
@@ -218,6 +240,19 @@ mod tests {
         assert!(8 * wants.memory_bytes < (24 << 30) - (24 << 30) / 20);
         let strict = LimitPolicy { memory_overcommit: 1.0, ..LimitPolicy::default() };
         assert_eq!(settle(&request, &strict, ALL).unwrap().wants.memory_bytes, 2048 * MB);
+    }
+
+    #[test]
+    fn a_step_sets_its_own_limits_aside_and_has_none_that_nobody_enforces() {
+        let policy = LimitPolicy::default();
+        let asked = Resources { memory_mb: Some(2048), storage_mb: Some(80), ..Default::default() };
+        let (limits, wants) = settle_step(&asked, &policy, ALL).unwrap();
+        assert_eq!((limits.memory_bytes, limits.storage_bytes), (Some(2048 * MB), Some(80 * MB)));
+        assert_eq!((wants.memory_bytes, wants.disk_bytes), (1024 * MB, 10 * MB));
+        assert!(matches!(settle_step(&asked, &policy, NONE), Err(Error::StorageUnenforced { .. })));
+        let waives = LimitPolicy { allow_unenforced_storage: true, ..policy.clone() };
+        assert_eq!(settle_step(&asked, &waives, NONE).unwrap().0.storage_bytes, None);
+        assert_eq!(settle_step(&Resources::default(), &policy, NONE).unwrap().1, assumed(&policy));
     }
 
     #[test]

@@ -130,7 +130,9 @@ impl Node {
 
     /// Waits for room, and shows that in the meantime.
     async fn admit(&self, id: &str, request: &CreateSandbox, settled: &Settled) -> Result<Admitted, Error> {
-        self.fits_at_all(request, settled)?;
+        let asks_storage = request.resources.storage_mb.is_some() && settled.storage_enforced;
+        let storage = settled.limits.storage_bytes.filter(|_| asks_storage);
+        self.fits_at_all(settled.limits.memory_bytes, storage)?;
         let queued = || {
             self.0.sandboxes.update(id, |entry| entry.row.sandbox.state = SandboxState::Queued);
             tracing::info!(id, place = ?self.0.admission.place(id), "a sandbox waits for room");
@@ -150,14 +152,14 @@ impl Node {
     }
 
     /// Limits of storage that are held here.
-    fn enforces(&self) -> Enforces {
+    pub(crate) fn enforces(&self) -> Enforces {
         let driver = &self.0.driver;
         Enforces { bytes: driver.enforces_storage(), inodes: driver.enforces_inodes() }
     }
 
     /// A limit above what the machine has would be one that it cannot keep.
-    fn fits_at_all(&self, request: &CreateSandbox, settled: &Settled) -> Result<(), Error> {
-        let (memory, disk, ..) = self.0.admission.show();
+    pub(crate) fn fits_at_all(&self, memory: Option<u64>, storage: Option<u64>) -> Result<(), Error> {
+        let (of_memory, of_disk, ..) = self.0.admission.show();
         let never = |what, asked: u64, has: Option<u64>| match has {
             Some(has) if asked > has => Err(Error::never_fits(&crate::admission::Shortage {
                 what,
@@ -166,10 +168,8 @@ impl Node {
             })),
             _ => Ok(()),
         };
-        never(WaitsFor::Memory, settled.limits.memory_bytes.unwrap_or(0), memory.total_bytes)?;
-        let asks_storage = request.resources.storage_mb.is_some() && settled.storage_enforced;
-        let storage = settled.limits.storage_bytes.filter(|_| asks_storage);
-        never(WaitsFor::Disk, storage.unwrap_or(0), disk.total_bytes)
+        never(WaitsFor::Memory, memory.unwrap_or(0), of_memory.total_bytes)?;
+        never(WaitsFor::Disk, storage.unwrap_or(0), of_disk.total_bytes)
     }
 
     /// Whether a sandbox is to have a user namespace of its own.

@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::ignore::Ignore;
 use crate::plan::{Chmod, CopyPlan, PlannedSource, PlannedStep};
-use crate::runner::{Fetched, LayerId, Owner, Remote, RunnerError, Setting, Stat, Step};
+use crate::runner::{Fetched, LayerId, Owner, Remote, RunnerError, Stat, Step};
 
 /// Permission bits of a file that came by HTTP, as documented.
 const FETCHED_MODE: u32 = 0o600;
@@ -64,7 +64,7 @@ impl Solver<'_> {
         match lender {
             None => self.copy_local(&mut copying).await,
             Some(lender) => {
-                let from = self.runner.open(lender, Setting::default()).await;
+                let from = self.runner.lend(lender).await;
                 let mut from = from.map_err(|source| self.failed(step, "open a sandbox", source))?;
                 self.copy_lent(&mut copying, from.as_mut()).await
             }

@@ -102,7 +102,8 @@ impl Ledger {
         Ok(self.tickets)
     }
 
-    fn fits_ever(&self, wants: &Committed) -> Result<(), Shortage> {
+    /// Whether there will ever be room.
+    pub(crate) fn fits_ever(&self, wants: &Committed) -> Result<(), Shortage> {
         let short = |what, asked: f64, has: f64| Err(Shortage { what, asked, has });
         match (self.memory_room(), self.disk_room()) {
             (Some(room), _) if wants.memory_bytes > room => {

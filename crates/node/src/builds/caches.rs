@@ -31,24 +31,31 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use choose::{Choice, Instance, Key, Waiter, choose};
-pub(super) use place::Error;
+pub(crate) use place::Error;
 use place::{About, Place};
 
 /// Who owns a new cache, and its mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Attributes {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct Attributes {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Permission bits.
-    pub(super) mode: u32,
+    pub(crate) mode: u32,
 }
 
 /// A cache that a step wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Want {
-    pub(super) id: String,
-    pub(super) sharing: Sharing,
-    pub(super) new: Attributes,
+pub(crate) struct Want {
+    pub(crate) id: String,
+    pub(crate) sharing: Sharing,
+    pub(crate) new: Attributes,
+}
+
+/// A cache that everybody shares, of nobody else than who runs the test.
+#[cfg(test)]
+pub(crate) fn want_cache(id: &str) -> Want {
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    Want { id: id.to_owned(), sharing: Sharing::Shared, new: Attributes { uid, gid, mode: 0o755 } }
 }
 
 /// A cache as it is shown.
@@ -138,7 +145,7 @@ impl Caches {
     ///
     /// # Errors
     /// When a new one cannot be made.
-    pub(super) async fn take(&self, wants: &[Want], waits: impl Fn(&str)) -> Result<Vec<Lease>, Error> {
+    pub(crate) async fn take(&self, wants: &[Want], waits: impl Fn(&str)) -> Result<Vec<Lease>, Error> {
         let place_in_queue = Ticket::new(self, wants);
         let mut told = false;
         loop {
@@ -324,7 +331,7 @@ impl Drop for Ticket<'_> {
 }
 
 /// A cache that a step has. Dropping it gives it back, and one that was not [`Lease::made`] away.
-pub(super) struct Lease {
+pub(crate) struct Lease {
     caches: Caches,
     key: Key,
     /// Where it is while it is being made.
@@ -334,7 +341,7 @@ pub(super) struct Lease {
 
 impl Lease {
     /// Its id.
-    pub(super) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.key.id
     }
 
@@ -344,7 +351,7 @@ impl Lease {
     }
 
     /// The directory. [`Lease::made`] moves it.
-    pub(super) fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         match &self.new {
             Some(new) => Place::data(new),
             None => Place::data(&self.caches.0.place.path(&self.key)),
@@ -355,7 +362,7 @@ impl Lease {
     ///
     /// # Errors
     /// When the file system refuses: it is gone with this then.
-    pub(super) fn made(&mut self) -> Result<(), Error> {
+    pub(crate) fn made(&mut self) -> Result<(), Error> {
         let Some(new) = &self.new else { return Ok(()) };
         let about = About::new(&self.key, Timestamp::now().as_second());
         self.caches.0.place.name(new, &self.key, &about)?;

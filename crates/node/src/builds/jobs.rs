@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_image::{FlightError, Flights, Flying};
 use berth_types::image::ContextManifest;
@@ -20,6 +20,7 @@ use berth_types::progress::Progress;
 
 use super::listing::{Listing, Texts};
 use super::runner::Kept;
+use super::slots::Slots;
 use super::turns::{Turn, Turns};
 use super::upload::{Received, Room, drain, receive};
 use super::{Asked, BuildPolicy};
@@ -39,6 +40,8 @@ pub(crate) struct Builds {
     turns: Turns,
     /// Room for contexts.
     pub(super) room: Arc<Room>,
+    /// Of all builds together.
+    pub(super) slots: Slots,
     /// How many jobs have ended.
     ended: AtomicU64,
 }
@@ -58,6 +61,7 @@ impl Builds {
             lookups: Flights::new(),
             turns: Turns::default(),
             room: Room::new(policy.context_bytes),
+            slots: Slots::new(policy.parallel_steps),
             ended: AtomicU64::new(0),
         }
     }
@@ -151,7 +155,14 @@ impl Node {
             let (node, asked, manifest) = (self.clone(), asked.clone(), said.manifest.clone());
             let looking =
                 self.0.builds.lookups.join(said.key.clone(), sink.clone(), move |report| async move {
-                    node.look_up(&asked, &manifest, report).await
+                    let began = Instant::now();
+                    let found = node.look_up(&asked, &manifest, report).await;
+                    match &found {
+                        Ok(Some(built)) => node.note_found(began, built),
+                        Ok(None) => {}
+                        Err(error) => node.note_failed(began, error),
+                    }
+                    found
                 });
             Ok(landed(looking).await?.map(|built| (built, false)))
         };
@@ -189,11 +200,17 @@ impl Node {
         let (node, asked) = (self.clone(), asked.clone());
         self.0.builds.jobs.join(key, sink.clone(), move |report| async move {
             let _ended = Ended(node.clone());
+            let began = Instant::now();
             let work = node.carry_out(&asked, &came, report);
-            match node.0.build_policy.timeout {
+            let result = match node.0.build_policy.timeout {
                 None => work.await.map(Arc::new),
                 Some(limit) => in_time(limit, work).await.map(Arc::new),
+            };
+            match &result {
+                Ok(built) => node.note_built(began, built),
+                Err(error) => node.note_failed(began, error),
             }
+            result
         })
     }
 }

@@ -6,11 +6,13 @@ mod caches;
 mod jobs;
 mod listing;
 mod mounts;
+mod notes;
 mod packages;
 mod remotes;
 mod replay;
 mod runner;
 mod settings;
+mod slots;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -27,10 +29,13 @@ use berth_image::Reference;
 use berth_types::image::{BuildImage, BuildResult, ContextManifest};
 use berth_types::progress::Progress;
 
+#[cfg(test)]
+pub(crate) use caches::want_cache;
 pub(crate) use caches::{Caches, PruneCaches};
 pub(crate) use jobs::Builds;
 use jobs::Built;
 use listing::Texts;
+pub(crate) use notes::BUILDS_TASK;
 pub(crate) use replay::Replays;
 use runner::{Builder, Kept};
 pub(crate) use runner::{IMAGE, STEP};
@@ -66,7 +71,10 @@ impl Asked {
         for tag in &request.tags {
             tag.parse::<Reference>().map_err(berth_image::Error::from)?;
         }
-        let settings = Settings::new(&request, &node.0.build_policy)?;
+        let settings = Settings::new(&request, &node.0.build_policy, &node.0.limits, node.enforces())?;
+        node.fits_at_all(settings.limits.memory_bytes, settings.limits.storage_bytes)?;
+        let fits = node.0.admission.fits_ever(&settings.wants);
+        fits.map_err(|shortage| Error::never_fits(&shortage))?;
         let packages = packages::checked(&request.packages)?;
         let key = options_key(&BuildImage { packages: packages.clone(), ..request.clone() });
         let dockerfile = request.dockerfile.clone().unwrap_or_else(|| DOCKERFILE.to_owned());
@@ -259,6 +267,7 @@ impl Node {
             kept: Kept::default(),
             settings,
             remotes: Default::default(),
+            own: None,
         }
     }
 

@@ -121,6 +121,7 @@ impl Builder {
             source: berth_sandbox::MountSource::Directory(lease.dir()),
         };
         let opening = Opening { mounts: vec![mount], ..Opening::default() };
+        let _slot = self.slot().await?;
         let _grant = self.node.0.admission.commit(crate::resources::assumed(&self.node.0.limits));
         let machine = self.start(layers, opening).await?;
         let copied = copy(machine.as_ref(), path, &target, lease.id()).await;

@@ -12,7 +12,7 @@
 mod inside;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_build::ContextSource;
 use berth_build::runner::RunSpec;
@@ -21,6 +21,7 @@ use berth_types::progress::Progress;
 use berth_types::sandbox::{Sandbox, SandboxState};
 use serde_json::Value;
 
+use super::runner::Builder;
 use super::upload::receive;
 use super::{Asked, packages};
 use crate::images::{Body, Sink};
@@ -36,33 +37,80 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Shells that lines run in, the first that is there.
 const SHELLS: [&str; 3] = ["/bin/bash", "/usr/bin/bash", "/bin/sh"];
 
-/// Sandboxes in which a Dockerfile is being replayed.
-#[derive(Default)]
-pub(crate) struct Replays(Mutex<BTreeSet<String>>);
+const REPLAYED: &str = "a Dockerfile is being replayed in it";
 
-/// The right to replay in one; given back when it is dropped.
+/// Sandboxes in which a Dockerfile is being replayed, and those in which commands are about to begin: never both.
+#[derive(Clone, Default)]
+pub(crate) struct Replays(Arc<Mutex<UnderWay>>);
+
+#[derive(Default)]
+struct UnderWay {
+    replays: BTreeSet<String>,
+    /// How many commands are being started, which their sandbox does not know of yet.
+    starting: BTreeMap<String, usize>,
+}
+
+/// The right to replay in a sandbox; given back when it is dropped.
 struct Turn {
-    node: Node,
+    replays: Replays,
     id: String,
 }
 
-impl Turn {
-    fn take(node: &Node, id: &str) -> Result<Turn, Error> {
-        let mut under_way = node.0.replays.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !under_way.insert(id.to_owned()) {
-            return Err(Error::SandboxInUse {
-                id: id.to_owned(),
-                what: "a Dockerfile is being replayed".into(),
-            });
+/// The right to start a command in one; given back when it is dropped.
+pub(crate) struct Starting {
+    replays: Replays,
+    id: String,
+}
+
+impl Replays {
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replay(&self, id: &str) -> Result<Turn, Error> {
+        let mut under_way = self.lock();
+        if under_way.starting.contains_key(id) {
+            return Err(in_use(id, "a command is being started"));
         }
-        Ok(Turn { node: node.clone(), id: id.to_owned() })
+        if !under_way.replays.insert(id.to_owned()) {
+            return Err(in_use(id, REPLAYED));
+        }
+        Ok(Turn { replays: self.clone(), id: id.to_owned() })
+    }
+
+    /// Lets a command be started, to be held until its sandbox knows of it.
+    ///
+    /// # Errors
+    /// [`Error::SandboxInUse`] while a Dockerfile is being replayed: the command would see half of what it makes.
+    pub(crate) fn start(&self, id: &str) -> Result<Starting, Error> {
+        let mut under_way = self.lock();
+        if under_way.replays.contains(id) {
+            return Err(in_use(id, REPLAYED));
+        }
+        *under_way.starting.entry(id.to_owned()).or_default() += 1;
+        Ok(Starting { replays: self.clone(), id: id.to_owned() })
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.node.0.replays.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.replays.lock().replays.remove(&self.id);
     }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let mut under_way = self.replays.lock();
+        let Some(count) = under_way.starting.get_mut(&self.id) else { return };
+        *count -= 1;
+        if *count == 0 {
+            under_way.starting.remove(&self.id);
+        }
+    }
+}
+
+fn in_use(id: &str, what: &str) -> Error {
+    Error::SandboxInUse { id: id.to_owned(), what: what.to_owned() }
 }
 
 impl Node {
@@ -70,7 +118,8 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::SandboxNotFound`], [`Error::SandboxNotRunning`], [`Error::SandboxInUse`] while commands run in it;
-    /// [`Error::BadRequest`], [`Error::BadContext`]; [`Error::Replay`] for everything that the steps meet.
+    /// [`Error::BadRequest`], [`Error::BadContext`]; [`Error::ReplayBase`] for a sandbox that was made of another image;
+    /// [`Error::Replay`] for everything that the steps meet.
     pub async fn replay(
         &self,
         id: &str,
@@ -81,7 +130,7 @@ impl Node {
         refuse_what_has_no_meaning(&options)?;
         let asked = Asked::new(self, options)?;
         let (id, sandbox, live) = self.live(id)?;
-        let _turn = Turn::take(self, &id)?;
+        let _turn = self.0.replays.replay(&id)?;
         self.check_idle(&id, &live).await?;
         let came = receive(context, &self.0.tmp, &self.0.builds.room).await?;
         let outcome = self.steps(&asked, ContextSource::Directory(came.path()), &sandbox, &live, &sink).await;
@@ -106,15 +155,21 @@ impl Node {
         live: &Live,
         sink: &Sink,
     ) -> Result<berth_build::ReplayOutcome, Error> {
-        let builder = self.builder(asked.settings.clone(), sink);
+        let own = self.resolve_image(&sandbox.image).await?.id;
+        let builder = Builder { own: Some(own.clone()), ..self.builder(asked.settings.clone(), sink) };
+        let request = self.request(asked, context, sink);
+        let base = berth_build::base(&request, &builder).await?;
+        if base.id != own.as_str() {
+            let base = Some(base.id).filter(|id| !id.is_empty());
+            return Err(Error::ReplayBase { id: sandbox.id.clone(), image: own.to_string(), base });
+        }
         if live.no_new_privileges {
             let text = "programs with set-uid bits that these steps install have no effect in this sandbox"
                 .to_owned();
             sink(Progress::Message { text });
         }
         let mut inside = Running::new(live.machine.clone(), &builder, sandbox);
-        let mut outcome =
-            berth_build::replay(&self.request(asked, context, sink), &builder, &mut inside).await?;
+        let mut outcome = berth_build::replay(&request, &builder, &mut inside).await?;
         if !asked.packages.is_empty() {
             install(asked, &outcome.config, &mut inside, sink).await?;
             outcome.steps += 1;
@@ -287,6 +342,25 @@ mod tests {
 
     fn config(env: &[&str]) -> ImageConfig {
         ImageConfig { env: env.iter().map(|line| (*line).to_owned()).collect(), ..ImageConfig::default() }
+    }
+
+    #[test]
+    fn commands_begin_before_a_replay_or_after_it() {
+        let replays = Replays::default();
+        let first = replays.start("a").unwrap();
+        let second = replays.start("a").unwrap();
+        drop(first);
+        let refused = replays.replay("a").map(drop).unwrap_err().to_string();
+        assert_eq!(refused, "sandbox a is in use: a command is being started");
+        let other = replays.replay("b").unwrap();
+        drop(second);
+        let turn = replays.replay("a").unwrap();
+        let refused = replays.start("a").map(drop).unwrap_err().to_string();
+        assert_eq!(refused, "sandbox a is in use: a Dockerfile is being replayed in it");
+        assert!(replays.replay("a").is_err());
+        drop((turn, other));
+        drop(replays.start("a").unwrap());
+        assert!(replays.lock().starting.is_empty() && replays.lock().replays.is_empty());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use berth_image::{Auth, Digest, Image, Layer, Reference};
 use berth_sandbox::{Bind, Limits, Machine, StartSpec};
 use berth_types::error::Kind;
 use berth_types::image::{BasePull, PullPolicy};
+use berth_types::progress::Progress;
 use futures_util::FutureExt;
 use serde_json::Value;
 use uuid::Uuid;
@@ -16,7 +17,8 @@ use uuid::Uuid;
 use super::mounts::{InUse, Mounted};
 use super::remotes::Remotes;
 use super::settings::Settings;
-use super::step::BuildStep;
+use super::slots::Slot;
+use super::step::{BuildStep, Held};
 use crate::images::Sink;
 use crate::resources::assumed;
 use crate::sandboxes::hostname;
@@ -36,6 +38,8 @@ pub(super) struct Builder {
     pub(super) kept: Kept,
     pub(super) settings: Settings,
     pub(super) remotes: Remotes,
+    /// Id of the image that the sandbox was made of in which this is replayed; in a build there is none.
+    pub(super) own: Option<Digest>,
 }
 
 /// Keeps what a build stands on, and what it has made, in the store until it is over: others may remove images that
@@ -85,6 +89,24 @@ impl Builder {
         Ok(layers.into_iter().map(|layer| layer.name).collect())
     }
 
+    /// Waits until one step more may run.
+    pub(super) async fn slot(&self) -> Result<Slot, RunnerError> {
+        let waits = |most: usize| {
+            let text = format!("waiting for other builds: {most} steps run at a time");
+            (self.sink)(Progress::Message { text });
+        };
+        let slot = self.node.0.builds.slots.take(waits).await;
+        slot.map_err(|source| infrastructure("the daemon is ending", source))
+    }
+
+    /// The image of the sandbox in which this is replayed, where a reference still names that: it was asked for when the
+    /// sandbox was made, and is not to become another one meanwhile.
+    fn own_by_name(&self, reference: &str) -> Result<Option<Digest>, RunnerError> {
+        let Some(own) = &self.own else { return Ok(None) };
+        let named = self.node.0.images.resolve(reference).map_err(classify)?;
+        Ok(named.map(|image| image.id).filter(|id| id == own))
+    }
+
     /// Starts a sandbox on layers, the lowest first.
     pub(super) async fn start(
         &self,
@@ -131,6 +153,9 @@ impl Runner for Builder {
     fn base_image<'a>(&'a self, reference: &'a str) -> Answer<'a, Base> {
         let reference = reference.to_owned();
         async move {
+            if let Some(own) = self.own_by_name(&reference)? {
+                return self.image_here(&own);
+            }
             if let Some((_, id)) = self.settings.named.as_ref().filter(|(name, _)| *name == reference) {
                 return self.image_here(id);
             }
@@ -156,10 +181,13 @@ impl Runner for Builder {
 
     fn open<'a>(&'a self, layers: &'a [LayerId], setting: Setting) -> Answer<'a, Box<dyn Step>> {
         async move {
-            // Set aside without waiting: a build holds the machines of its earlier steps, and two that waited for
-            // each other's would never end.
-            let grant = self.node.0.admission.commit(assumed(&self.node.0.limits));
+            // Caches before the slot: a step that waits for another's cache keeps no third one waiting. Who has a slot has
+            // all that it needs but a lender, which needs none.
             let Mounted { mounts, leases } = self.mounted(&setting.mounts).await?;
+            let slot = self.slot().await?;
+            // Set aside without waiting: the steps of a replay are waited for by a sandbox that holds room itself, and two
+            // that waited for each other's would never end. The slots bound how much it can be.
+            let grant = self.node.0.admission.commit(self.settings.wants);
             let trust = self.node.0.trust.builds.clone();
             let opening = Opening {
                 public_network: self.settings.public_network && !setting.no_network,
@@ -171,9 +199,32 @@ impl Runner for Builder {
             Ok(Box::new(BuildStep {
                 node: self.node.clone(),
                 inside: InUse { machine, leases },
-                grant,
+                held: Held { _grant: grant, _slot: Some(slot) },
                 trust,
                 limits: self.settings.limits,
+                kept: self.kept.clone(),
+                sink: self.sink.clone(),
+            }) as Box<dyn Step>)
+        }
+        .boxed()
+    }
+
+    fn lend<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>> {
+        async move {
+            // A replay's steps have no slot.
+            let slot = match self.own {
+                Some(_) => Some(self.slot().await?),
+                None => None,
+            };
+            let grant = self.node.0.admission.commit(assumed(&self.node.0.limits));
+            // It runs nothing of the Dockerfile's: its limits are for steps.
+            let machine = self.start(layers, Opening::default()).await?;
+            Ok(Box::new(BuildStep {
+                node: self.node.clone(),
+                inside: InUse { machine, leases: Vec::new() },
+                held: Held { _grant: grant, _slot: slot },
+                trust: self.node.0.trust.builds.clone(),
+                limits: Limits::default(),
                 kept: self.kept.clone(),
                 sink: self.sink.clone(),
             }) as Box<dyn Step>)

@@ -9,13 +9,13 @@ use base64::engine::general_purpose::STANDARD;
 use berth_image::Digest;
 use berth_sandbox::Limits;
 use berth_types::image::{BasePull, BasicAuth, BuildImage};
-use berth_types::sandbox::{NetworkMode, Resources};
+use berth_types::sandbox::{Committed, NetworkMode, Resources};
 use sha2::{Digest as _, Sha256};
 
 use super::remotes;
 use crate::Error;
 use crate::fetch::Proxies;
-use crate::resources::MB;
+use crate::resources::{Enforces, LimitPolicy, settle_step};
 
 /// Most bytes of one secret, as in BuildKit.
 const MAX_SECRET: usize = 500 * 1024;
@@ -27,7 +27,8 @@ pub struct BuildPolicy {
     pub network: NetworkMode,
     /// Limits of each step's sandbox where the request names none.
     pub resources: Resources,
-    /// Most steps of one build that run at a time; absent: as many as there are processors, and at least two.
+    /// Most steps that run at a time, over all builds; absent: of one build as many as there are processors, and at least
+    /// two, and over all builds four times as many.
     pub parallel_steps: Option<usize>,
     /// Longest that a build may take, uploads not counted.
     pub timeout: Option<Duration>,
@@ -64,6 +65,8 @@ pub(super) struct Settings {
     pub(super) public_network: bool,
     /// Limits of every step's sandbox.
     pub(super) limits: Limits,
+    /// What is set aside for each of them.
+    pub(super) wants: Committed,
     /// What `RUN --mount=type=secret` finds, by id.
     pub(super) secrets: BTreeMap<String, Vec<u8>>,
     /// Credentials by registry host, before the daemon's own.
@@ -78,8 +81,14 @@ impl Settings {
     /// Settles a request.
     ///
     /// # Errors
-    /// [`Error::BadRequest`] for a secret that is not base64 or too long, and for more network than the policy has.
-    pub(super) fn new(request: &BuildImage, policy: &BuildPolicy) -> Result<Settings, Error> {
+    /// [`Error::BadRequest`] for a secret that is not base64 or too long, and for limits that no sandbox has;
+    /// [`Error::StorageUnenforced`].
+    pub(super) fn new(
+        request: &BuildImage,
+        policy: &BuildPolicy,
+        limits: &LimitPolicy,
+        engine: Enforces,
+    ) -> Result<Settings, Error> {
         if let Some(resources) = &request.resources {
             crate::request::check_resources(resources)?;
         }
@@ -93,11 +102,13 @@ impl Settings {
             secrets.insert(id.clone(), bytes);
         }
         let resources = merged(request.resources.as_ref(), &policy.resources);
+        let (limits, wants) = settle_step(&resources, limits, engine)?;
         Ok(Settings {
             no_cache: request.no_cache,
             pull: request.pull,
             public_network: (request.network, policy.network) == (NetworkMode::Public, NetworkMode::Public),
-            limits: limits(&resources),
+            limits,
+            wants,
             secrets,
             auth: request.auth.clone(),
             proxies: remotes::proxies(&request.build_args),
@@ -146,19 +157,6 @@ fn merged(asked: Option<&Resources>, policy: &Resources) -> Resources {
     }
 }
 
-fn limits(resources: &Resources) -> Limits {
-    let bytes = |mb: u64| mb.saturating_mul(MB);
-    Limits {
-        cpus: resources.cpus,
-        cpu_request: resources.cpu_request,
-        memory_bytes: resources.memory_mb.map(bytes),
-        memory_request_bytes: resources.memory_request_mb.map(bytes),
-        storage_bytes: resources.storage_mb.map(bytes),
-        storage_inodes: resources.storage_inodes,
-        pids: resources.pids,
-    }
-}
-
 fn bad(field: &'static str, problem: String) -> Error {
     Error::BadRequest { field, problem }
 }
@@ -168,6 +166,10 @@ mod tests {
     use berth_types::image::Secret;
 
     use super::*;
+
+    fn settled(request: &BuildImage, policy: &BuildPolicy) -> Result<Settings, Error> {
+        Settings::new(request, policy, &LimitPolicy::default(), Enforces { bytes: true, inodes: true })
+    }
 
     fn request(change: impl FnOnce(&mut BuildImage)) -> BuildImage {
         let mut request = BuildImage::default();
@@ -217,18 +219,18 @@ mod tests {
             ..BuildPolicy::default()
         };
         let asked = Resources { memory_mb: Some(64), ..Resources::default() };
-        let settings = Settings::new(&request(|r| r.resources = Some(asked)), &policy).unwrap();
+        let settings = settled(&request(|r| r.resources = Some(asked)), &policy).unwrap();
         assert!(!settings.public_network);
         assert_eq!((settings.limits.pids, settings.limits.memory_bytes), (Some(100), Some(64 << 20)));
-        let open = Settings::new(&request(|r| r.network = NetworkMode::NoNetwork), &BuildPolicy::default());
+        let open = settled(&request(|r| r.network = NetworkMode::NoNetwork), &BuildPolicy::default());
         assert!(!open.unwrap().public_network);
-        assert!(Settings::new(&BuildImage::default(), &BuildPolicy::default()).unwrap().public_network);
+        assert!(settled(&BuildImage::default(), &BuildPolicy::default()).unwrap().public_network);
     }
 
     #[test]
     fn secrets_are_base64_of_bounded_bytes() {
         let with = |text: String| request(|r| drop(r.secrets.insert("token".into(), Secret(text))));
-        let settings = |text: String| Settings::new(&with(text), &BuildPolicy::default());
+        let settings = |text: String| settled(&with(text), &BuildPolicy::default());
         assert_eq!(settings(STANDARD.encode("hi")).unwrap().secrets["token"], b"hi");
         let refused = settings("no!".into()).map(drop).unwrap_err().to_string();
         assert_eq!(refused, "secrets: \"token\" is not base64");

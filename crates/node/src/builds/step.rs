@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::mounts::InUse;
 use super::runner::{Kept, classify, infrastructure};
+use super::slots::Slot;
 use crate::admission::Grant;
 use crate::images::Sink;
 use crate::trust::Trust;
@@ -34,14 +35,21 @@ const DISK: Duration = Duration::from_secs(2);
 pub(super) struct BuildStep {
     pub(super) node: Node,
     pub(super) inside: InUse,
-    /// What is set aside for it.
     #[expect(dead_code, reason = "given back when it is dropped")]
-    pub(super) grant: Grant,
+    pub(super) held: Held,
     /// The certificates that its commands are to trust.
     pub(super) trust: Trust,
     pub(super) limits: Limits,
     pub(super) kept: Kept,
     pub(super) sink: Sink,
+}
+
+/// What a sandbox of a build takes of the machine, for as long as it lives.
+pub(super) struct Held {
+    /// What is set aside for it.
+    pub(super) _grant: Grant,
+    /// Its place among the steps that run at a time.
+    pub(super) _slot: Option<Slot>,
 }
 
 impl BuildStep {
@@ -263,7 +271,7 @@ impl Inside<'_> {
         };
         let pack = self.told(self.machine.guest().pack(spec).await).await?;
         // The stream needs the sandbox: it must outlive the step that it was made for.
-        Ok(Box::new(Held { inner: pack, _machine: self.machine.clone() }) as Tar)
+        Ok(Box::new(Packed { inner: pack, _machine: self.machine.clone() }) as Tar)
     }
 
     /// As [`Step::glob`].
@@ -314,12 +322,12 @@ fn is_empty(dir: &Path) -> io::Result<bool> {
 }
 
 /// A stream and the sandbox that it comes from.
-struct Held<R> {
+struct Packed<R> {
     inner: R,
     _machine: Arc<dyn Machine>,
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Held<R> {
+impl<R: AsyncRead + Unpin> AsyncRead for Packed<R> {
     fn poll_read(
         mut self: std::pin::Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -8,12 +8,13 @@ use std::time::Duration;
 use berth_types::error::ApiError;
 use berth_types::image::{BuildImage, BuildResult, ContextEntry, ContextKind, ContextManifest, Secret};
 use berth_types::progress::Progress;
+use berth_types::sandbox::Resources;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
 
 use super::settings::hex;
-use crate::fake::World;
+use crate::fake::{Controls, World, roomy};
 use crate::images::{Body, Sink};
 use crate::{Error, Node};
 
@@ -285,4 +286,64 @@ async fn packages_are_a_step_on_top_of_the_image() {
     let on_top = steps.iter().position(|step| step == "USER root").unwrap();
     assert!(below < on_top, "{steps:?}");
     asking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_so_many_steps_run_at_a_time_over_all_builds() {
+    let most = 3;
+    let policy = crate::BuildPolicy { parallel_steps: Some(most), ..crate::BuildPolicy::default() };
+    let controls = Controls { reading: Mutex::new(roomy()), builds: policy, ..Controls::default() };
+    let world = World::with(controls).await;
+    let heard = Arc::new(AtomicUsize::new(0));
+    let builds: Vec<Asking> = (0..100)
+        .map(|n| {
+            let files = files(&format!("FROM tiny\nRUN true {n}\n"), "x");
+            let heard = heard.clone();
+            let sink: Sink = Arc::new(move |progress| {
+                if matches!(&progress, Progress::Message { text } if text.contains("3 steps run at a time")) {
+                    heard.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            ask(&world.node, BuildImage::default(), body(&files.tar), sink)
+        })
+        .collect();
+    until(|| heard.load(Ordering::SeqCst) == 100 - most).await;
+    assert_eq!(world.steps_under_way(), most, "the others wait, and were told");
+    let committed = world.node.status().memory.committed_bytes;
+    assert_eq!(committed, most as u64 * (16 << 20), "and nothing is set aside for them");
+    // Whose step ends makes room for the next.
+    let id = world.controls.machines.lock().unwrap().keys().next().unwrap().clone();
+    world.controls.machine(&id).die(0);
+    world.controls.machine(&id).cut().await;
+    until(|| world.steps_under_way() == most + 1).await;
+    builds.iter().for_each(JoinHandle::abort);
+    until(|| world.node.0.builds.slots.taken() == 0).await;
+    until(|| world.node.status().memory.committed_bytes == 0).await;
+}
+
+#[tokio::test]
+async fn a_step_sets_aside_what_the_build_asks_for_and_what_never_fits_is_refused() {
+    let world = World::new().await;
+    let with = |memory_mb| BuildImage {
+        dockerfile_text: Some("FROM tiny\nRUN true\n".into()),
+        resources: Some(Resources { memory_mb: Some(memory_mb), ..Resources::default() }),
+        ..BuildImage::default()
+    };
+    let asking = ask(&world.node, with(2048), None, silent());
+    until(|| world.steps_under_way() == 1).await;
+    assert_eq!(world.node.status().memory.committed_bytes, 1 << 30, "the limit over the overcommitment");
+    asking.abort();
+    until(|| world.node.status().memory.committed_bytes == 0).await;
+    assert_eq!(code(world.node.build_image(with(9 << 10), None, silent()).await), "never_fits");
+}
+
+#[tokio::test]
+async fn a_limit_of_storage_that_nobody_enforces_is_refused() {
+    let world = World::with(Controls { reading: Mutex::new(roomy()), ..Controls::default() }).await;
+    let asked = BuildImage {
+        dockerfile_text: Some("FROM tiny\nRUN true\n".into()),
+        resources: Some(Resources { storage_mb: Some(10), ..Resources::default() }),
+        ..BuildImage::default()
+    };
+    assert_eq!(code(world.node.build_image(asked, None, silent()).await), "storage_unenforced");
 }

@@ -56,7 +56,7 @@ pub(crate) async fn tidy(node: Node) {
 
 /// What one run did.
 #[derive(Default)]
-struct Done {
+pub(super) struct Done {
     images: Vec<String>,
     layers: usize,
     bytes: u64,
@@ -72,7 +72,7 @@ impl Done {
         self.bytes += report.freed_bytes;
     }
 
-    fn is_nothing(&self) -> bool {
+    pub(super) fn is_nothing(&self) -> bool {
         self.images.is_empty() && self.layers == 0 && self.rows == 0 && self.short.is_none()
     }
 }
@@ -89,7 +89,7 @@ impl std::fmt::Display for Done {
 }
 
 impl Node {
-    async fn tidy_once(&self) -> Result<Done, Error> {
+    pub(super) async fn tidy_once(&self) -> Result<Done, Error> {
         let limits = &self.0.image_limits;
         let images = &self.0.images;
         let mut done = Done::default();

@@ -10,8 +10,8 @@ use berth_types::sandbox::NetworkMode;
 use super::super::runner::Kept;
 use super::super::settings::Settings;
 use super::*;
-use crate::BuildPolicy;
 use crate::fake::World;
+use crate::{BuildPolicy, LimitPolicy};
 
 type Said = Arc<Mutex<Vec<String>>>;
 
@@ -23,7 +23,9 @@ fn builder(world: &World, request: &BuildImage) -> (Builder, Said) {
             hear.lock().unwrap().push(text);
         }
     });
-    let settings = Settings::new(request, &BuildPolicy::default()).unwrap();
+    let settings =
+        Settings::new(request, &BuildPolicy::default(), &LimitPolicy::default(), world.node.enforces())
+            .unwrap();
     (
         Builder {
             node: world.node.clone(),
@@ -31,6 +33,7 @@ fn builder(world: &World, request: &BuildImage) -> (Builder, Said) {
             kept: Kept::default(),
             settings,
             remotes: Default::default(),
+            own: None,
         },
         said,
     )

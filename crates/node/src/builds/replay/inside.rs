@@ -164,6 +164,7 @@ impl<'a> Running<'a> {
 
     /// Copies a file or directory of layers, by a sandbox of their own.
     async fn copy(&self, layers: &[LayerId], path: &str, target: &str) -> Result<(), RunnerError> {
+        let _slot = self.builder.slot().await?;
         let admission = &self.builder.node.0.admission;
         let _grant = admission.commit(crate::resources::assumed(&self.builder.node.0.limits));
         let lender = self.builder.start(layers, Opening::default()).await?;
