@@ -144,7 +144,11 @@ impl PipeWriter {
 
 impl Write for PipeWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let len = data.len().min(PIECE.saturating_sub(self.piece.len()));
+        // A file may have filled it to the last byte.
+        if self.piece.len() >= PIECE {
+            self.flush()?;
+        }
+        let len = data.len().min(PIECE - self.piece.len());
         self.piece.extend_from_slice(&data[..len]);
         if self.piece.len() >= PIECE {
             self.flush()?;

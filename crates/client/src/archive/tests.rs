@@ -97,6 +97,21 @@ async fn packing_is_deterministic_and_owned_by_root() {
 }
 
 #[tokio::test]
+async fn files_that_fill_a_piece_to_its_last_byte_are_packed_like_others() {
+    let dir = TempDir::new().unwrap();
+    let header = 512;
+    // Whatever stands before it, one of these ends where a piece does, and a header follows.
+    let sizes = [256 * 1024 - header, 256 * 1024 - 2 * header, 512, 1024];
+    for (number, size) in sizes.iter().cycle().take(64).enumerate() {
+        fs::write(dir.path().join(format!("{number:02}")), vec![7; *size]).unwrap();
+    }
+    let packed = packed(dir.path()).await;
+    let read: u64 =
+        tar::Archive::new(packed.as_slice()).entries().unwrap().map(|entry| entry.unwrap().size()).sum();
+    assert_eq!(read, sizes.iter().sum::<usize>() as u64 * 16);
+}
+
+#[tokio::test]
 async fn what_cannot_be_packed_is_an_error_that_names_it() {
     let missing = Path::new("/nonexistent/berth-test");
     let error = pack_dir(missing).read_to_end(&mut Vec::new()).await.unwrap_err();
