@@ -32,9 +32,11 @@ use crate::layer::Facts;
 
 mod collect;
 mod error;
+mod sync;
 
 use collect::remove_in_background;
 pub use error::StoreError;
+use sync::Syncs;
 
 /// Version of the layers' facts and of the references.
 const FORMAT: u32 = 1;
@@ -56,6 +58,7 @@ pub(crate) struct Store {
     opened: SystemTime,
     /// One ingest per layer at a time.
     flights: Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>,
+    syncs: Syncs,
     _lock: OwnedFd,
 }
 
@@ -141,6 +144,7 @@ impl Store {
             state: Mutex::default(),
             opened: SystemTime::now(),
             flights: Mutex::default(),
+            syncs: Syncs::default(),
             _lock: lock,
         };
         store.remove_leftovers()?;
@@ -306,7 +310,7 @@ impl Store {
             remove(dir)?;
             return Ok(layer);
         }
-        sync_file_system(dir)?;
+        self.sync_file_system(dir)?;
         let name = layer_name(diff_id);
         let layers = self.layers_dir();
         let mut state = self.state();
@@ -342,6 +346,14 @@ impl Store {
         let layer = layer_of(file);
         state.layers.insert(diff_id.clone(), layer.clone());
         Ok(layer)
+    }
+
+    /// Makes everything durable that was written to the store's file system.
+    fn sync_file_system(&self, dir: &Path) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Sync { path: dir.to_owned(), source };
+        // Before waiting for others: errors are told of what went wrong since it was opened.
+        let file = File::open(dir).map_err(failed)?;
+        self.syncs.sync(|| rustix::fs::syncfs(&file)).map_err(|e| failed(e.into()))
     }
 
     /// Notes the highest id of a layer that came in before that was done.
@@ -640,12 +652,6 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 }
 
 /// One sync for a whole tree is far cheaper than one per file.
-fn sync_file_system(dir: &Path) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Sync { path: dir.to_owned(), source };
-    let file = File::open(dir).map_err(failed)?;
-    rustix::fs::syncfs(&file).map_err(|e| failed(e.into()))
-}
-
 /// Notes that a layer was asked for; that this may fail costs at most a rebuild later.
 fn touch(path: &Path) {
     let now = SystemTime::now();

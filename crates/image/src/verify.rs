@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 
 use berth_types::image::VerifyReport;
 
@@ -19,6 +21,9 @@ use crate::layer::{Facts, split, survey};
 use crate::original::{OriginalError, write_original};
 use crate::progress::{Meter, Reporter};
 use crate::store::{Hold, MAX_CONFIG, MAX_FACTS, Store, StoreError, TMP_PREFIX, read_json, read_limited};
+
+/// Most layers that are looked at at once: beyond that the disk is the limit.
+const MAX_THREADS: usize = 8;
 
 impl Images {
     /// Compares the store with itself; `deep` also every byte of its layers with their digests, as far as their tars can
@@ -44,6 +49,14 @@ struct Picture {
     _hold: Hold,
 }
 
+/// What is found of one layer.
+#[derive(Default)]
+struct Found {
+    bytes: u64,
+    is_unverifiable: bool,
+    problem: Option<String>,
+}
+
 struct Verify<'a> {
     store: &'a Arc<Store>,
     deep: bool,
@@ -65,12 +78,42 @@ impl Verify<'_> {
         let mut layers: Vec<&Layer> = picture.layers.values().collect();
         layers.sort_by(|a, b| a.name.cmp(&b.name));
         let total = layers.iter().map(|layer| layer.size_bytes).sum();
-        let mut meter = Meter::start(self.reporter, "layers", "verify", Some(total));
-        for layer in layers {
-            self.layer(layer);
-            meter.add(layer.size_bytes);
+        let meter = Mutex::new(Meter::start(self.reporter, "layers", "verify", Some(total)));
+        for (layer, found) in layers.iter().zip(self.all(&layers, &meter)) {
+            self.report.layers += 1;
+            self.report.bytes += found.bytes;
+            if found.is_unverifiable {
+                self.report.unverifiable.push(layer.diff_id.to_string());
+            }
+            if let Some(problem) = found.problem {
+                self.problem(format!("layer {}: {problem}", layer.diff_id));
+            }
         }
         Ok(())
+    }
+
+    /// What is found of each layer, in their order. Reading and hashing takes a processor: so many are looked at at once.
+    fn all(&self, layers: &[&Layer], meter: &Mutex<Meter>) -> Vec<Found> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
+                done.push((layer.name.as_str(), self.layer(layer)));
+                meter.lock().unwrap_or_else(PoisonError::into_inner).add(layer.size_bytes);
+            }
+            done
+        };
+        let threads =
+            thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(layers.len());
+        let mut found: HashMap<&str, Found> = thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map_while(|_| spawn(scope, &work).ok()).collect();
+            let mut found: HashMap<_, _> = work().into_iter().collect();
+            for other in others {
+                found.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            found
+        });
+        layers.iter().filter_map(|layer| found.remove(layer.name.as_str())).collect()
     }
 
     fn problem(&mut self, text: String) {
@@ -186,22 +229,19 @@ impl Verify<'_> {
         Ok(true)
     }
 
-    fn layer(&mut self, layer: &Layer) {
-        self.report.layers += 1;
-        match self.facts(layer) {
-            Ok(facts) => self.report.bytes += facts.size_bytes,
-            Err(why) => return self.problem(format!("layer {}: {why}", layer.diff_id)),
-        }
-        if layer.original.is_none() && !self.deep {
-            return self.report.unverifiable.push(layer.diff_id.to_string());
-        }
+    fn layer(&self, layer: &Layer) -> Found {
+        let facts = match self.facts(layer) {
+            Ok(facts) => facts,
+            Err(why) => return Found { problem: Some(why), ..Found::default() },
+        };
+        let found = Found { bytes: facts.size_bytes, ..Found::default() };
         if !self.deep {
-            return;
+            return Found { is_unverifiable: layer.original.is_none(), ..found };
         }
         match write_original(self.store, layer, io::sink()) {
-            Ok(_) => {}
-            Err(OriginalError::NotKept { .. }) => self.report.unverifiable.push(layer.diff_id.to_string()),
-            Err(error) => self.problem(format!("layer {}: {}", layer.diff_id, chain(&error))),
+            Ok(_) => found,
+            Err(OriginalError::NotKept { .. }) => Found { is_unverifiable: true, ..found },
+            Err(error) => Found { problem: Some(chain(&error)), ..found },
         }
     }
 
@@ -232,6 +272,13 @@ impl Verify<'_> {
         }
         Ok(found)
     }
+}
+
+fn spawn<'scope, 'env, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    work: &'scope (impl Fn() -> T + Sync),
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    Builder::new().name("verify".into()).spawn_scoped(scope, work)
 }
 
 fn file_name(path: &Path) -> String {
