@@ -115,7 +115,9 @@ impl World {
     fn podman(&self, name: &str) -> Command {
         let dir = self.dir.join(name);
         let mut command = Command::new("podman");
-        command.arg("--root").arg(dir.join("root")).arg("--runroot").arg(dir.join("run"));
+        // Its state has to be near the root: podman takes 50 characters of it at most.
+        let run = format!("/run/bb-{}-{name}", std::process::id());
+        command.arg("--root").arg(dir.join("root")).arg("--runroot").arg(run);
         command.env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1").env("TMPDIR", &self.dir).stdin(Stdio::null());
         command
     }

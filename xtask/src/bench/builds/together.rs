@@ -15,7 +15,7 @@ pub(super) async fn measure(world: &World) -> anyhow::Result<Vec<Row>> {
     progress(&format!("{count} equal builds at once"));
     let registry = world.registry()?;
     let fresh = world.fresh("together")?;
-    let context = world.dir.join("together");
+    let context = world.dir.join("together-context");
     std::fs::create_dir_all(&context).context("making a context")?;
     let dockerfile = format!("FROM {}\nCOPY file /file\nRUN sleep 2 && cat /file\n", registry.reference());
     std::fs::write(context.join("Dockerfile"), dockerfile)?;
