@@ -126,13 +126,13 @@ pub enum Error {
     #[error("{file}:{line}: cannot {operation} for step {step}: {instruction}")]
     Step {
         /// The Dockerfile.
-        file: String,
+        file: Box<str>,
         /// The instruction's line.
         line: u32,
         /// The step's number.
         step: u32,
         /// The instruction.
-        instruction: String,
+        instruction: Box<str>,
         /// What was tried.
         operation: &'static str,
         /// The instruction's place, where it stands in a Dockerfile.

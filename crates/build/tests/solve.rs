@@ -8,9 +8,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 
+use berth_build::runner::LayerId;
 use berth_build::{Outcome, content_key};
 use berth_types::error::Kind;
 use berth_types::progress::Progress;
+use fake::Tree;
 use fake::world::World;
 use serde_json::json;
 
@@ -126,10 +128,27 @@ async fn no_cache_runs_everything_and_asks_for_bases_anew() {
 async fn a_new_base_builds_everything_again() {
     let world = World::new("FROM debian\nRUN write /a 1");
     let first = world.build().await;
-    world.machine.0.lock().unwrap().bases.get_mut("debian").unwrap().id = "sha256:newer".into();
+    {
+        let mut state = world.machine.0.lock().unwrap();
+        let layer = LayerId("sha256:newer-layer".into());
+        state.layers.insert(layer.clone(), Tree::new());
+        let base = state.bases.get_mut("debian").unwrap();
+        (base.id, base.layers) = ("sha256:newer".into(), vec![layer]);
+    }
     let second = world.build().await;
     assert_ne!(first.content_key, second.content_key);
     assert_eq!(second.cached_steps, 0);
+}
+
+#[tokio::test]
+async fn a_base_with_other_metadata_alone_runs_nothing_again() {
+    let world = World::new("FROM debian\nRUN write /a 1");
+    let first = world.build().await;
+    world.machine.take_log();
+    world.machine.0.lock().unwrap().bases.get_mut("debian").unwrap().id = "sha256:relabelled".into();
+    let second = world.build().await;
+    assert_ne!(first.content_key, second.content_key);
+    assert_eq!(world.machine.take_log(), ["base debian"]);
 }
 
 #[tokio::test]

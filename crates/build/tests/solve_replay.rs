@@ -124,8 +124,8 @@ async fn steps_are_replayed_in_the_sandbox_that_is_there() {
     let quiet = |_| {};
     assert_eq!(content_key(&world.request(&quiet), &world.machine).await.unwrap(), outcome.content_key);
     let state = world.machine.0.lock().unwrap();
-    // Of the lending stage alone something is kept.
-    assert_eq!((state.steps.len(), state.images.len(), state.configs.len()), (1, 0, 0));
+    // Of the lending stage alone something is kept: its step by its place and by what it was done to.
+    assert_eq!((state.steps.len(), state.images.len(), state.configs.len()), (2, 0, 0));
 }
 
 #[tokio::test]

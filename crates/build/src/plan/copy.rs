@@ -2,7 +2,7 @@
 
 use super::find::Finder;
 use super::stage::{Current, absolute, owner};
-use super::{Action, Planner, remote};
+use super::{Action, Keys, Planner, remote};
 use crate::archive::Compression;
 use crate::chmod::Modes;
 use crate::context::EntryKind;
@@ -70,13 +70,11 @@ pub enum CopyRoot {
 /// One source of a `COPY` or `ADD`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PlannedSource {
-    /// The contents of a directory of the context.
+    /// The contents of a directory of the context. What `--parents` keeps is that of the directory where it begins, without
+    /// all else.
     Dir {
         /// Its path in the context.
         path: String,
-        /// Directory below the destination that it goes to. The planner leaves it empty: what `--parents` keeps is the
-        /// contents of the directory where that begins, without all else.
-        below: String,
         /// Paths below it, relative to it and sorted, that are left out; a directory without all that is below it.
         without: Vec<String>,
     },
@@ -86,8 +84,6 @@ pub enum PlannedSource {
         path: String,
         /// The name it was asked for by.
         name: String,
-        /// Directory below the destination that it goes to; empty as above.
-        below: String,
         /// For `ADD`: the archive that it is.
         archive: Option<Compression>,
     },
@@ -125,7 +121,7 @@ impl Planner<'_> {
         instruction: &Instruction,
         copy: &Copy,
         statement: &Statement,
-    ) -> Result<(Action, Option<Digest>, String), Error> {
+    ) -> Result<(Action, Option<Keys>, String), Error> {
         let root = self.copy_root(current, instruction, copy, statement)?;
         let chown = current.expand_flag(copy.chown.as_ref(), statement)?.map(owner);
         check_linked_owner(copy, chown.as_deref(), statement)?;
@@ -170,8 +166,8 @@ impl Planner<'_> {
         }
         let (link, parents) = (copy.link, copy.parents);
         let plan = CopyPlan { root, sources, dest, into, chown, chmod, link, parents, excludes };
-        let key = self.copy_key(current.key, &plan)?;
-        Ok((Action::Copy(plan), Some(key), history))
+        let keys = self.copy_keys(current.key, &plan)?;
+        Ok((Action::Copy(plan), Some(keys), history))
     }
 
     fn copy_root(
@@ -262,16 +258,14 @@ impl Planner<'_> {
         Err(statement.fault(word.span, Problem::Expected { instruction: "ADD", expected, found }))
     }
 
-    fn copy_key(&self, parent: Digest, plan: &CopyPlan) -> Result<Digest, Error> {
-        let mut key = Hasher::new("berth copy 2");
-        // What is linked is the same layer on whatever it stands.
-        key.field(if plan.link { "linked".to_owned() } else { parent.to_string() });
-        key.field(&plan.dest).field([u8::from(plan.into)]);
+    fn copy_keys(&self, parent: Digest, plan: &CopyPlan) -> Result<Keys, Error> {
+        let mut key = Hasher::new("berth copy 3");
+        key.field([u8::from(plan.link)]).field(&plan.dest).field([u8::from(plan.into)]);
         key.field(plan.chown.as_deref().unwrap_or("")).field(format!("{:?}", plan.chmod));
-        key.field(match &plan.root {
-            CopyRoot::Context => "context".to_owned(),
-            CopyRoot::Root(root) => self.root_key(root),
-        });
+        let lent: Vec<String> = match &plan.root {
+            CopyRoot::Context => Vec::new(),
+            CopyRoot::Root(root) => vec![self.root_key(root)],
+        };
         let later = |source: &PlannedSource| {
             matches!(source, PlannedSource::Elsewhere { .. } | PlannedSource::Fetched { .. })
         };
@@ -282,7 +276,8 @@ impl Planner<'_> {
         for source in &plan.sources {
             self.source_key(&mut key, source)?;
         }
-        Ok(key.finish())
+        // What is linked is the same layer on whatever it stands.
+        Ok(Keys::new(key.finish(), (!plan.link).then_some(parent), &lent))
     }
 
     fn source_key(&self, key: &mut Hasher, source: &PlannedSource) -> Result<(), Error> {

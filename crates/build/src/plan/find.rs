@@ -114,7 +114,7 @@ impl<'a> Finder<'a> {
                 any = true;
                 let without = self.left_out(&dir, &included);
                 self.check_special(&dir, &without, span)?;
-                self.found.push(PlannedSource::Dir { path: dir, below: String::new(), without });
+                self.found.push(PlannedSource::Dir { path: dir, without });
             }
         }
         match any || has_wildcards(&pivot) || has_wildcards(&rest) {
@@ -143,14 +143,14 @@ impl<'a> Finder<'a> {
         if *kind == EntryKind::Dir {
             let without = self.left_out(&path, &|_| true);
             self.check_special(&path, &without, span)?;
-            self.found.push(PlannedSource::Dir { path, below: String::new(), without });
+            self.found.push(PlannedSource::Dir { path, without });
             return Ok(());
         }
         self.check_special(&path, &[], span)?;
         if !self.excludes_name(relative) {
             let archive = self.archive(&path)?;
             let name = relative.rsplit('/').next().unwrap_or_default().to_owned();
-            self.found.push(PlannedSource::File { path, name, below: String::new(), archive });
+            self.found.push(PlannedSource::File { path, name, archive });
         }
         Ok(())
     }

@@ -102,6 +102,8 @@ pub struct PlannedStep {
     pub action: Action,
     /// Key of the file system after it, for steps that change it; of the layer alone for a linked `COPY`.
     pub key: Option<Digest>,
+    /// Key of what it does, whatever it stands on and whatever stages and images lend to it.
+    pub own: Option<Digest>,
     /// Its entry of the image's history.
     pub history: Option<usize>,
 }
@@ -253,6 +255,23 @@ fn unused_args(inputs: &Inputs<'_>) -> Option<Finding> {
         source: inputs.graph.source.clone(),
         span: Span::default(),
     })
+}
+
+/// The keys of a step that changes the file system.
+#[derive(Clone, Copy, Debug)]
+struct Keys {
+    own: Digest,
+    whole: Digest,
+}
+
+impl Keys {
+    /// `below` is the key of what the step stands on, `lent` what keys say of the roots that lend files to it.
+    fn new(own: Digest, below: Option<Digest>, lent: &[String]) -> Self {
+        let mut key = Hasher::new("berth step 1");
+        key.field(below.map_or_else(|| "nothing".to_owned(), |below| below.to_string()));
+        key.field(own.to_string()).fields(lent);
+        Self { own, whole: key.finish() }
+    }
 }
 
 struct Planner<'a> {

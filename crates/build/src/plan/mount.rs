@@ -106,13 +106,16 @@ impl Planner<'_> {
         Ok((CopyRoot::Root(root), absolute("/", written)))
     }
 
-    /// What a key says of a mount: of what is read the content, of what is only kept or told the name.
-    pub(super) fn mount_key(&self, key: &mut Hasher, mount: &PlannedMount) -> Result<(), Error> {
+    /// What a key says of a mount: of what is read the content, of what is only kept or told the name. Gives what keys say
+    /// of the root that lends it, if any does.
+    pub(super) fn mount_key(&self, key: &mut Hasher, mount: &PlannedMount) -> Result<Option<String>, Error> {
+        let mut lent = None;
         let access = if mount.read_only { "ro" } else { "rw" };
         key.field("mount").field(&mount.target).field(access);
         match &mount.kind {
             MountKind::Bind { root: CopyRoot::Root(root), source } => {
-                key.field("bind").field(self.root_key(root)).field(source);
+                key.field("bind").field(source);
+                lent = Some(self.root_key(root));
             }
             MountKind::Bind { root: CopyRoot::Context, source } => {
                 key.field("bind context");
@@ -124,11 +127,12 @@ impl Planner<'_> {
             MountKind::Cache { id, sharing, seed, uid, gid, mode } => {
                 key.field("cache").field(id).field(format!("{sharing:?} {uid} {gid} {mode:o}"));
                 if let Some((root, source)) = seed {
-                    let root = match root {
-                        CopyRoot::Context => "context".to_owned(),
-                        CopyRoot::Root(root) => self.root_key(root),
+                    key.field("seed").field(source);
+                    // Without `from` there is none: a seed is never of the context.
+                    lent = match root {
+                        CopyRoot::Context => None,
+                        CopyRoot::Root(root) => Some(self.root_key(root)),
                     };
-                    key.field(root).field(source);
                 }
             }
             MountKind::Tmpfs { size } => drop(key.field("tmpfs").field(format!("{size:?}"))),
@@ -137,7 +141,7 @@ impl Planner<'_> {
                 key.field(format!("{required} {uid} {gid} {mode:o}"));
             }
         }
-        Ok(())
+        Ok(lent)
     }
 }
 

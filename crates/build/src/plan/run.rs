@@ -1,11 +1,11 @@
 //! `RUN`: its command, its environment, its mounts, and the key of all that.
 
 use super::stage::Current;
-use super::{Action, Planner};
+use super::{Action, Keys, Planner};
 use crate::error::Error;
 use crate::fault::{Fault, Problem};
 use crate::instruction::{CommandLine, Instruction, Run};
-use crate::key::{Digest, Hasher};
+use crate::key::Hasher;
 use crate::runner::RunSpec;
 use crate::syntax::Statement;
 use crate::syntax::words::split_quoted;
@@ -25,7 +25,7 @@ impl Planner<'_> {
         instruction: &Instruction,
         run: &Run,
         statement: &Statement,
-    ) -> Result<(Action, Digest, String), Error> {
+    ) -> Result<(Action, Keys, String), Error> {
         let (argv, script) = current.run_argv(run, statement)?;
         let mounts = self.mounts(current, instruction, run, statement)?;
         let mut env: Vec<(String, String)> =
@@ -37,21 +37,22 @@ impl Planner<'_> {
             user: current.config.user(),
         };
         env.sort();
-        let mut key = Hasher::new("berth run 2");
-        key.field(current.key.to_string()).fields(&spec.argv).field(&spec.cwd).field(&spec.user);
+        let mut key = Hasher::new("berth run 3");
+        key.fields(&spec.argv).field(&spec.cwd).field(&spec.user);
         key.field(env.len().to_string());
         for (name, value) in &env {
             key.field(name).field(value);
         }
         key.field(script.as_ref().map_or("", |(_, text)| text));
         key.field(if run.no_network { "no network" } else { "" });
+        let mut lent = Vec::new();
         for mount in &mounts {
-            self.mount_key(&mut key, mount)?;
+            lent.extend(self.mount_key(&mut key, mount)?);
         }
         let history = run_history(&current.args, &argv);
         let spec = with_proxies(spec, proxies(self.inputs.build_args));
-        let key = key.finish();
-        Ok((Action::Run { spec, script, mounts, no_network: run.no_network }, key, history))
+        let keys = Keys::new(key.finish(), Some(current.key), &lent);
+        Ok((Action::Run { spec, script, mounts, no_network: run.no_network }, keys, history))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Action, PlannedStage, PlannedStep, Planner};
+use super::{Action, Keys, PlannedStage, PlannedStep, Planner};
 use crate::config::Config;
 use crate::error::Error;
 use crate::fault::{Fault, Problem};
@@ -125,10 +125,11 @@ impl Planner<'_> {
         current: &mut Current<'_>,
         located: &Located,
         action: Action,
-        key: Option<Digest>,
+        keys: Option<Keys>,
         history: Option<String>,
     ) {
         self.steps += 1;
+        let (key, own) = (keys.map(|keys| keys.whole), keys.map(|keys| keys.own));
         current.key = match (&action, key) {
             // The key of a linked copy is that of its layer; the file system is what was there and that.
             (Action::Copy(copy), Some(linked)) if copy.link => {
@@ -151,6 +152,7 @@ impl Planner<'_> {
             span: statement.whole_span(),
             action,
             key,
+            own,
             history,
         });
     }
@@ -159,12 +161,12 @@ impl Planner<'_> {
         let statement = &located.statement;
         match &located.instruction {
             Instruction::Run(run) => {
-                let (action, key, history) = self.run(current, &located.instruction, run, statement)?;
-                self.push(current, located, action, Some(key), Some(history));
+                let (action, keys, history) = self.run(current, &located.instruction, run, statement)?;
+                self.push(current, located, action, Some(keys), Some(history));
             }
             Instruction::Copy(copy) => {
-                let (action, key, history) = self.copy(current, &located.instruction, copy, statement)?;
-                self.push(current, located, action, key, Some(history));
+                let (action, keys, history) = self.copy(current, &located.instruction, copy, statement)?;
+                self.push(current, located, action, keys, Some(history));
             }
             Instruction::Workdir(word) => {
                 let written = current.expand(word, statement)?;
@@ -179,8 +181,8 @@ impl Planner<'_> {
                 current.config.set("WorkingDir", path.as_str().into());
                 let history = format!("WORKDIR {path}");
                 let user = Some(current.config.user()).filter(|user| !user.is_empty()).map(owner);
-                let (action, key) = mkdir(current.key, path, user);
-                self.push(current, located, action, key, Some(history));
+                let (action, keys) = mkdir(current.key, path, user);
+                self.push(current, located, action, keys, Some(history));
             }
             other => {
                 let history = self.metadata(current, other, statement)?;
@@ -342,13 +344,13 @@ fn base_key(id: &str) -> Digest {
 }
 
 /// A working directory is made, but for the root, which is always there.
-fn mkdir(parent: Digest, path: String, owner: Option<String>) -> (Action, Option<Digest>) {
+fn mkdir(parent: Digest, path: String, owner: Option<String>) -> (Action, Option<Keys>) {
     if path == "/" {
         return (Action::Config, None);
     }
-    let mut key = Hasher::new("berth workdir 1");
-    key.field(parent.to_string()).field(&path).field(owner.as_deref().unwrap_or(""));
-    (Action::Mkdir { path, owner }, Some(key.finish()))
+    let mut key = Hasher::new("berth workdir 2");
+    key.field(&path).field(owner.as_deref().unwrap_or(""));
+    (Action::Mkdir { path, owner }, Some(Keys::new(key.finish(), Some(parent), &[])))
 }
 
 /// Who owns files by a specification: as in BuildKit, a user by number alone is a group by that number too, whatever

@@ -6,16 +6,16 @@
 
 use std::fs::File;
 
+use super::lend::Lending;
 use super::stages::Solver;
 use super::tars::{self, Item, Stream, joined};
 use super::user;
 use crate::archive;
 use crate::chmod::Modes;
-use crate::context::Context;
 use crate::error::Error;
 use crate::ignore::Ignore;
 use crate::plan::{Chmod, CopyPlan, PlannedSource, PlannedStep};
-use crate::runner::{Fetched, LayerId, Owner, Remote, RunnerError, Stat, Step};
+use crate::runner::{Fetched, Owner, Remote, RunnerError, Stat, Step};
 
 /// Permission bits of a file that came by HTTP, as documented.
 const FETCHED_MODE: u32 = 0o600;
@@ -25,6 +25,11 @@ pub(super) struct Copying<'a> {
     pub(super) step: &'a PlannedStep,
     pub(super) plan: &'a CopyPlan,
     pub(super) sandbox: &'a mut dyn Step,
+    pub(super) changes: Changes,
+}
+
+/// What becomes of files on their way.
+pub(super) struct Changes {
     /// `--chmod` with a symbolic mode.
     pub(super) modes: Option<Modes>,
     /// `--exclude`.
@@ -39,36 +44,35 @@ impl Copying<'_> {
 }
 
 impl Solver<'_> {
-    /// Copies into a sandbox; `lender` are the layers of the stage or image that lends the files.
+    /// Copies into a sandbox; `lending` is the stage or image that lends the files.
     pub(super) async fn copy(
         &self,
         step: &PlannedStep,
         plan: &CopyPlan,
-        lender: Option<&[LayerId]>,
+        lending: Option<Lending>,
         sandbox: &mut dyn Step,
     ) -> Result<(), Error> {
+        let changes = self.changes(step, plan)?;
+        let mut copying = Copying { step, plan, sandbox, changes };
+        match lending {
+            None => self.copy_local(&mut copying).await,
+            Some(lending) => self.copy_lent(&mut copying, lending).await,
+        }
+    }
+
+    pub(super) fn changes(&self, step: &PlannedStep, plan: &CopyPlan) -> Result<Changes, Error> {
+        let wrong = |message: String| self.failed(step, "copy the files", user(message));
         let modes = match &plan.chmod {
-            Some(Chmod::Symbolic(text)) => Some(Modes::parse(text)),
+            Some(Chmod::Symbolic(text)) => {
+                Some(Modes::parse(text).map_err(|error| wrong(error.to_string()))?)
+            }
             _ => None,
         };
-        let modes = modes.transpose();
-        let modes = modes.map_err(|error| self.failed(step, "copy the files", user(error.to_string())))?;
         let excludes = match plan.excludes.as_slice() {
             [] => None,
-            patterns => Some(Ignore::of(patterns)),
+            patterns => Some(Ignore::of(patterns).map_err(|(_, error)| wrong(error.to_string()))?),
         };
-        let excludes = excludes.transpose();
-        let excludes =
-            excludes.map_err(|(_, error)| self.failed(step, "copy the files", user(error.to_string())))?;
-        let mut copying = Copying { step, plan, sandbox, modes, excludes };
-        match lender {
-            None => self.copy_local(&mut copying).await,
-            Some(lender) => {
-                let from = self.runner.lend(lender).await;
-                let mut from = from.map_err(|source| self.failed(step, "open a sandbox", source))?;
-                self.copy_lent(&mut copying, from.as_mut()).await
-            }
-        }
+        Ok(Changes { modes, excludes })
     }
 
     async fn copy_local(&self, copying: &mut Copying<'_>) -> Result<(), Error> {
@@ -77,15 +81,12 @@ impl Solver<'_> {
         // What is no archive goes in one stream, as far as the order of sources lets it: hard links among it stay.
         let mut items = Vec::new();
         for source in &plan.sources {
-            items.extend(ways(&self.prepared.context, source).map(|(name, mode)| Item::Dir { name, mode }));
             match source {
-                PlannedSource::Dir { path, below, without } => items.push(Item::Tree {
-                    path: path.clone(),
-                    below: below.clone(),
-                    without: without.clone(),
-                }),
-                PlannedSource::File { path, below, name, archive: None } => {
-                    items.push(Item::File { path: path.clone(), name: joined(below, name) });
+                PlannedSource::Dir { path, without } => {
+                    items.push(Item::Tree { path: path.clone(), without: without.clone() });
+                }
+                PlannedSource::File { path, name, archive: None } => {
+                    items.push(Item::File { path: path.clone(), name: name.clone() });
                 }
                 PlannedSource::Inline { name, content } => {
                     items.push(Item::Text { name: name.clone(), content: content.clone() });
@@ -125,7 +126,7 @@ impl Solver<'_> {
             false => (copying.plan.dest.clone(), items),
         };
         let dir = self.directory(copying, dir).await?;
-        let stream = tars::context(self.prepared.context.clone(), items, copying.modes.clone());
+        let stream = tars::context(self.prepared.context.clone(), items, copying.changes.modes.clone());
         let owner = copying.owner();
         self.unpack(copying, stream, &dir, owner, copying.plan.bits()).await
     }
@@ -156,8 +157,8 @@ impl Solver<'_> {
         let mtime = fetched.modified.unwrap_or(0);
         if let Remote::Git { .. } = remote {
             let dir = self.directory(copying, plan.dest.clone()).await?;
-            let (root, excludes) = (fetched.path.clone(), copying.excludes.clone());
-            let stream = tars::directory(root, mtime, excludes, copying.modes.clone());
+            let (root, excludes) = (fetched.path.clone(), copying.changes.excludes.clone());
+            let stream = tars::directory(root, mtime, excludes, copying.changes.modes.clone());
             let owner = copying.owner();
             return self.unpack(copying, stream, &dir, owner, plan.bits()).await;
         }
@@ -183,7 +184,7 @@ impl Solver<'_> {
             None => self.nameless(copying, remote, into).await?,
         };
         let dir = self.directory(copying, dir).await?;
-        let stream = tars::brought(file, name, FETCHED_MODE, mtime, copying.modes.clone());
+        let stream = tars::brought(file, name, FETCHED_MODE, mtime, copying.changes.modes.clone());
         let owner = copying.owner();
         self.unpack(copying, stream, &dir, owner, plan.bits()).await
     }
@@ -268,26 +269,6 @@ fn place(mut items: Vec<Item>) -> (String, Vec<Item>) {
         }
     }
     (dir, items)
-}
-
-/// The directories on the way to a source that `--parents` keeps, and their modes in the context.
-pub(super) fn ways(context: &Context, source: &PlannedSource) -> impl Iterator<Item = (String, u32)> {
-    let (below, dir) = match source {
-        PlannedSource::Dir { path, below, .. } => (below.as_str(), path.as_str()),
-        PlannedSource::File { path, below, .. } => {
-            (below.as_str(), path.rsplit_once('/').map_or("", |(dir, _)| dir))
-        }
-        _ => ("", ""),
-    };
-    // Where links were followed on the way, the path does not tell which directories are meant.
-    let above = dir.strip_suffix(below).filter(|above| above.is_empty() || above.ends_with('/'));
-    let ends = below.match_indices('/').map(|(at, _)| at).chain([below.len()]).filter(|end| *end > 0);
-    let found = ends.map(|end| {
-        let name = &below[..end];
-        let entry = above.and_then(|above| context.entry(&format!("{above}{name}")));
-        (name.to_owned(), entry.map_or(0o755, |entry| entry.mode))
-    });
-    found.collect::<Vec<_>>().into_iter()
 }
 
 /// Name of a fetched file: as the server has it, or else the last part of its URL's path.

@@ -19,7 +19,7 @@ use crate::runner::{Attributes, Tar};
 const OWN: [&str; 3] = ["path", "linkpath", "size"];
 
 /// What is to be changed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Edit {
     /// Directory that all names are put below; `""` for none.
     pub(super) below: String,
@@ -206,11 +206,11 @@ fn extensions<R: io::Read>(
 }
 
 /// Its name, without `./` before and `/` after it.
-fn name_of<R: io::Read>(entry: &tar::Entry<'_, R>) -> PathBuf {
+pub(super) fn name_of<R: io::Read>(entry: &tar::Entry<'_, R>) -> PathBuf {
     plain(&entry.path_bytes())
 }
 
-fn link_of<R: io::Read>(entry: &tar::Entry<'_, R>) -> io::Result<PathBuf> {
+pub(super) fn link_of<R: io::Read>(entry: &tar::Entry<'_, R>) -> io::Result<PathBuf> {
     let target = entry.link_name_bytes();
     let target =
         target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a hard link to nothing"))?;

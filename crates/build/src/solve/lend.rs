@@ -5,7 +5,8 @@
 
 use berth_types::image::BuildWarning;
 
-use super::copy::Copying;
+use super::copy::{Changes, Copying};
+use super::digest;
 use super::edit::{self, Edit};
 use super::stages::Solver;
 use super::tars::{self, Item, joined};
@@ -13,13 +14,30 @@ use crate::error::Error;
 use crate::fault::{Fault, Problem};
 use crate::graph::Root;
 use crate::ignore::Ignore;
+use crate::key::{Digest, Hasher};
 use crate::pattern::{Pattern, has_wildcards};
 use crate::plan::{CopyPlan, CopyRoot, PlannedSource, PlannedStep};
-use crate::runner::{Attributes, Owner, RunnerError, Stat, Step};
+use crate::runner::{Attributes, LayerId, Owner, RunnerError, Stat, Step};
 use crate::source::Span;
+
+/// A stage or an image that lends files to a step, and which.
+pub(super) struct Lending {
+    from: Box<dyn Step>,
+    found: Vec<Found>,
+    /// Whether the destination is a directory since there are several sources.
+    several: bool,
+}
 
 /// A source found in a stage or an image.
 struct Found {
+    path: String,
+    is_dir: bool,
+    /// What becomes of it on its way, but for the name that a single file gets.
+    edit: Edit,
+}
+
+/// A source on the way to be one.
+struct Candidate {
     /// Directory that `--parents` keeps nothing of, nor of what is above it.
     from: String,
     path: String,
@@ -33,34 +51,98 @@ struct Found {
 }
 
 impl Solver<'_> {
-    pub(super) async fn copy_lent(
+    /// Looks for what a `COPY --from` means in the stage or image of these layers.
+    pub(super) async fn lending(
         &self,
-        copying: &mut Copying<'_>,
-        from: &mut dyn Step,
-    ) -> Result<(), Error> {
-        let plan = copying.plan;
-        let mut found = Vec::new();
+        step: &PlannedStep,
+        plan: &CopyPlan,
+        layers: &[LayerId],
+    ) -> Result<Lending, Error> {
+        let changes = self.changes(step, plan)?;
+        let from = self.runner.lend(layers).await;
+        let mut from = from.map_err(|source| self.failed(step, "open a sandbox", source))?;
+        let mut candidates = Vec::new();
         for source in &plan.sources {
             if let PlannedSource::Elsewhere { path, span } = source {
-                found.extend(
-                    self.find(copying.step, plan, copying.excludes.as_ref(), from, path, *span).await?,
-                );
+                let excludes = changes.excludes.as_ref();
+                candidates.extend(self.find(step, plan, excludes, from.as_mut(), path, *span).await?);
             }
         }
-        let into = plan.into || found.len() > 1;
+        let several = candidates.len() > 1;
+        let mut found = Vec::new();
+        for candidate in candidates {
+            found.extend(self.surveyed(step, &changes, from.as_mut(), candidate).await?);
+        }
+        Ok(Lending { from, found, several })
+    }
+
+    /// What of a source is copied, and how; `None` for a pattern that takes nothing of it.
+    async fn surveyed(
+        &self,
+        step: &PlannedStep,
+        changes: &Changes,
+        from: &mut dyn Step,
+        candidate: Candidate,
+    ) -> Result<Option<Found>, Error> {
+        let unreadable = |source| self.failed(step, "read the files to copy", source);
+        let Candidate { from: pivot, path, below, is_dir, includes, written } = candidate;
+        let ways = self.ways_lent(step, from, &pivot, &below).await?;
+        let excludes = changes.excludes.clone().filter(|_| is_dir);
+        let mut edit =
+            Edit { below, ways, includes, excludes, modes: changes.modes.clone(), ..Edit::default() };
+        if edit.chooses() {
+            let tar = from.pack(&path).await.map_err(unreadable)?;
+            edit = edit.survey(tar).await.map_err(|source| {
+                let message = "cannot read the files of a stage".to_owned();
+                unreadable(RunnerError::Infrastructure { message, source: Some(source.into()) })
+            })?;
+            if edit.takes_some() && !edit.keeps_any() {
+                self.matches_nothing(step, &written);
+                return Ok(None);
+            }
+        }
+        Ok(Some(Found { path, is_dir, edit }))
+    }
+
+    /// Digest of the files that are lent, as they come to the destination.
+    pub(super) async fn lending_digest(
+        &self,
+        step: &PlannedStep,
+        lending: &mut Lending,
+    ) -> Result<Digest, Error> {
+        let unreadable = |source| self.failed(step, "read the files to copy", source);
+        let mut key = Hasher::new("berth lent 1");
+        key.field([u8::from(lending.several)]);
+        for Found { path, is_dir, edit } in &lending.found {
+            let tar = lending.from.pack(path).await.map_err(unreadable)?;
+            let digest = match edit.is_nothing() {
+                true => digest::of_tar(tar).await,
+                false => edit::edited(tar, edit.clone()).digest().await,
+            };
+            // Of a file the name matters, where the destination is a directory; of a directory it never does.
+            let name = if *is_dir { "" } else { path.rsplit('/').next().unwrap_or_default() };
+            key.field(name).field([u8::from(*is_dir)]).field(digest.map_err(unreadable)?.to_string());
+        }
+        Ok(key.finish())
+    }
+
+    pub(super) async fn copy_lent(&self, copying: &mut Copying<'_>, lending: Lending) -> Result<(), Error> {
+        let plan = copying.plan;
+        let Lending { mut from, found, several } = lending;
+        let into = plan.into || several;
         for source in &plan.sources {
             if let PlannedSource::Inline { name, content } = source {
                 let (dir, name) = self.file_target(copying, name, into).await?;
                 let dir = self.directory(copying, dir).await?;
                 let item = Item::Text { name, content: content.clone() };
                 let context = self.prepared.context.clone();
-                let stream = tars::context(context, vec![item], copying.modes.clone());
+                let stream = tars::context(context, vec![item], copying.changes.modes.clone());
                 let owner = copying.owner();
                 self.unpack(copying, stream, &dir, owner, plan.bits()).await?;
             }
         }
         for found in found {
-            self.copy_found(copying, from, found, into).await?;
+            self.copy_found(copying, from.as_mut(), found, into).await?;
         }
         Ok(())
     }
@@ -73,13 +155,9 @@ impl Solver<'_> {
         into: bool,
     ) -> Result<(), Error> {
         let (step, plan) = (copying.step, copying.plan);
-        let unreadable = |source| self.failed(step, "read the files to copy", source);
         let owner = plan.chown.clone().map_or(Owner::Keep, Owner::Spec);
-        let Found { from: pivot, path, below, is_dir, includes, written } = found;
-        let ways = self.ways_lent(step, from, &pivot, &below).await?;
-        let mut edit = Edit { below, ways, includes, modes: copying.modes.clone(), ..Edit::default() };
+        let Found { path, is_dir, mut edit } = found;
         let dir = if is_dir {
-            edit.excludes = copying.excludes.clone();
             plan.dest.clone()
         } else {
             let name = path.rsplit('/').next().unwrap_or_default();
@@ -87,18 +165,8 @@ impl Solver<'_> {
             edit.rename = Some(name);
             dir
         };
-        if edit.chooses() {
-            let tar = from.pack(&path).await.map_err(unreadable)?;
-            edit = edit.survey(tar).await.map_err(|source| {
-                let message = "cannot read the files of a stage".to_owned();
-                unreadable(RunnerError::Infrastructure { message, source: Some(source.into()) })
-            })?;
-            if edit.takes_some() && !edit.keeps_any() {
-                self.matches_nothing(step, &written);
-                return Ok(());
-            }
-        }
-        let tar = from.pack(&path).await.map_err(unreadable)?;
+        let tar = from.pack(&path).await;
+        let tar = tar.map_err(|source| self.failed(step, "read the files to copy", source))?;
         let dir = self.directory(copying, dir).await?;
         if edit.is_nothing() {
             let unpacked = copying.sandbox.unpack(&dir, owner, plan.bits(), tar).await;
@@ -116,7 +184,7 @@ impl Solver<'_> {
         from: &mut dyn Step,
         written: &str,
         span: Span,
-    ) -> Result<Vec<Found>, Error> {
+    ) -> Result<Vec<Candidate>, Error> {
         let (pivot, rest) = split(written);
         let (literal, pattern) = match plan.parents {
             true => literal(rest),
@@ -150,7 +218,7 @@ impl Solver<'_> {
                     continue;
                 }
                 let (from, includes, written) = (dir.clone(), includes.clone(), written.to_owned());
-                found.push(Found { from, path, below, is_dir, includes, written });
+                found.push(Candidate { from, path, below, is_dir, includes, written });
             }
         }
         if found.is_empty() && has_wildcards(written) {

@@ -6,6 +6,7 @@
 //! is one future: the first failure, or whoever drops it, ends the rest with its sandboxes.
 
 mod copy;
+mod digest;
 mod edit;
 mod keys;
 mod lend;

@@ -1,6 +1,7 @@
 //! A target stage's steps, carried out one after the other in a sandbox that is there already.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use berth_types::image::BuildWarning;
 use berth_types::progress::Progress;
@@ -100,15 +101,16 @@ pub async fn replay(
 
 impl Solver<'_> {
     async fn replay(&self, step: &PlannedStep, sandbox: &mut dyn Step) -> Result<(), Error> {
-        let ready = self.ready(step).await?;
-        let begun = self.begin(step);
+        let mut ready = self.ready(step).await?;
+        let begun = Instant::now();
+        self.begin(step);
         let cannot = |source| self.failed(step, "set the sandbox up", source);
         let setting = ready.setting.clone();
         let set = setting != Setting::default();
         if set {
             sandbox.set(setting).await.map_err(cannot)?;
         }
-        let acted = self.act(step, &ready, sandbox).await;
+        let acted = self.act(step, &mut ready, sandbox).await;
         if set {
             // Whatever became of the step: what it mounted, secrets among it, is not for the sandbox's later life.
             let cleared = sandbox.set(Setting::default()).await.map_err(cannot);

@@ -10,19 +10,21 @@ use super::mask::Masker;
 use super::output::{Decoder, Tail};
 use super::stages::{Ready, Solver};
 use super::tars::{self, Item};
-use super::{keys, user};
+use super::{digest, keys, user};
 use crate::context::EntryKind;
 use crate::error::Error;
 use crate::excerpt::Excerpt;
 use crate::graph::Root;
+use crate::key::{Digest, Hasher};
 use crate::plan::{CopyRoot, MountKind, PlannedMount, PlannedStep};
-use crate::runner::{LayerId, Mount, MountSource, Owner, RunSpec, Setting, Step};
+use crate::runner::{LayerId, Mount, MountSource, Owner, RunSpec, RunnerError, Setting, Step};
 
 /// Where a layer that is made for a mount holds it.
 const HELD: &str = "/held";
 
 /// What a `RUN` finds of a `type=bind`, or a `type=cache` at first.
-struct Lent {
+#[derive(Clone)]
+pub(super) struct Lent {
     layers: Vec<LayerId>,
     path: String,
 }
@@ -39,15 +41,17 @@ impl Solver<'_> {
         for mount in mounts {
             let source = match &mount.kind {
                 MountKind::Bind { root, source } => {
-                    let Lent { layers, path } = self.lent(step, root, source).await?;
-                    MountSource::Layers { layers, path }
+                    let lent = self.lent(step, root, source).await?;
+                    ready.lent.extend(matches!(root, CopyRoot::Root(_)).then(|| lent.clone()));
+                    MountSource::Layers { layers: lent.layers, path: lent.path }
                 }
                 MountKind::Cache { id, sharing, seed, uid, gid, mode } => {
                     let seed = match seed {
                         None => None,
                         Some((root, source)) => {
-                            let Lent { layers, path } = self.lent(step, root, source).await?;
-                            Some((layers, path))
+                            let lent = self.lent(step, root, source).await?;
+                            ready.lent.extend(matches!(root, CopyRoot::Root(_)).then(|| lent.clone()));
+                            Some((lent.layers, lent.path))
                         }
                     };
                     let (id, sharing, uid, gid, mode) = (id.clone(), *sharing, *uid, *gid, *mode);
@@ -115,6 +119,25 @@ impl Solver<'_> {
         Ok(Lent { layers, path: source.to_owned() })
     }
 
+    /// Digest of what is mounted of a stage or image: of its content, but of a whole root only which layers that has, for to
+    /// read all of it would take longer than most commands. `None` where it cannot be read: mounting it will tell why.
+    pub(super) async fn lent_digest(&self, step: &PlannedStep, lent: &Lent) -> Result<Option<Digest>, Error> {
+        let cannot = |source| self.failed(step, "read the files to mount", source);
+        if lent.path == "/" {
+            let layers: Vec<&str> = lent.layers.iter().map(|layer| layer.0.as_str()).collect();
+            let mut key = Hasher::new("berth root 1");
+            key.fields(&layers);
+            return Ok(Some(key.finish()));
+        }
+        let mut from = self.runner.lend(&lent.layers).await.map_err(cannot)?;
+        let tar = match from.pack(&lent.path).await {
+            Ok(tar) => tar,
+            Err(RunnerError::User { .. }) => return Ok(None),
+            Err(source) => return Err(cannot(source)),
+        };
+        digest::of_tar(tar).await.map(Some).map_err(cannot)
+    }
+
     /// A layer that holds one path of the context, or an empty directory: kept by its content like a step's.
     async fn held(&self, step: &PlannedStep, source: Option<&str>) -> Result<Lent, Error> {
         let context = &self.prepared.context;
@@ -127,8 +150,7 @@ impl Solver<'_> {
         let (key, items) = match (path, kind) {
             (None, _) => ("empty".to_owned(), Vec::new()),
             (Some(path), None | Some(EntryKind::Dir)) => {
-                let (below, without) = (String::new(), Vec::new());
-                (keys::held(context, &path)?, vec![Item::Tree { path, below, without }])
+                (keys::held(context, &path)?, vec![Item::Tree { path, without: Vec::new() }])
             }
             (Some(path), Some(_)) => {
                 let name = "file".to_owned();

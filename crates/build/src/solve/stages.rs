@@ -11,12 +11,15 @@ use berth_types::progress::Progress;
 use futures_util::future::{BoxFuture, try_join_all};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
+use super::lend::Lending;
 use super::mask::Masks;
 use super::prepare::Prepared;
+use super::run::Lent;
 use super::{Request, default_parallel, progress_of, store};
 use crate::error::Error;
 use crate::excerpt::Excerpt;
 use crate::graph::Root;
+use crate::key::Hasher;
 use crate::plan::{Action, CopyRoot, MountKind, Plan, PlannedStage, PlannedStep};
 use crate::runner::{CachedStep, LayerId, Runner, RunnerError, Setting, Step};
 
@@ -35,8 +38,12 @@ pub(super) struct Ready {
     pub(super) setting: Setting,
     /// Variables that no plan knows: they hold secrets.
     pub(super) env: Vec<(String, String)>,
-    /// Layers of the stage or image that lends files.
+    /// Layers of the stage or image that lends files to a `COPY`.
     pub(super) lender: Option<Vec<LayerId>>,
+    /// That, and what it lends, where it was looked for already.
+    pub(super) lending: Option<Lending>,
+    /// What stages and images lend to mounts.
+    pub(super) lent: Vec<Lent>,
 }
 
 /// One build under way. Nothing of it changes but behind locks: its stages go on side by side.
@@ -172,8 +179,8 @@ impl<'a> Solver<'a> {
     /// One step's layer, from the cache or made now.
     async fn step(&self, step: &'a PlannedStep, layers: &[LayerId]) -> Result<Option<LayerId>, Error> {
         let Some(key) = step.key.map(|key| key.to_string()) else {
-            let begun = self.begin(step);
-            self.done(step, begun);
+            self.begin(step);
+            self.done(step, Instant::now());
             return Ok(None);
         };
         if let Some(found) = self.found.get(&step.number) {
@@ -183,27 +190,73 @@ impl<'a> Solver<'a> {
         let own = AtomicBool::new(false);
         let layer = self
             .once(&key, || async {
-                let ready = self.ready(step).await?;
+                let mut ready = self.ready(step).await?;
                 let _permit = self.permit().await;
-                own.store(true, Ordering::Relaxed);
-                let begun = self.begin(step);
-                let linked = matches!(&step.action, Action::Copy(copy) if copy.link);
-                let layers = if linked { &[] } else { layers };
-                let sandbox = self.runner.open(layers, ready.setting.clone()).await;
-                let mut sandbox = sandbox.map_err(|source| self.failed(step, "open a sandbox", source))?;
-                self.act(step, &ready, sandbox.as_mut()).await?;
-                let made = sandbox.commit().await;
-                let made = made.map_err(|source| self.failed(step, "keep the result", source))?;
+                let begun = Instant::now();
+                // What is linked stands on nothing.
+                let layers = if is_linked(step) { &[] } else { layers };
+                let by_content = self.by_content(step, &mut ready, layers).await;
+                let by_content = by_content.inspect_err(|_| self.begin(step))?;
+                let make = || async {
+                    own.store(true, Ordering::Relaxed);
+                    self.begin(step);
+                    let made = self.make(step, ready, layers).await?;
+                    if let Some(key) = &by_content {
+                        self.keep(key, &made).await?;
+                    }
+                    self.done(step, begun);
+                    Ok(made)
+                };
+                let made: Option<LayerId> = match &by_content {
+                    None => make().await?,
+                    Some(key) => self.once(key, make).await?,
+                };
                 self.keep(&key, &made).await?;
-                self.done(step, begun);
                 Ok(made)
             })
             .await?;
         if !own.into_inner() {
-            // An equal step of another stage was faster.
+            // An equal step of another stage was faster, or the same was done to the same files before.
             (self.progress)(progress_of(step, self.plan().steps, true));
         }
         Ok(layer)
+    }
+
+    /// Key of a step by what it finds: the layers that it stands on, and the bytes of what is lent to it. It is the same
+    /// however those came to be, but known only when they are there. `None` where there is no telling.
+    async fn by_content(
+        &self,
+        step: &PlannedStep,
+        ready: &mut Ready,
+        layers: &[LayerId],
+    ) -> Result<Option<String>, Error> {
+        let Some(own) = step.own else { return Ok(None) };
+        let mut key = Hasher::new("berth by layers 1");
+        let layers: Vec<&str> = layers.iter().map(|layer| layer.0.as_str()).collect();
+        key.field(own.to_string()).fields(&layers);
+        for lent in &ready.lent {
+            let Some(digest) = self.lent_digest(step, lent).await? else { return Ok(None) };
+            key.field(digest.to_string());
+        }
+        if let (Action::Copy(copy), Some(layers)) = (&step.action, &ready.lender) {
+            let lending = ready.lending.insert(self.lending(step, copy, layers).await?);
+            key.field(self.lending_digest(step, lending).await?.to_string());
+        }
+        Ok(Some(key.finish().to_string()))
+    }
+
+    /// Does a step in a sandbox of its own; gives the layer that comes of it.
+    async fn make(
+        &self,
+        step: &PlannedStep,
+        mut ready: Ready,
+        layers: &[LayerId],
+    ) -> Result<Option<LayerId>, Error> {
+        let sandbox = self.runner.open(layers, ready.setting.clone()).await;
+        let mut sandbox = sandbox.map_err(|source| self.failed(step, "open a sandbox", source))?;
+        self.act(step, &mut ready, sandbox.as_mut()).await?;
+        let made = sandbox.commit().await;
+        made.map_err(|source| self.failed(step, "keep the result", source))
     }
 
     /// Makes a layer, unless one of that key is there or being made.
@@ -241,7 +294,7 @@ impl<'a> Solver<'a> {
     pub(super) async fn act(
         &self,
         step: &PlannedStep,
-        ready: &Ready,
+        ready: &mut Ready,
         sandbox: &mut dyn Step,
     ) -> Result<(), Error> {
         match &step.action {
@@ -259,7 +312,13 @@ impl<'a> Solver<'a> {
                 spec.env.extend(ready.env.iter().cloned());
                 self.run(step, sandbox, spec).await
             }
-            Action::Copy(copy) => self.copy(step, copy, ready.lender.as_deref(), sandbox).await,
+            Action::Copy(copy) => {
+                let lending = match (ready.lending.take(), &ready.lender) {
+                    (None, Some(layers)) => Some(self.lending(step, copy, layers).await?),
+                    (lending, _) => lending,
+                };
+                self.copy(step, copy, lending, sandbox).await
+            }
         }
     }
 
@@ -298,10 +357,9 @@ impl<'a> Solver<'a> {
         self.permits.acquire().await.ok()
     }
 
-    pub(super) fn begin(&self, step: &PlannedStep) -> Instant {
+    pub(super) fn begin(&self, step: &PlannedStep) {
         self.not_cached.fetch_add(1, Ordering::Relaxed);
         (self.progress)(progress_of(step, self.plan().steps, false));
-        Instant::now()
     }
 
     pub(super) fn done(&self, step: &PlannedStep, begun: Instant) {
@@ -312,10 +370,10 @@ impl<'a> Solver<'a> {
     pub(super) fn failed(&self, step: &PlannedStep, operation: &'static str, source: RunnerError) -> Error {
         let place = Excerpt::new(&step.source, step.span, "this step").to_api(None);
         Error::Step {
-            file: place.file.clone(),
+            file: place.file.as_str().into(),
             line: place.line,
             step: step.number,
-            instruction: step.text.clone(),
+            instruction: step.text.as_str().into(),
             operation,
             place: Some(Box::new(place)),
             source,
@@ -325,6 +383,10 @@ impl<'a> Solver<'a> {
     fn lock<'l, T>(&self, mutex: &'l Mutex<T>) -> std::sync::MutexGuard<'l, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_linked(step: &PlannedStep) -> bool {
+    matches!(&step.action, Action::Copy(copy) if copy.link)
 }
 
 /// The roots that a step takes files from.

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::io::SyncIoBridge;
 
+use super::digest;
 use crate::archive::Compression;
+use crate::chmod::Modes;
 use crate::context::{Context, Entry, EntryKind};
 use crate::ignore::Ignore;
+use crate::key::Digest;
 use crate::plan::is_left_out;
 use crate::runner::{Owner, RunnerError, Step, Tar};
-
-use crate::chmod::Modes;
 
 /// Bytes between the two ends.
 const PIPE: usize = 256 << 10;
@@ -47,17 +48,31 @@ impl Stream {
         mode: Option<u32>,
     ) -> Result<(), RunnerError> {
         let unpacked = step.unpack(target, owner, mode, self.tar).await;
-        let message = "cannot read the files to copy".to_owned();
-        match self.writer.await {
-            Ok(Ok(())) => unpacked,
-            // The reader had enough: it knows whether that was well.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => unpacked,
-            Ok(Err(error)) if is_content(&error) => {
-                Err(RunnerError::User { message, source: Some(error.into()) })
-            }
-            Ok(Err(error)) => Err(RunnerError::Infrastructure { message, source: Some(error.into()) }),
-            Err(error) => Err(RunnerError::Infrastructure { message, source: Some(error.into()) }),
+        settled(self.writer, unpacked).await
+    }
+
+    /// Digest of what it holds.
+    pub(super) async fn digest(self) -> Result<Digest, RunnerError> {
+        let digest = digest::of_tar(self.tar).await;
+        settled(self.writer, digest).await
+    }
+}
+
+/// What the reader made of a stream, unless its writer failed.
+async fn settled<T>(
+    writer: JoinHandle<io::Result<()>>,
+    read: Result<T, RunnerError>,
+) -> Result<T, RunnerError> {
+    let message = "cannot read the files to copy".to_owned();
+    match writer.await {
+        Ok(Ok(())) => read,
+        // The reader had enough: it knows whether that was well.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => read,
+        Ok(Err(error)) if is_content(&error) => {
+            Err(RunnerError::User { message, source: Some(error.into()) })
         }
+        Ok(Err(error)) => Err(RunnerError::Infrastructure { message, source: Some(error.into()) }),
+        Err(error) => Err(RunnerError::Infrastructure { message, source: Some(error.into()) }),
     }
 }
 
@@ -80,10 +95,8 @@ pub(super) fn inline(name: String, content: String, mode: u32) -> Stream {
 /// What a stream has, by the names that it gets.
 #[derive(Clone, Debug)]
 pub(super) enum Item {
-    /// A directory on the way to others.
-    Dir { name: String, mode: u32 },
-    /// The contents of a directory of the context, below a name.
-    Tree { path: String, below: String, without: Vec<String> },
+    /// The contents of a directory of the context.
+    Tree { path: String, without: Vec<String> },
     /// A file of the context.
     File { path: String, name: String },
     /// A text.
@@ -198,9 +211,6 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn item(&mut self, context: &Context, item: Item) -> io::Result<()> {
         match item {
-            Item::Dir { name, mode } => {
-                self.other(&name, &Entry { kind: EntryKind::Dir, mode, mtime: 0 })?;
-            }
             Item::Text { name, content } => {
                 let entry = Entry { kind: EntryKind::File(content.len() as u64), mode: 0o644, mtime: 0 };
                 self.links.replaced(&name);
@@ -214,12 +224,12 @@ impl Writer<'_> {
                     return Err(io::Error::new(io::ErrorKind::NotFound, message));
                 }
             },
-            Item::Tree { path, below, without } => {
+            Item::Tree { path, without } => {
                 for (name, entry) in context.below(&path) {
                     if is_left_out(&name, &without) {
                         continue;
                     }
-                    self.entry(context, &joined(&path, &name), &joined(&below, &name), entry)?;
+                    self.entry(context, &joined(&path, &name), &name, entry)?;
                 }
             }
         }

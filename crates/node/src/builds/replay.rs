@@ -267,10 +267,10 @@ async fn install(asked: &Asked, config: &Value, inside: &mut Running<'_>, sink: 
     };
     let code = inside.run(spec, &mut output).await;
     let code = code.map_err(|source| berth_build::Error::Step {
-        file: packages::FILE.to_owned(),
+        file: packages::FILE.into(),
         line: 1,
         step: 1,
-        instruction: instruction.clone(),
+        instruction: instruction.as_str().into(),
         operation: "run the command",
         place: None,
         source,
