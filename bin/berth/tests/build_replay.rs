@@ -9,8 +9,8 @@ use std::process::Stdio;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use support::Daemon;
 use support::builds::{Built, send};
+use support::{Daemon, write_tree};
 
 const FILES: [(&str, u32, &str); 2] = [("hello.txt", 0o640, "hello\n"), ("dir/a", 0o644, "a\n")];
 
@@ -115,6 +115,99 @@ fn nothing_is_replayed_where_commands_run_or_nothing_does() {
     assert_eq!(gone.error()["code"], "sandbox_not_found");
     let tagged = replay_with(&daemon, "box", &json!({"tags": ["x:1"]}), "FROM busybox:test\n");
     assert!(tagged.error()["message"].as_str().unwrap().contains("tags"), "{}", tagged.error());
+}
+
+#[test]
+fn no_command_begins_while_a_dockerfile_is_replayed() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    daemon.sandbox("box", &[]);
+    std::thread::scope(|scope| {
+        let line = "FROM busybox:test\nRUN sh -c 'while ! test -e /go; do sleep 0.1; done' 5544332\nRUN touch /end\n";
+        let replaying = scope.spawn(|| replay(&daemon, "box", line));
+        support::eventually("the step", || support::process_with("5544332"));
+        let exec = json!({"command": {"shell": "ls /end"}});
+        let (status, answer) = daemon.json("POST", "/v1/sandboxes/box/exec", &exec);
+        let error = &answer["error"];
+        assert_eq!((status, &error["code"]), (409, &json!("sandbox_in_use")), "{answer}");
+        assert!(error["message"].as_str().unwrap().contains("being replayed"), "{error}");
+        let again = replay(&daemon, "box", "FROM busybox:test\n");
+        assert_eq!(again.error()["code"], "sandbox_in_use");
+        // Files may be looked at and sent meanwhile.
+        write_tree(daemon.path(), &[("go", 0o644, "")]);
+        let go = daemon.path().join("go");
+        daemon.ok(&["sandbox", "cp", go.to_str().unwrap(), "box:/go"]);
+        replaying.join().unwrap().succeeded();
+    });
+    assert_eq!(daemon.sh("box", "ls /end").1, "/end\n");
+}
+
+#[test]
+fn a_sandbox_of_another_image_is_not_replayed_in() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox();
+    daemon.sandbox("box", &[]);
+    let own = daemon.show("box")["image"].as_str().unwrap().to_owned();
+    let other = send(
+        &daemon,
+        "/v1/images/build",
+        &json!({"tags": ["other:1"]}),
+        &files("FROM busybox:test\nLABEL a=b\n"),
+    );
+    let other = other.result()["image"]["id"].as_str().unwrap().to_owned();
+    for (dockerfile, part) in [
+        ("FROM other:1\nRUN touch /never\n", other.as_str()),
+        ("FROM busybox:test AS first\nFROM scratch\nCOPY hello.txt /never\n", "scratch"),
+    ] {
+        let refused = replay(&daemon, "box", dockerfile);
+        let error = refused.error();
+        assert_eq!((&error["code"], &error["kind"]), (&json!("replay_base"), &json!("conflict")), "{error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(part) && message.contains(&own), "{message}");
+    }
+    assert_ne!(daemon.sh("box", "ls /never").0, 0);
+    // It is not asked for again what it stands on: there is no registry to ask.
+    replay_with(&daemon, "box", &json!({"pull": "refresh"}), "FROM busybox:test\nRUN touch /done\n")
+        .succeeded();
+    // The name means another one now.
+    daemon.ok(&["image", "tag", &other, "busybox:test"]);
+    let refused = replay(&daemon, "box", "FROM busybox:test\nRUN touch /never\n");
+    assert_eq!(refused.error()["code"], "replay_base");
+}
+
+/// A package manager that installs a file for each package, and knows none that is called `missing`.
+const APK: &[u8] = b"#!/bin/sh\ntest \"$1 $2\" = 'add --no-cache' || exit 9\nshift 2\nfor name; do\n\
+    test $name != missing || { echo \"$name: unable to select packages\"; exit 1; }\n\
+    echo \"installed by $(id -u)\" > /installed-$name\necho \"OK: $name\"\ndone\n";
+
+#[test]
+fn packages_are_the_last_step_of_a_replay() {
+    require_busybox!();
+    let daemon = Daemon::with_busybox_and(&[("bin/apk", 0o755, APK)]);
+    daemon.sandbox("box", &[]);
+    let options = json!({"packages": ["jq", "git", "jq"]});
+    let dockerfile = "FROM busybox:test\nRUN touch /before\nWORKDIR /w\nUSER alice\n";
+    let replayed = replay_with(&daemon, "box", &options, dockerfile);
+    assert_eq!(replayed.output(), "OK: git\nOK: jq\n");
+    let built = send(&daemon, "/v1/images/build", &options, &files(dockerfile));
+    let image = built.result()["image"]["id"].as_str().unwrap();
+    daemon.ok(&["sandbox", "create", image, "--name", "built", "--network", "no-network"]);
+    let line = "cat /installed-git /installed-jq; ls /before; id -un; pwd";
+    let (_, out, _) = daemon.sh("box", line);
+    assert_eq!(out, "installed by 0\ninstalled by 0\n/before\nalice\n/w\n");
+    assert_eq!(daemon.sh("built", line).1, out, "as in an image");
+    assert_eq!(replayed.result()["steps"], built.result()["steps"]);
+
+    let failed = replay_with(&daemon, "box", &json!({"packages": ["missing"]}), "FROM busybox:test\n");
+    let error = failed.error();
+    assert_eq!(
+        (&error["code"], &error["details"]["exit_code"]),
+        (&json!("build_failed"), &json!(1)),
+        "{error}"
+    );
+    assert!(error["details"]["output_tail"].to_string().contains("unable to select packages"), "{error}");
+    let refused = replay_with(&daemon, "box", &json!({"packages": ["a;b"]}), "FROM busybox:test\n");
+    assert_eq!(refused.error()["code"], "bad_request");
 }
 
 #[test]

@@ -115,8 +115,10 @@ fn what_is_not_supported_is_refused_with_its_place() {
     require_busybox!();
     let daemon = Daemon::with_busybox();
     for (line, part) in [
-        ("RUN --mount=type=cache,target=/x true", "--mount"),
-        ("ADD http://127.0.0.1/x /x", "ADD"),
+        ("RUN --mount=type=ssh true", "ssh"),
+        ("RUN --network=host true", "host"),
+        ("RUN --security=insecure true", "insecure"),
+        ("ADD ftp://127.0.0.1/x /x", "ftp"),
         ("RUNN true", "RUN"),
         ("COPY ../secret /x", "secret"),
         ("COPY missing /x", "missing"),

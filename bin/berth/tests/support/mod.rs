@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part of this")]
 
 pub(crate) mod builds;
+pub(crate) mod registry;
 
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
