@@ -69,7 +69,8 @@ COPY --chown=3:4 ctx/sub /t/sub
 """,
     "mkdir -p ctx/sub; chmod 755 ctx ctx/sub; echo new > ctx/f; chmod 644 ctx/f; echo s > ctx/sub/s; echo 2 > f2",
 )
-case("subdirectory-over-file", "FROM base\nRUN mkdir /t && echo x > /t/x\nCOPY d /t\n", "mkdir -p d/x; echo a > d/x/a")
+# buildah replaces the file; BuildKit says "cannot copy to non-directory".
+failing("subdirectory-over-file", "FROM base\nRUN mkdir /t && echo x > /t/x\nCOPY d /t\n", 3, "cannot copy a directory onto", "mkdir -p d/x; echo a > d/x/a")
 case(
     "modes", "FROM base\nCOPY modes /m\n",
     "mkdir modes; cd modes; for m in 400 444 600 666 700 777 1777 000; do echo $m > f$m; chmod $m f$m; done; mkdir sticky priv; chmod 1777 sticky; chmod 700 priv",

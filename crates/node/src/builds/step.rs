@@ -340,7 +340,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Packed<R> {
 /// What the sandbox's files do not allow is the Dockerfile's affair; all else is ours.
 pub(super) fn guest_failed(source: guest::Error) -> RunnerError {
     let message = error::chain(&source);
-    if source.refusal().is_some() {
+    if source.refusal().is_some() || matches!(source, guest::Error::Name { .. }) {
         return RunnerError::User { message, source: None };
     }
     RunnerError::Infrastructure { message, source: None }
