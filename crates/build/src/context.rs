@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use berth_types::image::{ContextEntry, ContextKind, ContextManifest};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, readlinkat, statat};
@@ -35,7 +35,12 @@ pub struct Context {
     ignore: Ignore,
     entries: BTreeMap<String, Entry>,
     digests: Mutex<HashMap<String, Digest>>,
+    /// Digests that were known before.
+    known: Digests,
 }
+
+/// SHA-256 of the bytes of files, by path in the context.
+pub type Digests = Arc<HashMap<String, Digest>>;
 
 /// One file of the context.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +160,15 @@ impl Context {
             }
         }
         let entries = Scan { root: &root, path, listing: Listing::new(&ignore) }.run()?;
-        Ok(Self { root: Some(root), path: path.to_owned(), ignore, entries, digests: Mutex::default() })
+        let (path, digests, known) = (path.to_owned(), Mutex::default(), Digests::default());
+        Ok(Self { root: Some(root), path, ignore, entries, digests, known })
+    }
+
+    /// The same context, of whose files some digests are known already: nobody may have written to these since. Such files
+    /// are not read for their digests.
+    #[must_use]
+    pub fn knowing(self, known: Digests) -> Self {
+        Self { known, ..self }
     }
 
     /// What a manifest lists. The ignore file is found among its texts as [`Context::open`] finds it in a directory.
@@ -205,7 +218,8 @@ impl Context {
             listing.keep(path.to_owned(), Entry { kind, mode: entry.mode & 0o7777, mtime: 0 });
         }
         let entries = listing.found;
-        Ok(Self { root: None, path: PathBuf::new(), ignore, entries, digests: Mutex::new(digests) })
+        let known = Arc::new(digests);
+        Ok(Self { root: None, path: PathBuf::new(), ignore, entries, digests: Mutex::default(), known })
     }
 
     /// A text file of a context that has not been listed yet; `None` when it is not there.
@@ -292,14 +306,17 @@ impl Context {
 
     /// Hash of a file's bytes. Each file is read once.
     pub(crate) fn digest(&self, name: &str) -> Result<Digest, ContextError> {
-        if let Some(known) = self.known().get(name) {
+        if let Some(known) = self.known.get(name) {
+            return Ok(*known);
+        }
+        if let Some(known) = self.hashed().get(name) {
             return Ok(*known);
         }
         let digest = self
             .open_file(name)
             .and_then(Hasher::of_reader)
             .map_err(|source| self.unreadable(name, source))?;
-        self.known().insert(name.to_owned(), digest);
+        self.hashed().insert(name.to_owned(), digest);
         Ok(digest)
     }
 
@@ -310,7 +327,7 @@ impl Context {
         ContextError::Read { path: self.path.clone(), name: name.to_owned(), source }
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Digest>> {
+    fn hashed(&self) -> std::sync::MutexGuard<'_, HashMap<String, Digest>> {
         self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

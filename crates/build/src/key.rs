@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Reads 64 hexadecimal digits.
-    pub(crate) fn read(text: &str) -> Option<Self> {
+    /// Reads 64 hexadecimal digits; `None` for anything else.
+    pub fn read(text: &str) -> Option<Self> {
         let mut bytes = [0; 32];
         if text.len() != 64 || !text.is_ascii() {
             return None;

@@ -8,8 +8,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 
+use berth_build::context::Digests;
 use berth_build::runner::LayerId;
-use berth_build::{Outcome, content_key};
+use berth_build::{ContextSource, Digest, Outcome, Request, content_key};
 use berth_types::error::Kind;
 use berth_types::progress::Progress;
 use fake::Tree;
@@ -533,4 +534,22 @@ async fn the_machines_failure_is_not_the_dockerfiles() {
         @"Dockerfile:2: cannot open a sandbox for step 2: RUN write /a 1: the machine is out of sandboxes");
     world.machine.0.lock().unwrap().broken = false;
     world.build().await;
+}
+
+#[tokio::test]
+async fn files_whose_digests_are_known_are_not_read_for_their_keys() {
+    let world = World::new("FROM debian\nCOPY f /f");
+    world.write("f", "one");
+    let key = async |known: &Digests| {
+        let quiet = |_| {};
+        let request =
+            Request { context: ContextSource::Hashed(world.path(), known), ..world.request(&quiet) };
+        content_key(&request, &world.machine).await.unwrap()
+    };
+    let read = key(&Digests::default()).await;
+    // SHA-256 of `one`, and of something else.
+    let digest = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
+    let known = |digest: &str| Digests::new([("f".to_owned(), Digest::read(digest).unwrap())].into());
+    assert_eq!(key(&known(digest)).await, read);
+    assert_ne!(key(&known(&"0".repeat(64))).await, read);
 }

@@ -25,6 +25,7 @@ use berth_types::image::{BuildWarning, ContextManifest};
 use berth_types::progress::Progress;
 use futures_util::future::BoxFuture;
 
+use crate::context::Digests;
 use crate::error::Error;
 use crate::plan::PlannedStep;
 use crate::runner::{Runner, RunnerError};
@@ -61,6 +62,8 @@ pub struct Request<'a> {
 pub enum ContextSource<'a> {
     /// A directory.
     Directory(&'a Path),
+    /// A directory, of whose files some digests are known already. Nobody may have written to these since.
+    Hashed(&'a Path, &'a Digests),
     /// What a directory elsewhere holds, without the bytes: enough to find an image that was built of the same, and
     /// not to build one.
     Manifest(&'a ContextManifest),

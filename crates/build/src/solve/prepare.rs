@@ -9,7 +9,7 @@ use berth_types::image::ContextManifest;
 use futures_util::future::{try_join, try_join_all};
 
 use super::{ContextSource, DockerfileSource, Request};
-use crate::context::Context;
+use crate::context::{Context, Digests};
 use crate::error::{Error, Needed, Needs};
 use crate::fault::nearest;
 use crate::graph::Graph;
@@ -34,14 +34,15 @@ pub(super) struct Brought {
 
 /// A context that can be sent to another thread.
 enum Owned {
-    Directory(PathBuf),
+    Directory(PathBuf, Digests),
     Manifest(Box<ContextManifest>),
 }
 
 impl Owned {
     fn of(source: ContextSource<'_>) -> Self {
         match source {
-            ContextSource::Directory(path) => Self::Directory(path.to_owned()),
+            ContextSource::Directory(path) => Self::Directory(path.to_owned(), Digests::default()),
+            ContextSource::Hashed(path, known) => Self::Directory(path.to_owned(), known.clone()),
             ContextSource::Manifest(manifest) => Self::Manifest(Box::new(manifest.clone())),
         }
     }
@@ -52,7 +53,7 @@ impl Owned {
             DockerfileSource::InContext(name) => name,
         };
         match self {
-            Self::Directory(path) => match Context::read(path, &name)? {
+            Self::Directory(path, _) => match Context::read(path, &name)? {
                 Some(text) => Ok(Source::new(name, text)),
                 None => Err(Error::NoDockerfile { name, context: path.clone() }),
             },
@@ -62,7 +63,7 @@ impl Owned {
 
     fn open(&self, dockerfile: &str) -> Result<Context, Error> {
         Ok(match self {
-            Self::Directory(path) => Context::open(path, dockerfile)?,
+            Self::Directory(path, known) => Context::open(path, dockerfile)?.knowing(known.clone()),
             Self::Manifest(manifest) => Context::of_manifest(manifest, dockerfile)?,
         })
     }

@@ -1,7 +1,8 @@
 //! What a context holds, by what a client says or by what came: two that are the same have the same key. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use berth_build::Digest;
 use berth_build::ignore::Ignore;
 use berth_types::image::{ContextKind, ContextManifest};
 use sha2::{Digest as _, Sha256};
@@ -63,6 +64,15 @@ impl Listing {
             ContextKind::File { .. } | ContextKind::Dir => mode,
         };
         self.0.insert(path, (mode, kind)).is_some()
+    }
+
+    /// SHA-256 of the bytes of its files, by path.
+    pub(super) fn digests(&self) -> HashMap<String, Digest> {
+        let files = self.0.iter().filter_map(|(path, (_, kind))| match kind {
+            ContextKind::File { digest, .. } => Some((path.clone(), Digest::read(digest)?)),
+            _ => None,
+        });
+        files.collect()
     }
 
     pub(super) fn get(&self, path: &str) -> Option<&ContextKind> {

@@ -188,7 +188,7 @@ impl Node {
         let base = match context {
             Some(context) => {
                 let came = upload::receive(context, &self.0.tmp, &self.0.builds.room).await?;
-                let request = self.request(&asked, ContextSource::Directory(came.path()), &sink);
+                let request = self.request(&asked, came.source(), &sink);
                 berth_build::base(&request, &machine).await?
             }
             None if manifest.is_none() && asked.request.dockerfile_text.is_none() => {
@@ -216,7 +216,7 @@ impl Node {
 
     /// Builds from a context that is here.
     async fn carry_out(&self, asked: &Asked, came: &Received, sink: Sink) -> Result<Built, Error> {
-        self.build_from(asked, ContextSource::Directory(came.path()), &sink).await
+        self.build_from(asked, came.source(), &sink).await
     }
 
     /// The image that an earlier build made of the same, by what the context holds.

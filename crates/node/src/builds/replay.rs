@@ -133,7 +133,7 @@ impl Node {
         let _turn = self.0.replays.replay(&id)?;
         self.check_idle(&id, &live).await?;
         let came = receive(context, &self.0.tmp, &self.0.builds.room).await?;
-        let outcome = self.steps(&asked, ContextSource::Directory(came.path()), &sandbox, &live, &sink).await;
+        let outcome = self.steps(&asked, came.source(), &sandbox, &live, &sink).await;
         let outcome = outcome.map_err(|error| match error {
             Error::Build(source) => Error::Replay { id: id.clone(), source },
             other => other,

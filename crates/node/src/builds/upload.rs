@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use berth_build::ContextSource;
+use berth_build::context::Digests;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
@@ -37,12 +39,19 @@ pub(super) struct Received {
     dir: Option<TempDir>,
     /// What it holds.
     pub(super) listing: Listing,
+    /// Digests of its files.
+    digests: Digests,
     _claim: Claim,
 }
 
 impl Received {
     pub(super) fn path(&self) -> &Path {
         self.dir.as_ref().map_or(Path::new(""), TempDir::path)
+    }
+
+    /// The same for a build, which need not hash it again.
+    pub(super) fn source(&self) -> ContextSource<'_> {
+        ContextSource::Hashed(self.path(), &self.digests)
     }
 }
 
@@ -133,7 +142,8 @@ fn take_in(body: impl Read, tmp: &Path, mut claim: Claim) -> Result<Received, Er
     }
     io::copy(&mut body, &mut io::sink()).map_err(Error::BadContext)?;
     let listing = unpack.finish()?;
-    Ok(Received { dir: Some(dir), listing, _claim: claim })
+    let digests = Arc::new(listing.digests());
+    Ok(Received { dir: Some(dir), listing, digests, _claim: claim })
 }
 
 /// Reads what nobody needs, so that the client gets to read its answer.
