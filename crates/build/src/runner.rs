@@ -221,7 +221,7 @@ pub trait Runner: Send + Sync {
     /// A fresh sandbox with these layers (the lowest first; maybe none) as its root and an empty writable layer.
     fn open<'a>(&'a self, layers: &'a [LayerId], setting: Setting) -> Answer<'a, Box<dyn Step>>;
 
-    /// A sandbox that lends files to a step, which has one of its own open all the while. A runner that lets only so many
+    /// A sandbox that lends files to a step, which opens one of its own while it has this. A runner that lets only so many
     /// steps run at a time must not count it as another: steps that wait for their lenders would wait for each other.
     fn lend<'a>(&'a self, layers: &'a [LayerId]) -> Answer<'a, Box<dyn Step>> {
         self.open(layers, Setting::default())

@@ -12,6 +12,7 @@ use berth_build::context::Digests;
 use berth_build::runner::LayerId;
 use berth_build::{ContextSource, Digest, Outcome, Request, content_key};
 use berth_types::error::Kind;
+use berth_types::image::{BuildFailure, DockerfileFault};
 use berth_types::progress::Progress;
 use fake::Tree;
 use fake::world::World;
@@ -552,4 +553,26 @@ async fn files_whose_digests_are_known_are_not_read_for_their_keys() {
     let known = |digest: &str| Digests::new([("f".to_owned(), Digest::read(digest).unwrap())].into());
     assert_eq!(key(&known(digest)).await, read);
     assert_ne!(key(&known(&"0".repeat(64))).await, read);
+}
+
+#[tokio::test]
+async fn a_trigger_that_fails_is_shown_by_its_from_and_its_stage_is_named() {
+    let world = World::new("FROM debian AS other\n\nFROM parent AS tools\nRUN write /never 1");
+    world.machine.add_base("parent", &[("x", "")], json!({ "OnBuild": ["RUN fail 4"] }));
+    let details = world.try_build().await.unwrap_err().to_api().details.unwrap();
+    let failure: BuildFailure = serde_json::from_value(details).unwrap();
+    assert_eq!((failure.file.as_str(), failure.line, failure.step), ("Dockerfile", 3, 2));
+    assert_eq!((failure.stage.as_deref(), failure.instruction.as_str()), (Some("tools"), "RUN fail 4"));
+    let excerpt = failure.excerpt.unwrap();
+    assert!(excerpt.contains("3 │ FROM parent AS tools\n"), "{excerpt}");
+    assert!(excerpt.contains("brings `ONBUILD RUN fail 4`: ended with exit code 4"), "{excerpt}");
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_had_is_shown_where_it_is_named() {
+    let world = World::new("FROM debian\nCOPY --from=nowhere /a /b");
+    let api = world.try_build().await.unwrap_err().to_api();
+    let place: DockerfileFault = serde_json::from_value(api.details.unwrap()).unwrap();
+    assert_eq!((place.file.as_str(), place.line, place.column), ("Dockerfile", 2, 6));
+    assert!(place.excerpt.contains("2 │ COPY --from=nowhere /a /b\n"), "{}", place.excerpt);
 }

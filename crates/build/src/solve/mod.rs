@@ -1,9 +1,12 @@
 //! Carrying a plan out through a [`Runner`].
 //!
 //! First every step that may be needed is looked up, from the target's back to its lenders', so that it is known which
-//! stages have anything to do: a stage that only lends files to steps which are cached costs nothing. Then all of
-//! those stages go on side by side ([`stages`]), each one step after the other, each step in a fresh sandbox. All of it
-//! is one future: the first failure, or whoever drops it, ends the rest with its sandboxes.
+//! stages have anything to do: a stage that only lends files to steps which are cached costs nothing. Those keys say how a
+//! step came to be: every instruction before it counts. A step that is not found so is looked up once more when its turn
+//! comes, by what it finds: the layers below it and the bytes lent to it ([`digest`]).
+//!
+//! Then all of those stages go on side by side ([`stages`]), each one step after the other, each step in a fresh sandbox.
+//! All of it is one future: the first failure, or whoever drops it, ends the rest with its sandboxes.
 
 mod copy;
 mod digest;
