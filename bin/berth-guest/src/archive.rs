@@ -59,10 +59,18 @@ pub(crate) enum Kind {
     Dir,
     Symlink,
     HardLink,
-    /// Device or FIFO.
-    Special,
+    Fifo,
+    Device(Device),
     /// Of a type, or in an encoding, that is not understood.
     Unknown,
+}
+
+/// A device's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) is_block: bool,
+    /// Major and minor; `None` where the header has none that can be read.
+    pub(crate) numbers: Option<(u32, u32)>,
 }
 
 /// The reader. Between two calls of [`Archive::next`] it is the [`Read`] of the member's data.
@@ -171,7 +179,7 @@ impl<R: Read> Archive<R> {
         extensions: Extensions,
         start: u64,
     ) -> Result<Member, Error> {
-        let mut kind = kind(header.entry_type());
+        let mut kind = kind(header);
         let number = |value: io::Result<u64>| value.map_err(|_| Error::Number(start));
         let mut member = Member {
             path: extensions.long_name.unwrap_or_else(|| header.path_bytes().into_owned()),
@@ -208,7 +216,7 @@ impl<R: Read> Archive<R> {
         // Old archives mark a directory by its name alone.
         member.kind = if kind == Kind::File && member.path.ends_with(b"/") { Kind::Dir } else { kind };
         // Some writers give these the size of what they stand for; no data follows all the same.
-        if matches!(member.kind, Kind::Dir | Kind::Symlink | Kind::HardLink | Kind::Special) {
+        if matches!(member.kind, Kind::Dir | Kind::Symlink | Kind::HardLink | Kind::Fifo | Kind::Device(_)) {
             member.stored = 0;
         }
         (self.data_left, self.padding) = (member.stored, padding(member.stored));
@@ -290,13 +298,17 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-fn kind(entry: EntryType) -> Kind {
-    match entry {
+fn kind(header: &Header) -> Kind {
+    match header.entry_type() {
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Directory => Kind::Dir,
         EntryType::Symlink => Kind::Symlink,
         EntryType::Link => Kind::HardLink,
-        EntryType::Char | EntryType::Block | EntryType::Fifo => Kind::Special,
+        EntryType::Fifo => Kind::Fifo,
+        entry @ (EntryType::Char | EntryType::Block) => Kind::Device(Device {
+            is_block: entry == EntryType::Block,
+            numbers: header.device_major().ok().flatten().zip(header.device_minor().ok().flatten()),
+        }),
         _ => Kind::Unknown,
     }
 }

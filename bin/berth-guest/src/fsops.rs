@@ -208,9 +208,16 @@ fn remove(path: &[u8]) -> Result<()> {
         Err(Errno::ISDIR) => {}
         Err(errno) => return Err(fail(errno)),
     }
-    let dir = rustix::fs::openat(&parent, name, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(fail)?;
+    remove_tree(&parent, name, path)
+}
+
+/// Removes the directory `name` with all that is in it; `path` is what errors call it.
+pub(crate) fn remove_tree(parent: &OwnedFd, name: &[u8], path: &[u8]) -> Result<()> {
+    let fail = |errno| failure::at("remove", path, errno);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let dir = rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(fail)?;
     clear(&dir, path)?;
-    match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(fail(errno)),
     }

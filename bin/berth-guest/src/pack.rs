@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-use berth_wire::{MAX_LISTED, Notice, Outcome, Pack, PackReport};
+use berth_wire::{FailureCode, MAX_LISTED, Notice, Outcome, Pack, PackReport};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use tar::EntryType;
@@ -37,6 +37,7 @@ pub(crate) fn pack(request: &Pack, output: &mut impl Write) -> Result<Outcome> {
         one_mount: request.one_mount,
         sparse: request.sparse,
         ignore_failed_read: request.ignore_failed_read,
+        exact: request.exact,
         seen: HashMap::new(),
         buffer: vec![0; BUFFER],
         report: PackReport::default(),
@@ -53,6 +54,7 @@ struct Packer<'a, W> {
     one_mount: bool,
     sparse: bool,
     ignore_failed_read: bool,
+    exact: bool,
     /// Names of files with several links.
     seen: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
@@ -239,11 +241,29 @@ impl<W: Write> Packer<'_, W> {
                 Err(Errno::INVAL) => self.vanished(path, Errno::NOENT),
                 Err(errno) => self.vanished(path, errno),
             },
+            FileType::Fifo if self.exact => self.special(EntryType::Fifo, path, stat),
+            FileType::CharacterDevice if self.exact => self.special(EntryType::Char, path, stat),
+            FileType::BlockDevice if self.exact => self.special(EntryType::Block, path, stat),
+            other if self.exact => {
+                let message = format!("pack: {}, which no archive can hold", kind_name(other));
+                Err(failure::because(FailureCode::Refused, message, Some(path)))
+            }
             other => {
                 self.skip(path, kind_name(other));
                 Ok(())
             }
         }
+    }
+
+    fn special(&mut self, kind: EntryType, path: &[u8], stat: &Stat) -> Result<()> {
+        if stat.st_nlink > 1 {
+            if let Some(first) = self.seen.get(&identity(stat)) {
+                let first = first.clone();
+                return self.header(path, EntryType::Link, stat, 0, &first, Vec::new());
+            }
+            self.seen.insert(identity(stat), path.to_vec());
+        }
+        self.header(path, kind, stat, 0, b"", Vec::new())
     }
 
     fn file(
@@ -429,7 +449,8 @@ impl<W: Write> Packer<'_, W> {
         self.writer.header(path, kind, stat, size, link, records)
     }
 
-    /// Extended attributes as pax records; those that cannot be read do not exist for whoever asks.
+    /// Extended attributes as pax records; those that cannot be read do not exist for whoever asks, unless all is to be
+    /// exact.
     fn attributes(&mut self, file: &OwnedFd, path: &[u8]) -> Result<Records> {
         if !self.xattrs {
             return Ok(Vec::new());
@@ -440,7 +461,16 @@ impl<W: Write> Packer<'_, W> {
         let mut value = vec![0; 64 * 1024];
         let (mut records, mut room) = (Vec::new(), MAX_ATTRIBUTES);
         for name in names {
-            let Ok(len) = rustix::fs::fgetxattr(file, name, &mut value[..]) else { continue };
+            let len = match rustix::fs::fgetxattr(file, name, &mut value[..]) {
+                Ok(len) => len,
+                // Removed meanwhile.
+                Err(Errno::NODATA) => continue,
+                Err(errno) if self.exact => {
+                    self.unread("read an attribute of", path, errno, "left out")?;
+                    continue;
+                }
+                Err(_) => continue,
+            };
             let Some(left) = room.checked_sub(name.len() + len + 64) else {
                 self.unread("read attributes of", path, Errno::TOOBIG, "some of them left out")?;
                 break;

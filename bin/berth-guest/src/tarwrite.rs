@@ -87,6 +87,11 @@ impl<'a, W: Write> Writer<'a, W> {
         if stat.st_mtime < 0 {
             number("mtime", stat.st_mtime.to_string());
         }
+        if matches!(kind, EntryType::Char | EntryType::Block) {
+            // The kernel's numbers, of 12 and 20 bits, always fit.
+            let _ = header.set_device_major(rustix::fs::major(stat.st_rdev));
+            let _ = header.set_device_minor(rustix::fs::minor(stat.st_rdev));
+        }
         header.set_cksum();
         self.records(&records)?;
         self.write(header.as_bytes())

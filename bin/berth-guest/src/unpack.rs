@@ -9,12 +9,13 @@ use std::collections::{HashSet, VecDeque};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 
-use berth_wire::{Failure, FailureCode, MAX_LISTED, Notice, Outcome, Owner, Unpack, UnpackReport};
+use berth_wire::{Failure, FailureCode, MAX_LISTED, Manner, Notice, Outcome, Owner, Unpack, UnpackReport};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use crate::archive::{self, Archive, Kind, Member};
+use crate::archive::{self, Archive, Device, Kind, Member};
 use crate::failure::{self, Result};
+use crate::fsops;
 use crate::places::{self, PLACE, file_type, identity};
 
 const BUFFER: usize = 256 * 1024;
@@ -34,6 +35,7 @@ pub(crate) fn unpack(request: &Unpack, input: &mut impl Read) -> Result<Outcome>
         target,
         owner,
         mode: request.mode,
+        manner: request.manner,
         links: HashSet::new(),
         times: Vec::new(),
         parent: None,
@@ -61,6 +63,7 @@ struct Unpacker {
     target: places::Place,
     owner: Option<(u32, u32)>,
     mode: Option<u32>,
+    manner: Manner,
     /// Symlinks that the archive brought.
     links: HashSet<(u64, u64)>,
     /// Directories' times, set at the end: entries change them.
@@ -85,13 +88,13 @@ impl Unpacker {
     fn place<R: Read>(&mut self, member: &Member, archive: &mut Archive<R>) -> Result<()> {
         let shown = failure::shown(&member.path);
         match member.kind {
-            Kind::Special => {
+            Kind::Fifo | Kind::Device(_) if self.manner == Manner::Upload => {
                 self.report.skipped_count += 1;
                 list(&mut self.report.skipped, shown, "a device or FIFO");
                 return Ok(());
             }
             Kind::Unknown => return self.refuse(shown, "of a type or encoding that is not understood"),
-            Kind::File | Kind::Dir | Kind::Symlink | Kind::HardLink => {}
+            _ => {}
         }
         let names = match names(&member.path) {
             Ok(names) => names,
@@ -101,15 +104,17 @@ impl Unpacker {
         let parent = match self.directory(parents) {
             Ok(parent) => parent,
             Err(Blocked::Refused(why)) => return self.refuse(shown, &why),
+            // Nothing that failed: what stands there is told by name, as a directory in its place is.
+            Err(Blocked::Failed(_, Errno::NOTDIR)) if self.manner != Manner::Upload => {
+                return self.refuse(shown, "below something that is there and is no directory");
+            }
             Err(Blocked::Failed(operation, errno)) => {
                 return Err(failure::at(operation, &member.path, errno));
             }
         };
-        let placed = match member.kind {
-            Kind::Dir => self.place_dir(member, &names, &parent, name)?,
-            Kind::Symlink => self.place_symlink(member, &parent, name)?,
-            Kind::HardLink => self.place_hard_link(member, &parent, name)?,
-            _ => self.place_file(member, archive, &parent, name)?,
+        let placed = match self.in_the_way(member, &parent, name)? {
+            Some(why) => Err(why),
+            None => self.place_in(member, archive, &names, (&parent, name))?,
         };
         self.parent = Some((parents.join(&b'/'), parent));
         if let Err(why) = placed {
@@ -117,6 +122,47 @@ impl Unpacker {
         }
         self.report.entries += 1;
         Ok(())
+    }
+
+    fn place_in<R: Read>(
+        &mut self,
+        member: &Member,
+        archive: &mut Archive<R>,
+        names: &[&[u8]],
+        (parent, name): (&OwnedFd, &[u8]),
+    ) -> Placed {
+        match member.kind {
+            Kind::Dir => self.place_dir(member, names, parent, name),
+            Kind::Symlink => self.place_symlink(member, parent, name),
+            Kind::HardLink => self.place_hard_link(member, parent, name),
+            Kind::Fifo => self.place_special(member, None, parent, name),
+            Kind::Device(device) => self.place_special(member, Some(device), parent, name),
+            Kind::File | Kind::Unknown => self.place_file(member, archive, parent, name),
+        }
+    }
+
+    /// Why what is there stays, if it does; what is to go and does not go by itself is removed.
+    fn in_the_way(&self, member: &Member, parent: &OwnedFd, name: &[u8]) -> Result<Option<String>> {
+        if self.manner == Manner::Upload {
+            return Ok(None);
+        }
+        let there =
+            lstat(parent, name).map_err(|errno| failure::at("look at what is there", &member.path, errno))?;
+        let there = there.map(|stat| file_type(&stat));
+        Ok(match (self.manner, member.kind, there) {
+            (_, Kind::Dir, None | Some(FileType::Directory | FileType::Symlink)) => None,
+            (Manner::Copy, Kind::Dir, Some(_)) => {
+                Some("cannot copy a directory onto what is there, which is none".to_owned())
+            }
+            (Manner::Copy, _, Some(FileType::Directory)) => {
+                Some("cannot copy anything else than a directory onto the directory that is there".to_owned())
+            }
+            (Manner::Archive, _, Some(FileType::Directory)) => {
+                fsops::remove_tree(parent, name, &member.path)?;
+                None
+            }
+            _ => None,
+        })
     }
 
     fn refuse(&mut self, path: String, why: &str) -> Result<()> {
@@ -232,6 +278,10 @@ impl Unpacker {
             Some(stat) if file_type(&stat) == FileType::Symlink => match self.directory(names) {
                 Ok(_) => return Ok(Ok(())),
                 Err(Blocked::Refused(why)) => return Ok(Err(why)),
+                Err(Blocked::Failed(..)) if self.manner == Manner::Copy => {
+                    let why = "cannot copy a directory onto the symlink that is there, which leads to none";
+                    return Ok(Err(why.to_owned()));
+                }
                 Err(Blocked::Failed(..)) => self.replace_by_dir(member, parent, name)?,
             },
             Some(_) => self.replace_by_dir(member, parent, name)?,
@@ -303,6 +353,50 @@ impl Unpacker {
         Ok(Ok(()))
     }
 
+    /// A FIFO, or a device where this sandbox may make one.
+    fn place_special(
+        &mut self,
+        member: &Member,
+        device: Option<Device>,
+        parent: &OwnedFd,
+        name: &[u8],
+    ) -> Placed {
+        let fail = |errno| failure::at("make a FIFO or device", &member.path, errno);
+        let (kind, (major, minor)) = match device {
+            None => (FileType::Fifo, (0, 0)),
+            Some(Device { numbers: None, .. }) => return Ok(Err("a device without numbers".to_owned())),
+            Some(Device { is_block: true, numbers: Some(numbers) }) => (FileType::BlockDevice, numbers),
+            Some(Device { is_block: false, numbers: Some(numbers) }) => (FileType::CharacterDevice, numbers),
+        };
+        // The umask is empty, and a descriptor of these takes no mode afterwards.
+        let mode = Mode::from_raw_mode(self.mode.unwrap_or(member.mode));
+        let make = || rustix::fs::mknodat(parent, name, kind, mode, rustix::fs::makedev(major, minor));
+        match (replacing(parent, name, make), device) {
+            (Err(Errno::PERM | Errno::ACCESS | Errno::INVAL), Some(device)) => {
+                return Ok(Err(not_makeable(device.is_block, (major, minor))));
+            }
+            (made, _) => made.map_err(fail)?,
+        }
+        let made = rustix::fs::openat(parent, name, PLACE | OFlags::NOFOLLOW, Mode::empty()).map_err(fail)?;
+        if rustix::fs::fstat(&made).map_err(fail)?.st_mode & 0o170_000 != kind.as_raw_mode() {
+            let message = "make a FIFO or device: something in the sandbox put something else in its place";
+            return Err(failure::because(FailureCode::Io, message.to_owned(), Some(&member.path)));
+        }
+        let (uid, gid) = self.owner_of(member);
+        places::chown(&made, uid, gid).map_err(|errno| not_owned(member, errno))?;
+        for (name, _) in &member.xattrs {
+            self.lose(member, name, "of a FIFO or device are not kept");
+        }
+        rustix::fs::utimensat(parent, name, &times(member.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+        Ok(Ok(()))
+    }
+
+    fn lose(&mut self, member: &Member, attribute: &[u8], why: &str) {
+        self.report.xattrs_lost += 1;
+        let why = format!("attribute {}: {why}", failure::shown(attribute));
+        list(&mut self.report.lost, failure::shown(&member.path), &why);
+    }
+
     fn place_file<R: Read>(
         &mut self,
         member: &Member,
@@ -364,8 +458,8 @@ impl Unpacker {
         let mode = Mode::from_raw_mode(self.mode.unwrap_or(member.mode));
         rustix::fs::fchmod(file, mode).map_err(|errno| failure::at("change mode", &member.path, errno))?;
         for (name, value) in &member.xattrs {
-            if rustix::fs::fsetxattr(file, &name[..], value, XattrFlags::empty()).is_err() {
-                self.report.xattrs_lost += 1;
+            if let Err(errno) = rustix::fs::fsetxattr(file, &name[..], value, XattrFlags::empty()) {
+                self.lose(member, name, &errno.to_string());
             }
         }
         Ok(())
@@ -481,6 +575,14 @@ fn replacing<T>(
         }
         other => other,
     }
+}
+
+fn not_makeable(is_block: bool, (major, minor): (u32, u32)) -> String {
+    let kind = if is_block { "block" } else { "character" };
+    format!(
+        "{kind} device {major}:{minor}, which cannot be made here: only a sandbox without a user namespace of its own, with \
+         the capability MKNOD, makes devices"
+    )
 }
 
 /// An id that a user namespace does not have is the archive's fault: the kernel takes it for no id at all.

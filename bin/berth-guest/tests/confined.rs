@@ -146,6 +146,7 @@ fn spec(dir: &Path) -> Spec {
             work: at("sandbox/work"),
         },
         binds: vec![Bind { source: "/usr".into(), target: "/usr".into(), read_only: true }],
+        mounts: Vec::new(),
         etc: EtcFiles::default(),
         cgroups: Default::default(),
         ids: None,
@@ -203,7 +204,12 @@ fn files_in_memory(ids: Option<IdRange>) {
     let ran = jail.sh("echo $(echo in) | cat");
     assert_eq!((ran.out().as_str(), ran.status.rescued), ("in\n", true), "{ran:?}");
     // What the guest writes for a client does not depend on what commands have left over.
-    let spec = UnpackSpec { path: "/dev/shm/uploaded".to_owned(), owner: Owner::Root, mode: None };
+    let spec = UnpackSpec {
+        path: "/dev/shm/uploaded".to_owned(),
+        owner: Owner::Root,
+        mode: None,
+        ..UnpackSpec::default()
+    };
     let tar = archive();
     let uploaded = jail.guest.as_ref().unwrap().unpack(spec, &tar[..]);
     assert_eq!(jail.runtime.block_on(uploaded).unwrap().entries, 1);

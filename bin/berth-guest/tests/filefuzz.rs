@@ -31,7 +31,7 @@ fn pack(path: &Path, sparse: bool) -> Vec<u8> {
 }
 
 fn unpack(path: &Path, tar: &[u8]) -> Result<UnpackReport, Failure> {
-    let request = Unpack { path: text(path), owner: Owner::Keep, mode: None };
+    let request = Unpack { path: text(path), owner: Owner::Keep, ..Unpack::default() };
     match files::unpack(&request, &mut &tar[..])? {
         Outcome::Unpacked(report) => Ok(report),
         other => panic!("{other:?}"),

@@ -25,7 +25,7 @@ fn text(path: &Path) -> String {
 }
 
 fn unpack_to(path: &Path) -> UnpackSpec {
-    UnpackSpec { path: text(path), owner: Owner::Root, mode: None }
+    UnpackSpec { path: text(path), owner: Owner::Root, mode: None, ..UnpackSpec::default() }
 }
 
 fn pack_of(path: &Path) -> PackSpec {
@@ -309,7 +309,7 @@ async fn owners_and_modes_can_be_given() {
         (Owner::User("daemon:4343".into()), Some(0o2750), (1, 4343, 0o2750)),
     ] {
         let target = dir.path().join(format!("{owner:?}/made"));
-        let spec = UnpackSpec { path: text(&target), owner, mode };
+        let spec = UnpackSpec { path: text(&target), owner, mode, ..UnpackSpec::default() };
         rig.guest.unpack(spec, &tar[..]).await.unwrap();
         for path in ["dir", "dir/file"] {
             let meta = target.join(path).metadata().unwrap();
@@ -334,7 +334,8 @@ async fn what_is_no_archive_is_refused() {
     let failure = refusal(unpack(&rig, &dir.path().join("a file"), &whole).await);
     assert_eq!(failure.code, FailureCode::NotADirectory);
     assert!(failure.path.unwrap().ends_with("a file"));
-    let relative = UnpackSpec { path: "relative".into(), owner: Owner::Root, mode: None };
+    let relative =
+        UnpackSpec { path: "relative".into(), owner: Owner::Root, mode: None, ..UnpackSpec::default() };
     assert_eq!(refusal(rig.guest.unpack(relative, &whole[..]).await).code, FailureCode::Invalid);
     // A failure in the middle of a long stream reaches a host that is still sending.
     let endless = tokio::io::repeat(b'x');

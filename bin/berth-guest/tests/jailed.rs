@@ -5,6 +5,8 @@
 // Tests may: clippy's own exception covers only functions marked as tests.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
+#[path = "jailed/copied.rs"]
+mod copied;
 mod rig;
 
 use std::fs;
@@ -33,12 +35,16 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(berth_jail::LAUNCHER_ARG) {
         return berth_jail::launcher_main();
     }
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 9] = [
         ("limits_are_shown_to_root_of_the_host", || shows_limits(false)),
         ("limits_are_shown_in_a_user_namespace", || shows_limits(true)),
         ("a_list_of_users_that_is_a_view_holds_nobody_up", users_in_a_view),
         ("without_fuse_the_machines_files_are_shown", without_fuse),
         ("all_of_a_container_can_be_packed", packs_everything),
+        ("a_builds_copy_has_all_that_the_tree_had", || copied::whole(false)),
+        ("a_builds_copy_has_all_that_the_tree_had_in_a_user_namespace", || copied::whole(true)),
+        ("devices_are_made_for_a_build", || copied::devices(false)),
+        ("devices_are_refused_by_name_in_a_user_namespace", || copied::devices(true)),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
@@ -122,6 +128,7 @@ fn spec(dir: &Path) -> Spec {
             work: at("sandbox/work"),
         },
         binds: vec![Bind { source: "/usr".into(), target: "/usr".into(), read_only: true }],
+        mounts: Vec::new(),
         etc: EtcFiles::default(),
         cgroups: CgroupMembership::default(),
         ids: None,

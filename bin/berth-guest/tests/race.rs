@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use berth_guest::files;
-use berth_wire::{Failure, Fs, Outcome, Owner, Pack, Unpack};
+use berth_wire::{Failure, Fs, Outcome, Pack, Unpack};
 use rustix::fs::{CWD, RenameFlags};
 use tempfile::TempDir;
 
@@ -206,7 +206,7 @@ fn nothing_is_unpacked_through_a_link_of_the_archive_wherever_it_is_moved() {
         builder.into_inner().unwrap()
     };
     let path = target.to_str().unwrap().to_owned();
-    let request = Unpack { path, owner: Owner::Root, mode: None };
+    let request = Unpack { path, ..Unpack::default() };
     let outcome = files::unpack(&request, &mut &tar[..]).unwrap();
     let Outcome::Unpacked(report) = outcome else { panic!("{outcome:?}") };
     assert_eq!((report.entries, report.refused_count), (3, 2), "{report:?}");

@@ -277,6 +277,9 @@ pub enum Owner {
     Root,
     /// The numeric owners of the tar's entries.
     Keep,
+    /// The same, of an archive that `ADD` unpacks: unlike files that are copied, its entries also take the place of what
+    /// is of another kind, a file that of a directory with all that is in it.
+    Archive,
     /// `name`, `uid`, `name:group` or `uid:gid`, looked up in the step's own root. Without a group, the user's own
     /// for a name and the same number for a number.
     Spec(String),
@@ -327,7 +330,8 @@ pub trait Step: Send {
     /// as output. `output` gets stdout and stderr as they come.
     fn run<'a>(&'a mut self, spec: RunSpec, output: &'a mut (dyn FnMut(&[u8]) + Send)) -> Answer<'a, i32>;
 
-    /// Unpacks a tar into an existing directory. Directories merge and take over mode and owner of the tar's entry;
+    /// Unpacks a tar into an existing directory. Directories merge and take over mode and owner of the tar's entry; a
+    /// directory in the place of anything else, or the other way round, is the user's error, except of [`Owner::Archive`];
     /// anything else is replaced. `mode` replaces the permission bits of every entry but symbolic links.
     fn unpack<'a>(&'a mut self, target: &'a str, owner: Owner, mode: Option<u32>, tar: Tar)
     -> Answer<'a, ()>;

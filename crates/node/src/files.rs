@@ -162,7 +162,7 @@ impl Node {
     pub async fn unpack(&self, sandbox: &str, request: ArchiveIn, tar: Body) -> Result<ArchiveReport, Error> {
         let (sandbox, _, live) = self.live(sandbox)?;
         let owner = if request.keep_ids { Owner::Keep } else { Owner::Root };
-        let spec = UnpackSpec { path: request.path, owner, mode: None };
+        let spec = UnpackSpec { path: request.path, owner, ..UnpackSpec::default() };
         let (tar, progress) = Watched::new(tar);
         let guest = live.guest().await;
         let call = guest.unpack(spec, tar);

@@ -35,8 +35,8 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use berth_wire::{
-    Connect, Failure, FailureCode, Notice, Owner, Pack as PackSpec, PackReport, ReadFile, Stdin, TreeKill,
-    Unpack as UnpackSpec, UnpackReport, Watch, WriteFile,
+    Connect, Failure, FailureCode, Manner, Notice, Owner, Pack as PackSpec, PackReport, ReadFile, Stdin,
+    TreeKill, Unpack as UnpackSpec, UnpackReport, Watch, WriteFile,
 };
 pub use exec::{AttachSpec, Exec, ExecOutput, ExecSpec};
 pub use files::{Changes, FileStream};

@@ -32,7 +32,7 @@ pub use frame::{
 };
 pub use message::{
     Attach, Builtin, Change, ChangeKind, Command, Connect, DirEntry, Exec, ExecInfo, ExecUsage, ExitReason,
-    Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello, Keep, Limit, Notice, Offsets,
+    Exited, Failure, FailureCode, FileKind, FileStat, Fs, Glob, Hello, Keep, Limit, Manner, Notice, Offsets,
     OnDetach, Outcome, Output, Owner, Pack, PackReport, ReadFile, Reply, Request, Stdin, TerminalSize,
     TreeKill, Unpack, UnpackReport, Watch, WhenFull, WriteFile,
 };

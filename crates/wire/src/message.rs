@@ -10,8 +10,8 @@ pub use exec::{
     Output, Stdin, TerminalSize, WhenFull,
 };
 pub use files::{
-    Change, ChangeKind, DirEntry, FileKind, FileStat, Fs, Glob, Notice, Owner, Pack, PackReport, ReadFile,
-    Unpack, UnpackReport, Watch, WriteFile,
+    Change, ChangeKind, DirEntry, FileKind, FileStat, Fs, Glob, Manner, Notice, Owner, Pack, PackReport,
+    ReadFile, Unpack, UnpackReport, Watch, WriteFile,
 };
 
 /// The guest's first frame.

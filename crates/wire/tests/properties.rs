@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use berth_wire::{
     Body, Chunk, Command, DecodeError, Decoder, Exec, ExecUsage, ExitReason, Exited, Failure, FailureCode,
-    Frame, Fs, Glob, HEADER_LEN, Hello, Keep, Limit, MAX_DATA, Offsets, OnDetach, Outcome, Output, Owner,
-    Pack, ReceiveWindow, Reply, Request, SendWindow, Stdin, TerminalSize, TreeKill, Unpack, UnpackReport,
-    WINDOW, WhenFull,
+    Frame, Fs, Glob, HEADER_LEN, Hello, Keep, Limit, MAX_DATA, Manner, Offsets, OnDetach, Outcome, Output,
+    Owner, Pack, ReceiveWindow, Reply, Request, SendWindow, Stdin, TerminalSize, TreeKill, Unpack,
+    UnpackReport, WINDOW, WhenFull,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -42,14 +42,12 @@ fn exec() -> impl Strategy<Value = Exec> {
 
 fn request() -> impl Strategy<Value = Request> {
     let owner = prop_oneof![Just(Owner::Root), Just(Owner::Keep), text().prop_map(Owner::User)];
+    let manner = prop_oneof![Just(Manner::Upload), Just(Manner::Copy), Just(Manner::Archive)];
     prop_oneof![
         exec().prop_map(Request::Exec),
         (text(), option::of(any::<u64>())).prop_map(|(id, grace_ms)| Request::Kill { id, grace_ms }),
-        (text(), owner, option::of(any::<u32>())).prop_map(|(path, owner, mode)| Request::Unpack(Unpack {
-            path,
-            owner,
-            mode
-        })),
+        (text(), owner, option::of(any::<u32>()), manner)
+            .prop_map(|(path, owner, mode, manner)| Request::Unpack(Unpack { path, owner, mode, manner })),
         (text(), vec(text(), 0..3), any::<bool>()).prop_map(|(path, exclude, follow)| Request::Pack(Pack {
             path,
             exclude,
@@ -62,6 +60,7 @@ fn request() -> impl Strategy<Value = Request> {
             exclude_files: vec!["b/*".into()],
             protect: Vec::new(),
             sparse: follow,
+            exact: follow,
         })),
         (text(), option::of(text())).prop_map(|(path, user)| Request::Fs(Fs::Stat { path, user })),
         (vec(text(), 0..3), option::of(any::<u32>())).prop_map(|(paths, mode)| Request::Fs(Fs::Mkdir {
@@ -283,7 +282,8 @@ fn control_messages_look_like_the_document_says() {
         on_detach: OnDetach::Kill,
         from: Offsets { stdout: 7, stderr: 0 },
     };
-    let unpack = Unpack { path: "/app".into(), owner: Owner::User("app:app".into()), mode: None };
+    let unpack =
+        Unpack { path: "/app".into(), owner: Owner::User("app:app".into()), mode: None, ..Unpack::default() };
     let exited = Exited {
         code: 137,
         reason: ExitReason::OutOfMemory,

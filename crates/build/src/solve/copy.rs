@@ -97,7 +97,7 @@ impl Solver<'_> {
                     // An archive's entries bring owner and mode along; the flags are not for them.
                     let context = self.prepared.context.clone();
                     let stream = tars::archive(context, path.clone(), *compression);
-                    self.unpack(copying, stream, &dir, Owner::Keep, None).await?;
+                    self.unpack(copying, stream, &dir, Owner::Archive, None).await?;
                 }
                 PlannedSource::Fetched { remote, unpack, .. } => {
                     self.flush(copying, &mut items).await?;
@@ -174,7 +174,7 @@ impl Solver<'_> {
             let dir = self.directory(copying, plan.dest.clone()).await?;
             let file = File::open(&fetched.path).map_err(unreadable)?;
             let stream = tars::brought_archive(file, compression);
-            return self.unpack(copying, stream, &dir, Owner::Keep, None).await;
+            return self.unpack(copying, stream, &dir, Owner::Archive, None).await;
         }
         let name = file_name(remote, fetched);
         let file = File::open(&fetched.path).map_err(unreadable)?;

@@ -267,7 +267,9 @@ impl Step for Sandbox {
                 }
                 let owner = match &owner {
                     Owner::Root => "0:0".to_owned(),
-                    Owner::Keep => format!("{}:{}", header.uid().unwrap(), header.gid().unwrap()),
+                    Owner::Keep | Owner::Archive => {
+                        format!("{}:{}", header.uid().unwrap(), header.gid().unwrap())
+                    }
                     Owner::Spec(spec) => spec.clone(),
                 };
                 let own = header.mode().unwrap();

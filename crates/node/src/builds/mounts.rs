@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use berth_build::runner::{LayerId, Mount, MountSource, RunnerError, Stat};
 use berth_sandbox::Machine;
-use berth_sandbox::guest::{Guest, Owner, PackSpec, UnpackSpec};
+use berth_sandbox::guest::{Guest, Manner, Owner, PackSpec, UnpackSpec};
 use berth_types::files::FsRequest;
 use berth_types::progress::Progress;
 use tokio::io::AsyncRead;
@@ -143,12 +143,13 @@ async fn copy(machine: &dyn Machine, from: &str, to: &str, id: &str) -> Result<(
         exclude: stubs_below(from, &machine.stubs()),
         follow: true,
         xattrs: true,
+        exact: true,
         one_mount: true,
         ..PackSpec::default()
     };
     guest.fs(like(&guest, from, to).await?).await.map_err(guest_failed)?;
     let tar: Box<dyn AsyncRead + Send + Unpin> = Box::new(guest.pack(pack).await.map_err(guest_failed)?);
-    let unpack = UnpackSpec { path: to.to_owned(), owner: Owner::Keep, mode: None };
+    let unpack = UnpackSpec { path: to.to_owned(), owner: Owner::Keep, mode: None, manner: Manner::Copy };
     let report = guest.unpack(unpack, tar).await.map_err(guest_failed)?;
     let left_out = report.refused.first().map(|entry| (&entry.path, &entry.why));
     let left_out = left_out.or(report.skipped.first().map(|entry| (&entry.path, &entry.why)));

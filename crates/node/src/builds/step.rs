@@ -240,16 +240,22 @@ impl Inside<'_> {
         mode: Option<u32>,
         tar: Tar,
     ) -> Result<(), RunnerError> {
+        let manner = if owner == Owner::Archive { guest::Manner::Archive } else { guest::Manner::Copy };
         let owner = match owner {
             Owner::Root => guest::Owner::Root,
-            Owner::Keep => guest::Owner::Keep,
+            Owner::Keep | Owner::Archive => guest::Owner::Keep,
             Owner::Spec(spec) => guest::Owner::User(spec),
         };
-        let spec = UnpackSpec { path: target.to_owned(), owner, mode };
+        let spec = UnpackSpec { path: target.to_owned(), owner, mode, manner };
         let report = self.told(self.machine.guest().unpack(spec, tar).await).await?;
         if let Some(first) = report.skipped.first() {
             let (path, why, count) = (&first.path, &first.why, report.skipped_count);
             let text = format!("warning: left out {path}, {why} ({count} left out in all)");
+            (self.sink)(Progress::Message { text });
+        }
+        if let Some(first) = report.lost.first() {
+            let (path, why, count) = (&first.path, &first.why, report.xattrs_lost);
+            let text = format!("warning: {path} lost its {why} ({count} lost in all)");
             (self.sink)(Progress::Message { text });
         }
         let Some(first) = report.refused.first() else { return Ok(()) };
@@ -266,6 +272,7 @@ impl Inside<'_> {
             exclude,
             follow: true,
             xattrs: true,
+            exact: true,
             one_mount,
             ..PackSpec::default()
         };

@@ -85,7 +85,7 @@ pub enum ChangeKind {
 }
 
 /// Where a tar goes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Unpack {
     /// Absolute directory; made with its parents when it is not there, followed when it is a symlink to one.
@@ -95,13 +95,40 @@ pub struct Unpack {
     /// Permission bits for every file and directory of the archive, in place of the archive's own.
     #[serde(default)]
     pub mode: Option<u32>,
+    /// What becomes of what cannot be unpacked as it is, and of what stands in the way. Left out where it is the default,
+    /// so that a guest which does not know it yet takes uploads all the same.
+    #[serde(default, skip_serializing_if = "Manner::is_default")]
+    pub manner: Manner,
+}
+
+/// How strictly a tar is unpacked. In all manners directories merge, and anything else that is no directory is replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Manner {
+    /// A client's upload: devices and FIFOs are skipped; a directory takes the place of a file, and a file that of an empty
+    /// directory.
+    #[default]
+    Upload,
+    /// The files of a build's `COPY`: FIFOs and devices are made, or refused; a file in the place of a directory, or a
+    /// directory in that of a file, is refused.
+    Copy,
+    /// An archive that a build's `ADD` unpacks: FIFOs and devices are made, or refused; whatever is of another kind than the
+    /// entry is replaced, a directory with all that is in it.
+    Archive,
+}
+
+impl Manner {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Who owns unpacked files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Owner {
     /// 0:0.
+    #[default]
     Root,
     /// The numeric ids in the archive.
     Keep,
@@ -146,6 +173,10 @@ pub struct Pack {
     /// Whether holes of sparse files are told rather than sent as zeros (GNU sparse 1.0 in pax).
     #[serde(default)]
     pub sparse: bool,
+    /// Whether files come along as they are or the whole fails: with FIFOs and devices, and without passing over a socket or
+    /// an attribute that cannot be read. Left out where it is not, as [`Unpack::manner`] is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exact: bool,
 }
 
 /// Small file-system operations. Paths are absolute.
@@ -226,12 +257,14 @@ pub struct UnpackReport {
     pub refused_count: u64,
     /// Those, each `name: why`. Bytes that are not UTF-8 are shown as U+FFFD.
     pub refused: Vec<Notice>,
-    /// How many entries were of kinds that are never unpacked: devices, FIFOs.
+    /// How many entries were of kinds that an upload does not unpack: devices, FIFOs.
     pub skipped_count: u64,
     /// Those.
     pub skipped: Vec<Notice>,
     /// How many extended attributes the file system did not take.
     pub xattrs_lost: u64,
+    /// Their files.
+    pub lost: Vec<Notice>,
 }
 
 /// What went into an archive. Lists end at [`crate::MAX_LISTED`] names; the counts do not.

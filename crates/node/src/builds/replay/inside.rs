@@ -189,6 +189,7 @@ impl<'a> Running<'a> {
             exclude: stubs_below(path, &lender.stubs()),
             follow: true,
             xattrs: true,
+            exact: true,
             one_mount: true,
             ..PackSpec::default()
         };
