@@ -244,7 +244,7 @@ impl Caches {
             .map(|(key, cache)| (cache.about.used, key.clone()))
             .collect();
         idle.sort();
-        let (mut going, mut paths) = (Vec::new(), Vec::new());
+        let (mut going, mut paths, mut in_place) = (Vec::new(), Vec::new(), Vec::new());
         for (_, key) in idle {
             if wanted.keep_bytes.is_some_and(|keep| total <= keep) {
                 break;
@@ -253,13 +253,24 @@ impl Caches {
             if !wanted.dry_run {
                 // Out of everybody's way while the lock is held: whoever wants it next makes a new one.
                 match self.0.place.set_aside(&key) {
-                    Ok(path) => paths.push(path),
+                    Ok(path) => {
+                        paths.push(path);
+                        state.known.remove(&key);
+                    }
+                    // Some file systems that are full move nothing, and delete all the same. As one that is being made
+                    // it is nobody's meanwhile.
+                    Err(error) if error.is_full() => {
+                        if let Some(cache) = state.known.get_mut(&key) {
+                            (cache.users, cache.alone, cache.is_made) = (1, false, false);
+                        }
+                        in_place.push(key.clone());
+                    }
                     Err(error) => {
-                        tracing::warn!(id = key.id, %error, "a cache of builds could not be removed");
+                        let error = crate::error::chain(&error);
+                        tracing::warn!(id = key.id, error, "a cache of builds could not be removed");
                         continue;
                     }
                 }
-                state.known.remove(&key);
             }
             total = total.saturating_sub(bytes);
             going.push((key.id, bytes));
@@ -268,6 +279,20 @@ impl Caches {
         for path in paths {
             Place::delete(&path);
         }
+        for key in in_place {
+            let deleted = self.0.place.delete_in_place(&key);
+            let mut state = self.lock();
+            match (deleted, state.known.get_mut(&key)) {
+                (Err(error), Some(cache)) => {
+                    let error = crate::error::chain(&error);
+                    tracing::warn!(id = key.id, error, "a cache of builds could not be removed");
+                    (cache.users, cache.is_made) = (0, true);
+                    going.retain(|(id, _)| *id != key.id);
+                }
+                _ => drop(state.known.remove(&key)),
+            }
+        }
+        self.0.freed.notify_waiters();
         going
     }
 
@@ -276,7 +301,8 @@ impl Caches {
         let measured = self.0.place.measure(key);
         // Something nested too deep to be counted is no cache that anybody needs.
         let bytes = measured.unwrap_or_else(|error| {
-            tracing::warn!(id = key.id, %error, "a cache of builds cannot be measured, and counts as full");
+            let error = crate::error::chain(&error);
+            tracing::warn!(id = key.id, error, "a cache of builds cannot be measured, and counts as full");
             self.0.bound.saturating_add(1)
         });
         let about = {
@@ -286,7 +312,8 @@ impl Caches {
             cache.about.clone()
         };
         if let Err(error) = self.0.place.write(key, &about) {
-            tracing::warn!(id = key.id, %error, "the use of a cache of builds could not be written down");
+            let error = crate::error::chain(&error);
+            tracing::warn!(id = key.id, error, "the use of a cache of builds could not be written down");
         }
         let gone = self.prune(PruneCaches { keep_bytes: Some(self.0.bound), ..PruneCaches::default() });
         if !gone.is_empty() {

@@ -43,6 +43,14 @@ pub(crate) enum Error {
     Ending,
 }
 
+impl Error {
+    /// Whether there was no room for it.
+    pub(super) fn is_full(&self) -> bool {
+        let Error::Io { source, .. } = self else { return false };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { operation, path: path.to_owned(), source }
 }
@@ -111,7 +119,8 @@ impl Place {
         let gone = self.gone_path();
         match fs::rename(path, &gone) {
             Ok(()) => Place::delete(&gone),
-            Err(error) => tracing::warn!(path = %path.display(), %error, "it could not be removed"),
+            // Where there is no room to move anything there still is to delete.
+            Err(_) => Place::delete(path),
         }
     }
 
@@ -183,6 +192,23 @@ impl Place {
         // The last of its id; otherwise this fails, and that is well.
         let _ = path.parent().map(fs::remove_dir);
         Ok(gone)
+    }
+
+    /// Deletes one where it is. Nobody may find it meanwhile; a daemon that ends half-way leaves one that says not what it
+    /// is.
+    ///
+    /// # Errors
+    /// When the file system refuses: all of it is there still.
+    pub(super) fn delete_in_place(&self, key: &Key) -> Result<(), Error> {
+        let path = self.path(key);
+        match fs::remove_file(path.join(ABOUT)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove the cache", &path)(source));
+            }
+            _ => Place::delete(&path),
+        }
+        let _ = path.parent().map(fs::remove_dir);
+        Ok(())
     }
 
     /// Deletes one that has no name (any more). Takes as long as there are files.
