@@ -39,6 +39,7 @@ pub(crate) fn unpack(request: &Unpack, input: &mut impl Read) -> Result<Outcome>
         links: HashSet::new(),
         times: Vec::new(),
         parent: None,
+        mounted: if request.manner == Manner::Upload { Vec::new() } else { mounted() },
         buffer: vec![0; BUFFER],
         report: UnpackReport::default(),
     };
@@ -70,8 +71,18 @@ struct Unpacker {
     times: Vec<(Vec<u8>, (i64, u32))>,
     /// The directory of the last entry, since the next one is mostly in it too.
     parent: Option<(Vec<u8>, OwnedFd)>,
+    /// Devices of what the machine has mounted over the image, where a build's files would be lost.
+    mounted: Vec<u64>,
     buffer: Vec<u8>,
     report: UnpackReport,
+}
+
+/// Devices of the file systems that every sandbox has over its image.
+fn mounted() -> Vec<u64> {
+    let device = |path: &str| rustix::fs::stat(path).ok().map(|stat| stat.st_dev);
+    let root = device("/");
+    let mounts = ["/dev", "/dev/shm", "/dev/pts", "/dev/mqueue", "/proc", "/sys", "/sys/fs/cgroup"];
+    mounts.iter().filter_map(|path| device(path)).filter(|device| Some(*device) != root).collect()
 }
 
 /// Why a directory cannot be had for an entry.
@@ -112,6 +123,16 @@ impl Unpacker {
                 return Err(failure::at(operation, &member.path, errno));
             }
         };
+        if !self.mounted.is_empty() && self.is_mounted(&parent, &member.path)? {
+            let why = "below /dev, /proc or /sys, which are no part of an image";
+            if parents.is_empty() {
+                return self.refuse(shown, why);
+            }
+            // What a tree has there beside other things is left out, and told.
+            self.report.skipped_count += 1;
+            list(&mut self.report.skipped, shown, why);
+            return Ok(());
+        }
         let placed = match self.in_the_way(member, &parent, name)? {
             Some(why) => Err(why),
             None => self.place_in(member, archive, &names, (&parent, name))?,
@@ -163,6 +184,12 @@ impl Unpacker {
             }
             _ => None,
         })
+    }
+
+    fn is_mounted(&self, dir: &OwnedFd, path: &[u8]) -> Result<bool> {
+        let facts =
+            rustix::fs::fstat(dir).map_err(|errno| failure::at("look at the directory", path, errno))?;
+        Ok(self.mounted.contains(&facts.st_dev))
     }
 
     fn refuse(&mut self, path: String, why: &str) -> Result<()> {

@@ -15,6 +15,9 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, RunnerError>>;
 /// A stream of an uncompressed tar.
 pub type Tar = Box<dyn AsyncRead + Send + Unpin>;
 
+/// Where scripts of `RUN` heredocs are put to be run: `/dev` is no part of a layer.
+pub const SCRIPTS: &str = "/dev/pipes";
+
 /// A layer, by the digest of its uncompressed tar (`sha256:…`); the image config lists the same string.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LayerId(pub String);
@@ -68,6 +71,8 @@ pub struct Setting {
     pub mounts: Vec<Mount>,
     /// Without any network but its own loopback, whatever the build's policy allows.
     pub no_network: bool,
+    /// Whether commands run in it. Where only files are put or taken, the machine has nothing of its own over the layers'.
+    pub runs: bool,
 }
 
 /// One mount of a step.
@@ -316,7 +321,7 @@ pub trait Step: Send {
     /// For sandboxes that are there already; [`Runner::open`] sets up those that it makes.
     fn set<'a>(&'a mut self, setting: Setting) -> Answer<'a, ()> {
         Box::pin(async move {
-            if setting == Setting::default() {
+            if setting.mounts.is_empty() && !setting.no_network {
                 return Ok(());
             }
             let what = if setting.mounts.is_empty() { "lose its network" } else { "be given mounts" };

@@ -528,6 +528,7 @@ fn start_spec(
         hostname: hostname(&sandbox.id),
         layers,
         mounts: Vec::new(),
+        bare: false,
         public_network: sandbox.network == NetworkMode::Public,
         limits,
         binds: request.mounts.iter().map(bind).collect(),

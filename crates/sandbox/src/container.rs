@@ -150,7 +150,10 @@ impl ContainerDriver {
         let mode = if spec.public_network { Mode::Public } else { Mode::NoNetwork };
         let wanted = SlotSpec { mode, user_namespace: spec.user_namespace };
         let slot = self.network.attach(wanted).await.map_err(Error::Network)?;
-        let etc = etc::write(&writable.upper, &spec.hostname, &slot).map_err(Error::EtcFiles)?;
+        let etc = match spec.bare {
+            true => EtcFiles::default(),
+            false => etc::write(&writable.upper, &spec.hostname, &slot).map_err(Error::EtcFiles)?,
+        };
         mounts::make_dirs(&spec.mounts, &writable.mounts)
             .map_err(|source| Error::MountDirs { path: writable.mounts.clone(), source })?;
         let namespaces = Namespaces::of(&slot)?;

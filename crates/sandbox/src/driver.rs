@@ -30,6 +30,9 @@ pub struct StartSpec {
     pub limits: Limits,
     /// Paths of this machine to mount into it.
     pub binds: Vec<Bind>,
+    /// Without the files of `/etc` that are the machine's (`hosts`, `hostname`, `resolv.conf`): only files are put into it or
+    /// taken from it, and they are to be the layers' own.
+    pub bare: bool,
     /// What else is mounted into it, after `binds` and in this order. Each [`Machine::stubs`] that was made for one is
     /// told as those of binds are.
     pub mounts: Vec<Mount>,

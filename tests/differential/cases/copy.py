@@ -170,3 +170,12 @@ failing("flag-unknown", "FROM base\nCOPY --chmodd=755 a /x\n", 2, "chmodd", "tou
 failing("link-to-nowhere", "FROM base\nCOPY l /x\n", 2, "", "ln -s nowhere l")
 failing("link-out-of-the-context", "FROM base\nCOPY out /o\n", 2, "", "ln -s /etc/shadow out")
 case("several-to-what-is-no-directory-yet", "FROM base\nCOPY a b /x\n", "echo a > a; echo b > b")
+documented(
+    "over-what-the-machine-mounts", "buildah keeps its own /etc/hosts out of layers and lends it",
+    "FROM base AS ran\nRUN true\nFROM base AS given\nCOPY f /etc/hosts\nCOPY f /etc/resolv.conf\nFROM base\n"
+    "COPY --from=given /etc/hosts /hosts\nCOPY --from=given /etc/resolv.conf /\nCOPY --from=ran /etc /lent\n"
+    "RUN ls /lent | grep -c -e hosts -e resolv > /count; rm -r /lent\n",
+    "echo mine > f",
+    tree={"/hosts": f("mine\n"), "/resolv.conf": f("mine\n"), "/count": f("0\n")},
+)
+failing("to-a-kernel-file-system", "FROM base\nCOPY f /dev/f\n", 2, "no part of an image", "echo x > f")

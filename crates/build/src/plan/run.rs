@@ -6,13 +6,10 @@ use crate::error::Error;
 use crate::fault::{Fault, Problem};
 use crate::instruction::{CommandLine, Instruction, Run};
 use crate::key::Hasher;
-use crate::runner::RunSpec;
+use crate::runner::{RunSpec, SCRIPTS};
 use crate::syntax::Statement;
 use crate::syntax::words::split_quoted;
 use crate::variables::{Environment, proxies};
-
-/// Where a script of a `RUN` heredoc stands: `/dev` is no part of a layer.
-const SCRIPTS: &str = "/dev/pipes";
 
 /// Arguments of a `RUN`, and its script with where to put it.
 type Command = (Vec<String>, Option<(String, String)>);

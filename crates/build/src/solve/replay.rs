@@ -106,7 +106,7 @@ impl Solver<'_> {
         self.begin(step);
         let cannot = |source| self.failed(step, "set the sandbox up", source);
         let setting = ready.setting.clone();
-        let set = setting != Setting::default();
+        let set = !setting.mounts.is_empty() || setting.no_network;
         if set {
             sandbox.set(setting).await.map_err(cannot)?;
         }

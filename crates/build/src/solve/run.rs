@@ -37,7 +37,8 @@ impl Solver<'_> {
         mounts: &[PlannedMount],
         no_network: bool,
     ) -> Result<Ready, Error> {
-        let mut ready = Ready { setting: Setting { mounts: Vec::new(), no_network }, ..Ready::default() };
+        let mut ready =
+            Ready { setting: Setting { mounts: Vec::new(), no_network, runs: true }, ..Ready::default() };
         for mount in mounts {
             let source = match &mount.kind {
                 MountKind::Bind { root, source } => {

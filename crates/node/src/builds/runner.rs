@@ -129,6 +129,7 @@ impl Builder {
             limits: opening.limits,
             binds: opening.binds,
             mounts: opening.mounts,
+            bare: opening.bare,
             user_namespace,
             ..StartSpec::default()
         };
@@ -147,6 +148,8 @@ pub(super) struct Opening {
     pub(super) limits: Limits,
     pub(super) binds: Vec<Bind>,
     pub(super) mounts: Vec<berth_sandbox::Mount>,
+    /// Whether only files are put into it or taken from it.
+    pub(super) bare: bool,
 }
 
 impl Runner for Builder {
@@ -192,8 +195,9 @@ impl Runner for Builder {
             let opening = Opening {
                 public_network: self.settings.public_network && !setting.no_network,
                 limits: self.settings.limits,
-                binds: trust.bind().into_iter().collect(),
+                binds: trust.bind().into_iter().filter(|_| setting.runs).collect(),
                 mounts,
+                bare: !setting.runs,
             };
             let machine = self.start(layers, opening).await?;
             Ok(Box::new(BuildStep {
@@ -218,7 +222,7 @@ impl Runner for Builder {
             };
             let grant = self.node.0.admission.commit(assumed(&self.node.0.limits));
             // It runs nothing of the Dockerfile's: its limits are for steps.
-            let machine = self.start(layers, Opening::default()).await?;
+            let machine = self.start(layers, Opening { bare: true, ..Opening::default() }).await?;
             Ok(Box::new(BuildStep {
                 node: self.node.clone(),
                 inside: InUse { machine, leases: Vec::new() },

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use berth_build::runner::{Answer, Attributes, LayerId, Owner, RunSpec, RunnerError, Stat, Step, Tar};
+use berth_build::runner::{
+    Answer, Attributes, LayerId, Owner, RunSpec, RunnerError, SCRIPTS, Stat, Step, Tar,
+};
 use berth_sandbox::guest::{self, ExecOutput, ExecSpec, Guest, PackSpec, UnpackSpec};
 use berth_sandbox::{DiskFull, Limits, Machine};
 use berth_types::exec::{Command, ExecStatus, ExitReason, KeepOutput, WhenFull};
@@ -177,13 +179,13 @@ impl Inside<'_> {
         if let Some(message) = &status.message {
             output(format!("{message}\n").as_bytes());
         }
-        if status.exit_code == 0 {
-            return Ok(0);
-        }
         let killed = status.reason == ExitReason::OutOfMemory
             || (self.is_own && self.machine.usage().await.oom_kills > Some(0));
         if killed {
             output(format!("{}\n", self.out_of_memory()).as_bytes());
+        }
+        if status.exit_code == 0 {
+            return Ok(0);
         }
         match tokio::time::timeout(DISK, self.machine.disk_full()).await {
             // What a command says whose writes failed for no fault of its own is no result.
@@ -198,6 +200,25 @@ impl Inside<'_> {
                 Ok(status.exit_code)
             }
             Ok(None) | Err(_) => Ok(status.exit_code),
+        }
+    }
+
+    /// What was refused while files were put there, which is nobody's fault in the Dockerfile when the machine has no room.
+    async fn full(
+        &self,
+        message: String,
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> RunnerError {
+        match tokio::time::timeout(DISK, self.machine.disk_full()).await {
+            Ok(Some(DiskFull::Machine)) => {
+                let message = format!("the machine's disk is full: {message}");
+                RunnerError::Infrastructure { message, source }
+            }
+            Ok(Some(DiskFull::Limit)) => {
+                let message = format!("{}: {message}", self.out_of_disk());
+                RunnerError::User { message, source }
+            }
+            Ok(None) | Err(_) => RunnerError::User { message, source },
         }
     }
 
@@ -240,14 +261,22 @@ impl Inside<'_> {
         mode: Option<u32>,
         tar: Tar,
     ) -> Result<(), RunnerError> {
-        let manner = if owner == Owner::Archive { guest::Manner::Archive } else { guest::Manner::Copy };
+        let manner = match owner {
+            Owner::Archive => guest::Manner::Archive,
+            // No files of the image, and put where those would be lost on purpose.
+            _ if target == SCRIPTS => guest::Manner::Upload,
+            _ => guest::Manner::Copy,
+        };
         let owner = match owner {
             Owner::Root => guest::Owner::Root,
             Owner::Keep | Owner::Archive => guest::Owner::Keep,
             Owner::Spec(spec) => guest::Owner::User(spec),
         };
         let spec = UnpackSpec { path: target.to_owned(), owner, mode, manner };
-        let report = self.told(self.machine.guest().unpack(spec, tar).await).await?;
+        let report = match self.told(self.machine.guest().unpack(spec, tar).await).await {
+            Err(RunnerError::User { message, source }) => return Err(self.full(message, source).await),
+            told => told?,
+        };
         if let Some(first) = report.skipped.first() {
             let (path, why, count) = (&first.path, &first.why, report.skipped_count);
             let text = format!("warning: left out {path}, {why} ({count} left out in all)");

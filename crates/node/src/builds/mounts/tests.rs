@@ -47,7 +47,7 @@ fn cache(id: &str, sharing: Sharing) -> Mount {
 }
 
 fn setting(mounts: Vec<Mount>) -> Setting {
-    Setting { mounts, no_network: false }
+    Setting { mounts, no_network: false, runs: true }
 }
 
 fn last_spec(world: &World) -> berth_sandbox::StartSpec {
