@@ -695,10 +695,12 @@ def _raise_for_harbor(action: str, error: BerthError) -> NoReturn:
 
 def _build_failure(error: BerthError, environment_dir: Path) -> str:
     """The message for a task that has no usable image, with all that a task's author needs."""
-    if not isinstance(error, BuildFailed) or not isinstance(error.details, Mapping):
-        return f"{environment_dir}: {error}"
+    details = error.details if isinstance(error.details, Mapping) else {}
+    excerpt = details.get("excerpt")
+    if not isinstance(error, BuildFailed) or not details:
+        return f"{environment_dir}: {error}" + (f"\n{excerpt}" if isinstance(excerpt, str) else "")
     try:
-        failure = models.BuildFailure.from_json(error.details)
+        failure = models.BuildFailure.from_json(details)
     except TypeError:
         return f"{environment_dir}: {error}"
     ended = "" if failure.exit_code is None else f" with exit code {failure.exit_code}"

@@ -454,6 +454,9 @@ class BuildFailure(Model):
     line: int
     output_tail: list[str]
     exit_code: int | None = None
+    stage: str | None = None
+    excerpt: str | None = None
+    """The instruction as it stands in the file, drawn with its line."""
 
 
 @dataclass(frozen=True, slots=True)
