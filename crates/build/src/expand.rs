@@ -4,6 +4,13 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
+/// Most levels of `${x:-${y:-…}}`: each takes some of a thread's stack.
+const MAX_DEPTH: usize = 64;
+/// Longest value that a word may come to, in bytes: `ARG A=$B$B` doubles it with every line.
+const MAX_VALUE: usize = 1 << 20;
+/// Longest value that a pattern is matched against, in characters: that takes its square, and more with several `*`.
+const MAX_MATCHED: usize = 4 << 10;
+
 /// Why a word cannot be expanded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExpandError {
@@ -29,6 +36,15 @@ pub enum ExpandError {
         name: String,
         /// What stands after it.
         modifier: String,
+    },
+    /// Forms within forms without end.
+    #[error("`${{…}}` within `${{…}}` goes deeper than {MAX_DEPTH} levels")]
+    Deep,
+    /// A value that grows without end.
+    #[error("the value is longer than {limit} bytes")]
+    Long {
+        /// The limit.
+        limit: usize,
     },
     /// `${x?message}` of a variable that is not set, or empty for `:?`.
     #[error("{name}: {message}")]
@@ -64,7 +80,8 @@ pub fn expand_noting(
     lookup: Lookup<'_>,
     unset: &mut Vec<String>,
 ) -> Result<String, ExpandError> {
-    let mut expander = Expander { chars: word.chars().peekable(), rules, lookup, unset: Vec::new() };
+    let mut expander =
+        Expander { chars: word.chars().peekable(), rules, lookup, unset: Vec::new(), depth: 0 };
     let text = expander.until(None, false)?.text;
     unset.append(&mut expander.unset);
     Ok(text)
@@ -72,7 +89,8 @@ pub fn expand_noting(
 
 /// The same, cut into words at blanks that are not quoted, also at those that came from a variable.
 pub fn expand_words(word: &str, rules: Rules, lookup: Lookup<'_>) -> Result<Vec<String>, ExpandError> {
-    let mut expander = Expander { chars: word.chars().peekable(), rules, lookup, unset: Vec::new() };
+    let mut expander =
+        Expander { chars: word.chars().peekable(), rules, lookup, unset: Vec::new(), depth: 0 };
     Ok(expander.until(None, false)?.into_words())
 }
 
@@ -116,14 +134,32 @@ struct Expander<'a> {
     rules: Rules,
     lookup: Lookup<'a>,
     unset: Vec<String>,
+    /// Forms that are open.
+    depth: usize,
+}
+
+/// That a value is not too long.
+fn fits(text: &str) -> Result<(), ExpandError> {
+    if text.len() > MAX_VALUE { Err(ExpandError::Long { limit: MAX_VALUE }) } else { Ok(()) }
 }
 
 impl Expander<'_> {
     /// Expands up to `stop`, which is consumed, or to the end. `keep_escapes` leaves escape characters in, for
     /// patterns that give them a meaning of their own.
     fn until(&mut self, stop: Option<char>, keep_escapes: bool) -> Result<Expansion, ExpandError> {
+        if self.depth > MAX_DEPTH {
+            return Err(ExpandError::Deep);
+        }
+        self.depth += 1;
+        let expanded = self.parts(stop, keep_escapes);
+        self.depth -= 1;
+        expanded
+    }
+
+    fn parts(&mut self, stop: Option<char>, keep_escapes: bool) -> Result<Expansion, ExpandError> {
         let mut out = Expansion::default();
         while let Some(&c) = self.chars.peek() {
+            fits(&out.text)?;
             if Some(c) == stop {
                 self.chars.next();
                 return Ok(out);
@@ -146,6 +182,7 @@ impl Expander<'_> {
                 }
             }
         }
+        fits(&out.text)?;
         match stop {
             Some(missing) => Err(ExpandError::Brace { missing }),
             None => Ok(out),
@@ -168,6 +205,7 @@ impl Expander<'_> {
         self.chars.next();
         let mut out = String::new();
         while let Some(&c) = self.chars.peek() {
+            fits(&out)?;
             match c {
                 '"' => {
                     self.chars.next();
@@ -254,11 +292,20 @@ impl Expander<'_> {
         }
     }
 
+    /// A value to match a pattern against.
+    fn matched(&mut self, name: &str) -> Result<Vec<char>, ExpandError> {
+        let value: Vec<char> = self.value(name).chars().collect();
+        if value.len() > MAX_MATCHED {
+            return Err(ExpandError::Long { limit: MAX_MATCHED });
+        }
+        Ok(value)
+    }
+
     /// `${x#p}`, `${x##p}`, `${x%p}`, `${x%%p}`: without the shortest or longest prefix or suffix that matches.
     fn trim(&mut self, name: &str, side: char) -> Result<String, ExpandError> {
         let longest = self.chars.next_if_eq(&side).is_some();
         let pattern = shell_pattern(&self.until(Some('}'), true)?.text);
-        let value: Vec<char> = self.value(name).chars().collect();
+        let value = self.matched(name)?;
         let mut cuts: Vec<usize> = (0..=value.len()).collect();
         if (side == '#') == longest {
             cuts.reverse();
@@ -275,9 +322,10 @@ impl Expander<'_> {
         let all = self.chars.next_if_eq(&'/').is_some();
         let pattern = shell_pattern(&self.until(Some('/'), true)?.text);
         let replacement = self.until(Some('}'), true)?.text;
-        let value: Vec<char> = self.value(name).chars().collect();
+        let value = self.matched(name)?;
         let (mut out, mut at, mut replaced) = (String::new(), 0, false);
         while at < value.len() {
+            fits(&out)?;
             let end = (at + 1..=value.len()).rev().find(|end| matches(&pattern, &value[at..*end]));
             match end {
                 Some(end) if all || !replaced => {

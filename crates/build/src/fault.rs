@@ -89,6 +89,14 @@ impl Diagnostic for Fault {
 /// What is wrong with a Dockerfile or with what it asks for.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
+    /// More than a file or a plan may have.
+    #[error("{what} is more than the {limit} that are taken")]
+    TooMuch {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much is taken, with its unit.
+        limit: &'static str,
+    },
     /// No instruction at all.
     #[error("the file has no instructions, expected `FROM` to begin a stage")]
     Empty,

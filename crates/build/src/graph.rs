@@ -16,6 +16,12 @@ use crate::variables::{Environment, normal_platform, platform_args};
 /// The build argument that takes the place of `# check=`.
 const CHECK_ARG: &str = "BUILDKIT_DOCKERFILE_CHECK";
 
+/// Longest Dockerfile, in bytes; people write some kilobytes, programs some hundred.
+const MAX_FILE: usize = 4 << 20;
+const MAX_INSTRUCTIONS: usize = 10_000;
+/// Also what a chain of stages that begin with each other may come to.
+const MAX_STAGES: usize = 500;
+
 /// A Dockerfile as stages.
 #[derive(Clone, Debug)]
 pub struct Graph {
@@ -83,7 +89,16 @@ impl Graph {
         platform: &str,
         target: Option<&str>,
     ) -> Result<Self, Box<Fault>> {
+        let begin = Span::new(0, source.text.len().min(1));
+        if source.text.len() > MAX_FILE {
+            let problem = Problem::TooMuch { what: "a file of this length", limit: "4 MiB" };
+            return Err(Fault::new(source, begin, problem));
+        }
         let syntax = syntax::parse(source)?;
+        if let Some(first) = syntax.statements.get(MAX_INSTRUCTIONS) {
+            let problem = Problem::TooMuch { what: "this instruction", limit: "10,000 instructions" };
+            return Err(first.fault(first.keyword_span(), problem));
+        }
         check_frontend(&syntax)?;
         let mut graph = Self {
             source: source.clone(),
@@ -98,6 +113,10 @@ impl Graph {
             let located = instruction::instruction(statement)?;
             graph.found.extend(lint::instruction(&located));
             match &located.instruction {
+                Instruction::From(_) if graph.stages.len() == MAX_STAGES => {
+                    let problem = Problem::TooMuch { what: "this stage", limit: "500 stages" };
+                    return Err(located.statement.fault(located.statement.keyword_span(), problem));
+                }
                 Instruction::From(from) => {
                     let stage = graph.stage(from, &located, platform)?;
                     graph.stages.push(stage);

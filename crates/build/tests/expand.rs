@@ -152,3 +152,29 @@ fn only_values_that_are_used_are_noted_as_unset() {
         assert_eq!(unset, wanted, "{word}");
     }
 }
+
+#[test]
+fn forms_within_forms_have_an_end() {
+    let rules = Rules { escape: '\\', quotes: true };
+    let nested = |levels: usize| format!("{}x{}", "${A:-".repeat(levels), "}".repeat(levels));
+    assert_eq!(expand(&nested(60), rules, &|_| None).as_deref(), Ok("x"));
+    for levels in [100, 100_000] {
+        let error = expand(&nested(levels), rules, &|_| None).unwrap_err();
+        assert_eq!(error.to_string(), "`${…}` within `${…}` goes deeper than 64 levels");
+        assert!(expand(&format!("\"{}\"", nested(levels)), rules, &|_| None).is_err());
+    }
+}
+
+#[test]
+fn values_have_an_end_however_they_come_about() {
+    let rules = Rules { escape: '\\', quotes: true };
+    let lookup = |name: &str| Some(if name == "LONG" { "a".repeat(1 << 20) } else { "a".repeat(4 << 10) });
+    assert_eq!(expand("$LONG", rules, &lookup).unwrap().len(), 1 << 20);
+    for word in
+        ["$LONG$LONG", "\"$LONG$LONG\"", "${X:+$LONG$LONG}", "${X//a/$X}", "${LONG#a}", "${LONG//a/b}"]
+    {
+        let error = expand(word, rules, &lookup).unwrap_err();
+        assert!(error.to_string().starts_with("the value is longer than"), "{word}: {error}");
+    }
+    assert_eq!(expand("${X%a}", rules, &lookup).unwrap().len(), (4 << 10) - 1);
+}

@@ -28,13 +28,14 @@ struct Case {
     remotes: BTreeMap<Remote, String>,
     args: BTreeMap<String, String>,
     target: Option<String>,
+    no_network: bool,
 }
 
 impl Case {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (bases, remotes, args) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut case = Self { dir, bases, remotes, args, target: None };
+        let mut case = Self { dir, bases, remotes, args, target: None, no_network: false };
         case.base("debian", json!({ "Env": ["PATH=/bin"] }));
         case.base("alpine", json!({ "Env": ["PATH=/bin"] }));
         case
@@ -64,6 +65,7 @@ impl Case {
             bases: &self.bases,
             remotes: &self.remotes,
             build_args: &self.args,
+            no_network: self.no_network,
             platform: "linux/amd64",
         })
     }
@@ -381,6 +383,35 @@ fn compare(case: &Case, table: &[(&str, &str, bool)]) {
             [one, other].map(|body| key(&case.plan(&format!("FROM debian AS l\nFROM debian\n{body}"))));
         assert_eq!(one_key == other_key, *same, "{one} | {other}");
     }
+}
+
+#[test]
+fn a_command_without_network_is_another_one() {
+    let mut case = Case::new();
+    let text = "FROM debian\nRUN x\nRUN --network=none y\nCOPY Dockerfile /\n";
+    let keys = |case: &Case| {
+        let plan = case.try_plan(text).unwrap();
+        plan.stages[&plan.target].steps.iter().map(|step| step.own).collect::<Vec<_>>()
+    };
+    case.write("Dockerfile", text);
+    let with = keys(&case);
+    case.no_network = true;
+    let without = keys(&case);
+    let same: Vec<bool> = with.iter().zip(&without).map(|(with, without)| with == without).collect();
+    assert_eq!(same, [true, false, true, true]);
+}
+
+#[test]
+fn what_doubles_with_every_line_is_refused_before_it_fills_the_machine() {
+    let lines: String = (1..60).map(|n| format!("ARG A{n}=$A{0}$A{0}\n", n - 1)).collect();
+    let text = format!("FROM debian\nARG A0=aaaaaaaaaaaaaaaa\n{lines}RUN x\n");
+    let error = Case::new().try_plan(&text).unwrap_err().to_api().message;
+    assert!(error.contains("longer than 1048576 bytes"), "{error}");
+    let many: String = (0..8).map(|n| format!("ENV B{n}=$A16\n")).collect();
+    let lines: String = (1..17).map(|n| format!("ARG A{n}=$A{0}$A{0}\n", n - 1)).collect();
+    let text = format!("FROM debian\nARG A0=aaaaaaaaaaaaaaaa\n{lines}{many}");
+    let error = Case::new().try_plan(&text).unwrap_err().to_api().message;
+    assert!(error.contains("more than the 4 MiB"), "{error}");
 }
 
 #[test]

@@ -27,7 +27,16 @@ fn last(dockerfile: &str, args: &[(&str, &str)]) -> (RunSpec, Option<(String, St
     let bases = names.into_iter().map(|name| (name.to_owned(), base.clone())).collect();
     let (remotes, platform) = (BTreeMap::new(), "linux/amd64");
     let (graph, context, bases, remotes) = (&graph, &context, &bases, &remotes);
-    let inputs = Inputs { graph, target, context, bases, remotes, build_args: &build_args, platform };
+    let inputs = Inputs {
+        graph,
+        target,
+        context,
+        bases,
+        remotes,
+        build_args: &build_args,
+        no_network: false,
+        platform,
+    };
     let mut plan = plan(&inputs).unwrap_or_else(|error| panic!("{dockerfile}: {}", error.to_api()));
     match plan.stages.remove(&target).unwrap().steps.pop().unwrap().action {
         Action::Run { spec, script, .. } => (spec, script),

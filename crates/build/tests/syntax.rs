@@ -169,9 +169,26 @@ fn a_fault_shows_its_place() {
 #[test]
 fn a_long_file_is_read_in_one_go() {
     // A reader that went back for every line's number would take minutes.
-    let text = format!("FROM scratch\n{}", "ENV A=$B\n".repeat(60_000));
+    let text = format!("FROM scratch\n{}", "ENV A=$B\n".repeat(9_999));
     let graph = read(&text).unwrap();
-    assert_eq!(graph.stages[0].body.last().unwrap().statement.line, 60_001);
+    assert_eq!(graph.stages[0].body.last().unwrap().statement.line, 10_000);
+}
+
+#[test]
+fn what_no_person_writes_is_refused_where_it_becomes_too_much() {
+    let said = |text: &str| {
+        let fault = read(text).unwrap_err();
+        fault.to_string()
+    };
+    let lines = said(&format!("FROM scratch\n{}", "ENV A=$B\n".repeat(10_000)));
+    assert_eq!(
+        lines,
+        "Dockerfile:10001: this instruction is more than the 10,000 instructions that are taken"
+    );
+    let stages = said(&"FROM scratch\n".repeat(501));
+    assert_eq!(stages, "Dockerfile:501: this stage is more than the 500 stages that are taken");
+    let long = said(&format!("FROM scratch\n#{}", "x".repeat(4 << 20)));
+    assert_eq!(long, "Dockerfile:1: a file of this length is more than the 4 MiB that are taken");
 }
 
 proptest! {

@@ -148,6 +148,8 @@ impl Error {
             }
             Self::Ingest(_) => ("bad_layer", Kind::User),
             Self::Pack(PackError::Inexpressible { .. }) => ("layer_inexpressible", Kind::User),
+            Self::Pack(PackError::TooLarge { .. }) => ("layer_too_large", Kind::User),
+            Self::Pack(PackError::GivenUp { .. }) => ("shutting_down", Kind::Unavailable),
             Self::Pack(_) => ("layer_not_packed", Kind::Internal),
             Self::Import(error) => error.facts(),
             Self::Bootstrap(error) => error.facts(),

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_types::image::{PruneImages, PruneReport};
@@ -13,7 +14,7 @@ use crate::digest::{Digest, Hashing};
 use crate::error::Error;
 use crate::image::{Image, Layer, Platform};
 use crate::ingest::take_stock;
-use crate::layer::pack::{Tidy, pack};
+use crate::layer::pack::{Tidy, pack, pack_new};
 use crate::original::write_original;
 use crate::reference::Reference;
 use crate::registry::Registries;
@@ -198,10 +199,17 @@ impl Images {
     /// and overlayfs's own attributes are dropped.
     ///
     /// No image names the layer yet, and one that has the same may be removed at any time: keep the hold until one does.
+    ///
+    /// When the future is dropped, packing ends soon after.
+    ///
+    /// # Errors
+    /// [`crate::PackError::TooLarge`] when the files, holes included, are longer than a layer may be.
     pub async fn adopt_layer(&self, dir: &Path) -> Result<(Layer, Hold), Error> {
         let dir = dir.to_owned();
+        let waiting = GiveUp::default();
+        let given_up = Arc::clone(&waiting.0);
         self.blocking(move |store| {
-            let (_, diff_id, _) = pack(&dir, Tidy::Yes, Hashing::new(std::io::sink()))?.finish();
+            let (_, diff_id, _) = pack_new(&dir, &given_up, Hashing::new(std::io::sink()))?.finish();
             let facts = take_stock(&dir, "the new layer")?;
             let hold = store.hold(std::slice::from_ref(&diff_id));
             Ok((store.commit_layer(&dir, &diff_id, facts, None)?, hold))
@@ -258,6 +266,16 @@ impl Images {
             Ok((writer, digest))
         })
         .await
+    }
+}
+
+/// Tells work on another thread that nobody waits for it any more.
+#[derive(Default)]
+struct GiveUp(Arc<AtomicBool>);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -362,6 +362,11 @@ async fn manifest_here(
 }
 
 fn check_config(reference: &Reference, found: &Found, config: &ParsedConfig) -> Result<(), Error> {
+    // Also of layers that are here already: nothing of a manifest that names no digests is believed.
+    for layer in &found.layers {
+        let bad = |source| RegistryError::Digest { reference: reference.to_string(), source };
+        layer.digest.parse::<Digest>().map_err(bad)?;
+    }
     if let Some(layer) = found.layers.iter().find(|l| is_foreign_layer(&l.media_type)) {
         let digest = &layer.digest;
         return Err(no_image(

@@ -7,6 +7,7 @@
 //! images/<64 hex>.json    an image config, byte for byte
 //! images/references.json  which reference points at which image
 //! images/lock             held while a process uses the store
+//! images/spare            room for noting a removal on a full disk
 //! tmp/image-*             work in progress; whatever is left there belongs to nobody
 //! ```
 //!
@@ -44,6 +45,8 @@ pub(crate) const TMP_PREFIX: &str = "image-";
 /// Most that is read of an image config, in bytes.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
 pub(crate) const MAX_FACTS: u64 = 64 << 10;
+/// Size of the spare file, in bytes: more than references take, mostly.
+const SPARE: u64 = 1 << 20;
 const MAX_REFERENCES: u64 = 64 << 20;
 /// Shortest prefix of an id that is taken for one.
 const MIN_ID_PREFIX: usize = 4;
@@ -154,6 +157,7 @@ impl Store {
         let known = |(_, id): &(String, Digest)| images.contains_key(id);
         let references = references.into_iter().filter(known).collect();
         *store.state() = State { images, references, layers, ..State::default() };
+        store.keep_spare();
         Ok(store)
     }
 
@@ -277,6 +281,38 @@ impl Store {
 
     /// Writes beside, syncs, renames, syncs the directory.
     fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let full = |error: &StoreError| {
+            use io::ErrorKind::{QuotaExceeded, StorageFull};
+            matches!(error, StoreError::Write { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+        };
+        match self.try_write_file(path, bytes) {
+            // Whoever removes something makes room, and should be able to note it.
+            Err(error) if full(&error) && fs::remove_file(self.spare()).is_ok() => {
+                self.try_write_file(path, bytes)
+            }
+            written => written,
+        }
+    }
+
+    /// A file of no meaning, given up when a disk is so full that not even a removal could be noted.
+    fn spare(&self) -> PathBuf {
+        self.root.join("images/spare")
+    }
+
+    /// Makes sure of it where there is room.
+    pub(crate) fn keep_spare(&self) {
+        let path = self.spare();
+        if fs::metadata(&path).is_ok_and(|facts| facts.len() == SPARE) {
+            return;
+        }
+        // Written and not only reserved: what a file system compresses or copies would be no room otherwise.
+        let made = fs::write(&path, vec![0xb5; usize::try_from(SPARE).unwrap_or_default()]);
+        if made.is_err() {
+            let _ = fs::remove_file(&path);
+        }
+    }
+
+    fn try_write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let failed = |source| StoreError::Write { path: path.to_owned(), source };
         let tmp = self.root.join("tmp");
         let mut file = tempfile::Builder::new().prefix(TMP_PREFIX).tempfile_in(tmp).map_err(failed)?;

@@ -172,7 +172,7 @@ impl Verify<'_> {
         let mut whole = HashSet::new();
         for path in &picture.configs {
             let name = file_name(path);
-            if matches!(name.as_str(), "lock" | "references.json" | "blobs.json") {
+            if matches!(name.as_str(), "lock" | "spare" | "references.json" | "blobs.json") {
                 continue;
             }
             let id =

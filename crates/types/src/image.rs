@@ -476,7 +476,8 @@ mod tests {
 
     #[test]
     fn an_import_s_result_is_an_image_too() {
-        let image = r#"{"id": "i", "references": [], "size_bytes": 1, "layers": 1, "platform": "p", "config": {}}"#;
+        let image =
+            r#"{"id": "i", "references": [], "size_bytes": 1, "layers": 1, "platform": "p", "config": {}}"#;
         let one: Image = serde_json::from_str(image).unwrap();
         let all = ImportResult { image: one.clone(), images: vec![one.clone()] };
         let json = serde_json::to_string(&all).unwrap();

@@ -259,7 +259,7 @@ impl Planner<'_> {
     }
 
     fn copy_keys(&self, parent: Digest, plan: &CopyPlan) -> Result<Keys, Error> {
-        let mut key = Hasher::new("berth copy 3");
+        let mut key = Hasher::new("berth copy 4");
         key.field([u8::from(plan.link)]).field(&plan.dest).field([u8::from(plan.into)]);
         key.field(plan.chown.as_deref().unwrap_or("")).field(format!("{:?}", plan.chmod));
         let lent: Vec<String> = match &plan.root {

@@ -51,6 +51,8 @@ pub struct Inputs<'a> {
     pub remotes: &'a BTreeMap<Remote, String>,
     /// Values for `ARG`s.
     pub build_args: &'a BTreeMap<String, String>,
+    /// Whether commands have no network but their own loopback, whatever they say.
+    pub no_network: bool,
     /// This machine's platform.
     pub platform: &'a str,
 }
@@ -278,6 +280,8 @@ struct Planner<'a> {
     inputs: &'a Inputs<'a>,
     done: HashMap<usize, stage::Finished>,
     steps: u32,
+    /// Bytes of commands and their variables so far.
+    planned_bytes: usize,
     found: Vec<Finding>,
     /// What `inputs` lacks.
     needs: Needs,
@@ -291,7 +295,7 @@ impl<'a> Planner<'a> {
     fn new(inputs: &'a Inputs<'a>, edges: Edges) -> Self {
         let found = inputs.graph.found.clone();
         let (done, needs) = (HashMap::new(), Needs::default());
-        Self { inputs, done, steps: 0, found, needs, edges, again: false }
+        Self { inputs, done, steps: 0, planned_bytes: 0, found, needs, edges, again: false }
     }
 
     fn finish(self, stages: BTreeMap<usize, PlannedStage>, epoch: Option<i64>) -> Result<Plan, Error> {

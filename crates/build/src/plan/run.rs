@@ -11,6 +11,9 @@ use crate::syntax::Statement;
 use crate::syntax::words::split_quoted;
 use crate::variables::{Environment, proxies};
 
+/// Most that the commands of a plan and their variables come to, in bytes.
+const MAX_PLANNED: usize = 256 << 20;
+
 /// Arguments of a `RUN`, and its script with where to put it.
 type Command = (Vec<String>, Option<(String, String)>);
 
@@ -27,6 +30,12 @@ impl Planner<'_> {
         let mounts = self.mounts(current, instruction, run, statement)?;
         let mut env: Vec<(String, String)> =
             current.vars.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        self.planned_bytes += current.vars.bytes() + argv.iter().map(String::len).sum::<usize>();
+        if self.planned_bytes > MAX_PLANNED {
+            let problem =
+                Problem::TooMuch { what: "what the commands are given, together,", limit: "256 MiB" };
+            return Err(statement.fault(statement.keyword_span(), problem).into());
+        }
         let spec = RunSpec {
             argv: argv.clone(),
             env: env.clone(),
@@ -41,7 +50,8 @@ impl Planner<'_> {
             key.field(name).field(value);
         }
         key.field(script.as_ref().map_or("", |(_, text)| text));
-        key.field(if run.no_network { "no network" } else { "" });
+        // What a command finds there decides what it makes.
+        key.field(if run.no_network || self.inputs.no_network { "no network" } else { "" });
         let mut lent = Vec::new();
         for mount in &mounts {
             lent.extend(self.mount_key(&mut key, mount)?);

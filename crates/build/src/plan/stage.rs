@@ -18,6 +18,9 @@ use crate::source::Source;
 use crate::syntax::Statement;
 use crate::variables::{Environment, normal_platform};
 
+/// Most that the variables of a stage come to, in bytes; the kernel takes less for a command.
+const MAX_VARS: usize = 4 << 20;
+
 /// What a later stage takes over from a finished one.
 #[derive(Clone)]
 pub(super) struct Finished {
@@ -290,6 +293,7 @@ impl Planner<'_> {
                 None => history.push(name),
             }
         }
+        current.check_vars(statement)?;
         Ok(format!("ARG {}", history.join(" ")))
     }
 
@@ -320,7 +324,17 @@ impl Current<'_> {
             environment.set(name, value);
         }
         self.config.set_environment(&environment);
+        self.check_vars(statement)?;
         Ok(format!("ENV {}", joined(&pairs)))
+    }
+
+    /// Every step has them all.
+    fn check_vars(&self, statement: &Statement) -> Result<(), Box<Fault>> {
+        if self.vars.bytes() <= MAX_VARS {
+            return Ok(());
+        }
+        let problem = Problem::TooMuch { what: "all variables of a stage together", limit: "4 MiB" };
+        Err(statement.fault(statement.keyword_span(), problem))
     }
 }
 

@@ -171,7 +171,7 @@ impl Edit {
         };
         header.set_size(entry.size());
         match link {
-            Some(link) => builder.append_link(&mut header, name, link),
+            Some(link) => super::tars::append_link(builder, &mut header, &name, &link),
             None => builder.append_data(&mut header, name, &mut entry),
         }
     }

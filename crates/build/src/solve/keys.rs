@@ -8,7 +8,7 @@ use crate::key::Hasher;
 
 /// Key of a layer that holds one path of the context.
 pub(super) fn held(context: &Context, path: &str) -> Result<String, Error> {
-    let mut key = Hasher::new("berth context layer 1");
+    let mut key = Hasher::new("berth context layer 2");
     match context.entry(path).map(|entry| &entry.kind) {
         None | Some(EntryKind::Dir) => {
             key.field("tree");

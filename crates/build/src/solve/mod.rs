@@ -54,6 +54,8 @@ pub struct Request<'a> {
     pub tags: Vec<String>,
     /// This machine's platform, `linux/amd64` and the like.
     pub platform: String,
+    /// Whether commands have no network but their own loopback, whatever they say. The runner sees to it; keys tell it.
+    pub no_network: bool,
     /// Steps that run at a time; [`default_parallel`] for 0.
     pub parallel: usize,
     /// Told what goes on, from several stages at a time.

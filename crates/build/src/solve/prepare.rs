@@ -132,12 +132,13 @@ impl Brought {
     ) -> Result<Plan, Error> {
         let (graph, context, bases) = (graph.clone(), context.clone(), self.bases.clone());
         let (build_args, platform) = (request.build_args.clone(), request.platform.clone());
+        let no_network = request.no_network;
         let remotes: BTreeMap<Remote, String> =
             self.remotes.iter().map(|(remote, fetched)| (remote.clone(), fetched.digest.clone())).collect();
         let job = move || {
             let (build_args, platform) = (&build_args, platform.as_str());
             let (graph, context, bases, remotes) = (&*graph, &*context, &*bases, &remotes);
-            plan(&Inputs { graph, target, context, bases, remotes, build_args, platform })
+            plan(&Inputs { graph, target, context, bases, remotes, build_args, no_network, platform })
         };
         tokio::task::spawn_blocking(job).await.map_err(Error::Reader)?
     }

@@ -21,6 +21,8 @@ use crate::runner::{Owner, RunnerError, Step, Tar};
 
 /// Bytes between the two ends.
 const PIPE: usize = 256 << 10;
+/// Longest text of a link that a tar header has itself, in bytes.
+const LINK_IN_HEADER: usize = 100;
 
 /// A tar under way.
 pub(super) struct Stream {
@@ -253,7 +255,7 @@ impl Writer<'_> {
             Some(earlier) => {
                 let mut header = header(&entry);
                 header.set_entry_type(tar::EntryType::Link);
-                self.builder.append_link(&mut header, name, earlier)
+                append_link(&mut self.builder, &mut header, name.as_ref(), earlier.as_ref())
             }
         }
     }
@@ -342,7 +344,7 @@ fn append(
         EntryKind::Link(target) => {
             header.set_entry_type(tar::EntryType::Symlink);
             header.set_mode(0o777);
-            builder.append_link(&mut header, name, target)
+            append_link(builder, &mut header, name.as_ref(), target.as_ref())
         }
         EntryKind::Special(kind) => Err(io::Error::new(
             io::ErrorKind::Unsupported,
@@ -373,4 +375,20 @@ fn header(entry: &Entry) -> tar::Header {
     header.set_gid(0);
     header.set_size(0);
     header
+}
+
+/// With the link's text as it is: the builder's own way makes `a/b` of `a//b`, but for those too long for a header.
+pub(super) fn append_link<W: Write>(
+    builder: &mut tar::Builder<W>,
+    header: &mut tar::Header,
+    name: &Path,
+    target: &Path,
+) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt as _;
+    if target.as_os_str().len() > LINK_IN_HEADER {
+        return builder.append_link(header, name, target);
+    }
+    header.set_size(0);
+    header.set_link_name_literal(target.as_os_str().as_bytes())?;
+    builder.append_data(header, name, io::empty())
 }

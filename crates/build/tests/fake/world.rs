@@ -18,6 +18,7 @@ pub(crate) struct World {
     pub(crate) args: BTreeMap<String, String>,
     pub(crate) target: Option<String>,
     pub(crate) no_cache: bool,
+    pub(crate) no_network: bool,
     pub(crate) parallel: usize,
     pub(crate) progress: Mutex<Vec<Progress>>,
 }
@@ -31,6 +32,7 @@ impl World {
             args: BTreeMap::new(),
             target: None,
             no_cache: false,
+            no_network: false,
             parallel: 4,
             progress: Mutex::default(),
         };
@@ -66,6 +68,7 @@ impl World {
             build_args: self.args.clone(),
             no_cache: self.no_cache,
             parallel: self.parallel,
+            no_network: self.no_network,
             tags: vec!["t:1".to_owned()],
             platform: "linux/amd64".to_owned(),
             progress,

@@ -7,17 +7,25 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
 use tar::{EntryType, Header};
 
 use super::walk::{Node, WalkError, walk};
 use super::{Pairs, is_whiteout};
 
 const COPY_BUFFER: usize = 512 * 1024;
+/// Most that the files of a new layer may hold together, in bytes, holes included: a tar has no holes, so each of their
+/// bytes is hashed here and by whoever pulls the layer.
+pub(crate) const MAX_LAYER: u64 = 64 << 30;
+/// What holes are written from.
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// Largest value of a ustar field of seven octal digits: owners.
 const MAX_OCTAL_7: u64 = 0o7_777_777;
 /// Largest value of a ustar field of eleven octal digits: sizes and times.
@@ -56,6 +64,27 @@ pub enum PackError {
         /// Why.
         why: &'static str,
     },
+    /// The files of a new layer are too long, holes included.
+    #[error(
+        "{path} with its {size} bytes makes the layer {total} bytes long, and a layer may hold {limit}; \
+         the holes of sparse files count, for layers have none"
+    )]
+    TooLarge {
+        /// The file with which the limit is passed.
+        path: PathBuf,
+        /// Its length in bytes.
+        size: u64,
+        /// Length of all files so far, in bytes.
+        total: u64,
+        /// What is allowed, in bytes.
+        limit: u64,
+    },
+    /// Nobody waits for it any more.
+    #[error("packing the tree at {root} was given up")]
+    GivenUp {
+        /// Root of the tree.
+        root: PathBuf,
+    },
 }
 
 /// Whether packing may tidy the tree on the way.
@@ -70,6 +99,14 @@ pub(crate) enum Tidy {
 /// Writes the canonical tar of the tree at `root`.
 pub(crate) fn pack<W: Write>(root: &Path, tidy: Tidy, out: W) -> Result<W, PackError> {
     let mut packer = Packer::new(root, tidy, out, vec![0; COPY_BUFFER]);
+    packer.pack()?;
+    Ok(packer.out)
+}
+
+/// The same for a tree that becomes a layer, until `given_up` is set.
+pub(crate) fn pack_new<W: Write>(root: &Path, given_up: &AtomicBool, out: W) -> Result<W, PackError> {
+    let mut packer = Packer::new(root, Tidy::Yes, out, vec![0; COPY_BUFFER]);
+    packer.given_up = Some(given_up);
     packer.pack()?;
     Ok(packer.out)
 }
@@ -104,11 +141,14 @@ struct Packer<'a, W> {
     buffer: Vec<u8>,
     /// When only the length is wanted: bytes of files so far, which are not read.
     skipped: Option<u64>,
+    /// Length of all files so far, in bytes.
+    total: u64,
+    given_up: Option<&'a AtomicBool>,
 }
 
 impl<'a, W: Write> Packer<'a, W> {
     fn new(root: &'a Path, tidy: Tidy, out: W, buffer: Vec<u8>) -> Self {
-        Self { root, out, tidy, links: HashMap::new(), buffer, skipped: None }
+        Self { root, out, tidy, links: HashMap::new(), buffer, skipped: None, total: 0, given_up: None }
     }
 
     fn pack(&mut self) -> Result<(), PackError> {
@@ -117,6 +157,7 @@ impl<'a, W: Write> Packer<'a, W> {
     }
 
     fn add(&mut self, node: &Node<'_>) -> Result<(), PackError> {
+        self.go_on()?;
         if node.name.to_bytes().starts_with(b".wh.") {
             return self.inexpressible(node, "names that begin with .wh. mean deletions there");
         }
@@ -190,6 +231,7 @@ impl<'a, W: Write> Packer<'a, W> {
 
     fn add_file(&mut self, node: &Node<'_>, xattrs: &Pairs) -> Result<(), PackError> {
         let size = u64::try_from(node.stat.st_size).unwrap_or(0);
+        self.count(node, size)?;
         self.write_header(node, EntryType::Regular, b"", size, xattrs)?;
         if let Some(skipped) = &mut self.skipped {
             *skipped += size;
@@ -198,18 +240,79 @@ impl<'a, W: Write> Packer<'a, W> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file =
             rustix::fs::openat(node.parent, node.name, flags, Mode::empty()).map_err(|e| node.fail(e))?;
-        let mut file = File::from(file);
-        let mut left = size;
-        while left > 0 {
-            let want = left.min(self.buffer.len() as u64) as usize;
-            let n = file.read(&mut self.buffer[..want]).map_err(|e| node.fail(e))?;
-            if n == 0 {
-                return Err(PackError::Changed { root: self.root.to_owned(), path: path(node) });
-            }
-            self.out.write_all(&self.buffer[..n]).map_err(|source| write_error(self.root, source))?;
-            left -= n as u64;
+        let file = File::from(file);
+        // Asking for holes costs calls that most files need not have.
+        let sparse = u64::try_from(node.stat.st_blocks).unwrap_or(0).saturating_mul(512) < size;
+        let mut at = 0;
+        while at < size {
+            let data = if sparse { self.next_data(node, &file, at, size)? } else { at };
+            self.add_zeros(data - at)?;
+            let end = if sparse { next_hole(&file, data, size) } else { size };
+            self.add_data(node, &file, data, end)?;
+            at = end;
         }
         self.pad(size)
+    }
+
+    /// Where the next bytes are that are in no hole; the file's end when there are none.
+    fn next_data(&self, node: &Node<'_>, file: &File, at: u64, size: u64) -> Result<u64, PackError> {
+        match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => Ok(data.clamp(at, size)),
+            // Also said beyond the end of a file that has shrunk.
+            Err(Errno::NXIO) => match rustix::fs::fstat(file).map_err(|e| node.fail(e))?.st_size {
+                now if u64::try_from(now).is_ok_and(|now| now >= size) => Ok(size),
+                _ => Err(self.changed(node)),
+            },
+            // A file system that does not tell: all of it is read.
+            Err(_) => Ok(at),
+        }
+    }
+
+    fn add_zeros(&mut self, mut left: u64) -> Result<(), PackError> {
+        while left > 0 {
+            self.go_on()?;
+            let n = left.min(ZEROS.len() as u64);
+            self.write(&ZEROS[..n as usize])?;
+            left -= n;
+        }
+        Ok(())
+    }
+
+    fn add_data(&mut self, node: &Node<'_>, file: &File, mut at: u64, end: u64) -> Result<(), PackError> {
+        while at < end {
+            self.go_on()?;
+            let want = (end - at).min(self.buffer.len() as u64) as usize;
+            let n = match file.read_at(&mut self.buffer[..want], at) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read.map_err(|e| node.fail(e))?,
+            };
+            if n == 0 {
+                return Err(self.changed(node));
+            }
+            self.out.write_all(&self.buffer[..n]).map_err(|source| write_error(self.root, source))?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Only new layers are measured: what is in the store already must come out of it again.
+    fn count(&mut self, node: &Node<'_>, size: u64) -> Result<(), PackError> {
+        self.total = self.total.saturating_add(size);
+        match self.tidy == Tidy::Yes && self.total > MAX_LAYER {
+            true => Err(PackError::TooLarge { path: path(node), size, total: self.total, limit: MAX_LAYER }),
+            false => Ok(()),
+        }
+    }
+
+    fn go_on(&self) -> Result<(), PackError> {
+        match self.given_up.is_some_and(|given_up| given_up.load(Ordering::Relaxed)) {
+            true => Err(PackError::GivenUp { root: self.root.to_owned() }),
+            false => Ok(()),
+        }
+    }
+
+    fn changed(&self, node: &Node<'_>) -> PackError {
+        PackError::Changed { root: self.root.to_owned(), path: path(node) }
     }
 
     fn add_deletion(&mut self, path: &[u8]) -> Result<(), PackError> {
@@ -276,6 +379,14 @@ impl<'a, W: Write> Packer<'a, W> {
 
     fn inexpressible<T>(&self, node: &Node<'_>, why: &'static str) -> Result<T, PackError> {
         Err(PackError::Inexpressible { root: self.root.to_owned(), path: path(node), why })
+    }
+}
+
+/// Where the bytes from `data` on end: at a hole, or with the file.
+fn next_hole(file: &File, data: u64, size: u64) -> u64 {
+    match rustix::fs::seek(file, SeekFrom::Hole(data)) {
+        Ok(hole) if hole > data => hole.min(size),
+        _ => size,
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::pack::{PackError, Tidy, pack};
+use super::pack::{PackError, Tidy, pack, pack_new, packed_length};
 use super::tar_reader::{TarError, TarReader};
 use super::unpack::{UnpackError, unpack};
 use super::{OPAQUE_XATTR, survey};
@@ -580,4 +580,56 @@ proptest! {
         }
         drop(try_unpack(&bytes));
     }
+}
+
+#[test]
+fn a_file_too_long_for_a_layer_is_refused_by_name_however_little_it_takes() {
+    let tmp = tempfile::tempdir().unwrap();
+    if let Err(error) = fs::File::create(tmp.path().join("big")).unwrap().set_len(1 << 40) {
+        println!("SKIP: no file of 1 TiB can be made here: {error}");
+        return;
+    }
+    let error = pack(tmp.path(), Tidy::Yes, std::io::sink()).unwrap_err();
+    let PackError::TooLarge { path, size, limit, .. } = &error else { panic!("{error}") };
+    assert_eq!((path.as_path(), *size, *limit), (Path::new("big"), 1 << 40, 64 << 30));
+    // What is in the store already is not measured anew.
+    assert!(packed_length(tmp.path()).unwrap() > 1 << 40);
+}
+
+#[test]
+fn holes_are_packed_as_the_zeros_that_they_read_as() {
+    use std::os::unix::fs::FileExt;
+    let tmp = tempfile::tempdir().unwrap();
+    let (length, place) = (20 << 20, 9 << 20);
+    let file = fs::File::create(tmp.path().join("f")).unwrap();
+    file.set_len(length).unwrap();
+    file.write_all_at(b"middle", place).unwrap();
+    let sparse = packed(tmp.path());
+    let mut whole = vec![0; length as usize];
+    whole[place as usize..][..6].copy_from_slice(b"middle");
+    assert_eq!(sparse.len() as u64, packed_length(tmp.path()).unwrap());
+    // After the headers of the root and of the file.
+    assert!(sparse[1024..][..whole.len()] == whole, "the bytes differ");
+}
+
+#[test]
+fn packing_that_is_given_up_ends_in_the_middle_of_a_file() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    struct Stops<'a>(&'a AtomicBool, u64);
+    impl std::io::Write for Stops<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.1 += bytes.len() as u64;
+            self.0.store(self.1 > 1 << 20, Ordering::Relaxed);
+            assert!(self.1 < 4 << 20, "it goes on");
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    fs::File::create(tmp.path().join("f")).unwrap().set_len(1 << 30).unwrap();
+    let given_up = AtomicBool::new(false);
+    let packed = pack_new(tmp.path(), &given_up, Stops(&given_up, 0));
+    assert!(matches!(packed, Err(PackError::GivenUp { .. })));
 }

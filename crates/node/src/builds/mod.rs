@@ -278,6 +278,7 @@ impl Node {
             target: asked.request.target.clone(),
             build_args: asked.request.build_args.clone(),
             no_cache: asked.settings.no_cache,
+            no_network: !asked.settings.public_network,
             // Whoever waits gives it his own in the end.
             tags: Vec::new(),
             platform: berth_image::Platform::host().to_string(),
