@@ -74,6 +74,41 @@ fn layers(dir: &Path) {
     fs::create_dir(dir.join("data")).unwrap();
 }
 
+/// Where a test has its files. Declared first, it goes last, and after a failure it takes away what the test did not come to.
+struct Place {
+    dir: TempDir,
+    engine: Kind,
+}
+
+impl Place {
+    fn new(engine: Kind) -> Place {
+        Place { dir: TempDir::with_prefix("berth-outlives-").unwrap(), engine }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        // A daemon that takes nothing over removes all that others of its instance have left. On a thread of its own: a
+        // second failure on this one would end the process before anything else is cleaned up.
+        let (dir, engine) = (self.path().to_owned(), self.engine);
+        let cleared = std::thread::spawn(move || {
+            runtime().block_on(async {
+                start(&dir, &instance(&dir), engine, Vec::new()).await.0.shutdown().await;
+            });
+        });
+        if cleared.join().is_err() {
+            eprintln!("{} and what runs from it stay behind", self.path().display());
+        }
+    }
+}
+
 /// Another one for each test, and the same for all daemons of one: by the random end of the directory's name.
 fn instance(dir: &Path) -> String {
     let name = dir.file_name().unwrap().to_string_lossy().to_lowercase();
@@ -177,7 +212,7 @@ async fn adopt(dir: &Path, engine: Kind, record: &str) -> (ContainerDriver, Arc<
 }
 
 fn command_runs_on(engine: Kind) {
-    let dir = TempDir::with_prefix("berth-outlives-").unwrap();
+    let dir = Place::new(engine);
     layers(dir.path());
     if let Err(error) = open(dir.path(), engine) {
         println!("SKIP: no disk of this kind here: {error}");
@@ -227,7 +262,7 @@ fn command_runs_on(engine: Kind) {
 }
 
 fn ends_in_time() {
-    let dir = TempDir::with_prefix("berth-outlives-").unwrap();
+    let dir = Place::new(Kind::Plain);
     layers(dir.path());
     let record = killed_daemon(dir.path(), Kind::Plain, Duration::from_millis(300));
     let facts: serde_json::Value = serde_json::from_str(&record).unwrap();
@@ -259,7 +294,7 @@ async fn steal(dir: &Path, machine: &Arc<dyn Machine>) {
 }
 
 fn reconnects() {
-    let dir = TempDir::with_prefix("berth-outlives-").unwrap();
+    let dir = Place::new(Kind::Plain);
     layers(dir.path());
     runtime().block_on(async {
         let (driver, _) = start(dir.path(), &instance(dir.path()), Kind::Plain, Vec::new()).await;
@@ -300,7 +335,7 @@ fn reconnects() {
 }
 
 fn is_given_up() {
-    let dir = TempDir::with_prefix("berth-outlives-").unwrap();
+    let dir = Place::new(Kind::Plain);
     layers(dir.path());
     runtime().block_on(async {
         let (driver, _) = start(dir.path(), &instance(dir.path()), Kind::Plain, Vec::new()).await;
